@@ -1,0 +1,194 @@
+"""What stages hand over: a folder with a manifest that is written last.
+
+Layout of an artifact folder:
+
+1. any files and subfolders;
+2. `manifest.json`: contract name and version, SHA-256 and size of each file, digests of the
+   parents, and facts (counts, settings). No clock, host or absolute path, so that the same
+   inputs give the same bytes.
+
+`writing` builds the folder beside its final place and renames it when whole: a reader meets
+the old artifact, none, or the new one, never a half. The digest of an artifact is the SHA-256
+of its manifest, which pins every file in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_contracts.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A whole artifact on disk. `digest` is the SHA-256 (hex) of its manifest."""
+
+    path: Path
+    digest: str
+    contract: str
+    version: int
+    parents: Mapping[str, str]
+    facts: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class Draft:
+    """An artifact being written: put files under `path`, facts into `facts`."""
+
+    path: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One way in which a file differs from its manifest."""
+
+    path: str
+    expected: str
+    found: str
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON (sorted keys, indented, UTF-8, trailing newline) through a temporary name and a rename."""
+    write_bytes(path, orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file atomically: temporary name in the same folder, fsync, rename."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(
+    path: Path, *, contract: str, version: int, parents: Mapping[str, str] | None = None
+) -> Iterator[Draft]:
+    """Write an artifact atomically.
+
+    Yields a `Draft` whose folder becomes `path` when the block ends well. On any exception the
+    draft is removed and an earlier artifact at `path` stays untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_drafts(path)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.draft-", dir=path.parent))
+    try:
+        folder.chmod(0o755)
+        draft = Draft(folder)
+        yield draft
+        write_json(
+            folder / MANIFEST,
+            {
+                "contract": contract,
+                "version": version,
+                "files": _hash_files(folder),
+                "parents": dict(parents or {}),
+                "facts": draft.facts,
+            },
+        )
+        if path.exists():
+            retired = folder.with_name(folder.name.replace(".draft-", ".retired-"))
+            path.rename(retired)
+            folder.rename(path)
+            shutil.rmtree(retired)
+        else:
+            folder.rename(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def read_artifact(path: Path, *, contract: str | None = None) -> Artifact:
+    """Read an artifact's manifest without re-hashing its files.
+
+    Raises `ArtifactError` when the folder or manifest is missing, or the contract is another.
+    """
+    try:
+        raw = (path / MANIFEST).read_bytes()
+        manifest = orjson.loads(raw)
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ArtifactError(
+            f"{path}: expected an artifact with a readable {MANIFEST}, found {error}. "
+            f"Run the stage that writes it (`plumbline retrain`) or restore it (`dvc checkout`)."
+        ) from error
+    if contract is not None and manifest["contract"] != contract:
+        raise ArtifactError(f"{path}: expected contract {contract!r}, found {manifest['contract']!r}.")
+    return Artifact(
+        path=path,
+        digest=hashlib.sha256(raw).hexdigest(),
+        contract=manifest["contract"],
+        version=manifest["version"],
+        parents=manifest["parents"],
+        facts=manifest["facts"],
+        files=manifest["files"],
+    )
+
+
+def verify_artifact(path: Path) -> list[Problem]:
+    """Re-hash every file of an artifact against its manifest; an empty list means whole."""
+    files = read_artifact(path).files
+    found = {name: path / name for name in _list_files(path)}
+    problems = [Problem(name, "a file of the manifest", "no such file") for name in files if name not in found]
+    problems += [Problem(name, "no such file", "an extra file") for name in found if name not in files]
+    for name in sorted(set(files) & set(found)):
+        digest = sha256_file(found[name])
+        if digest != files[name]["sha256"]:
+            problems.append(Problem(name, f"sha256 {files[name]['sha256']}", f"sha256 {digest}"))
+    return problems
+
+
+def _list_files(folder: Path) -> list[str]:
+    found = (item for item in sorted(folder.rglob("*")) if item.is_file())
+    return [item.relative_to(folder).as_posix() for item in found if item != folder / MANIFEST]
+
+
+def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    hashes = {}
+    for name in _list_files(folder):
+        file = folder / name
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        hashes[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+    return hashes
+
+
+def _sweep_drafts(path: Path) -> None:
+    """Remove what a killed writer left; put a retired artifact back if the new one never arrived."""
+    for retired in path.parent.glob(f".{path.name}.retired-*"):
+        if not path.exists():
+            retired.rename(path)
+        else:
+            shutil.rmtree(retired)
+    for draft in path.parent.glob(f".{path.name}.draft-*"):
+        shutil.rmtree(draft)

@@ -1,0 +1,68 @@
+"""The error tree of Plumbline: every failure that a user can cause or meet.
+
+```
+PlumblineError                 exit 3   a stage failed
+├── UsageError                 exit 2   wrong command line, missing file, not a workspace
+│   └── ParamsError            exit 2   a params key or value is wrong
+├── CheckFailed                exit 1   a gate, contract or audit said no
+│   └── ContractViolation      exit 1   feedback breaks its contract beyond what params allow
+├── ArtifactError              exit 3   an artifact is missing, half-written or not what it claims
+├── ModelError                 exit 3   a checkpoint or tokenizer cannot be used
+├── VersioningError            exit 3   DVC or git refused
+├── RegistryError              exit 3   MLflow refused or does not know the model
+└── StageError                 exit 3   a stage ended badly (killed, out of memory, disk full)
+```
+
+A message says what was expected, what was found (bounded examples) and what to do.
+The command line prints the message alone, never a traceback, and ends with `exit_code`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PlumblineError(Exception):
+    """Root of the tree. `exit_code` is what the command line ends with."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class UsageError(PlumblineError):
+    """The command line, a path given by the user, or the workspace itself is wrong."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ParamsError(UsageError):
+    """A params key is unknown, or its value is out of range."""
+
+
+class CheckFailed(PlumblineError):
+    """A check ran to its end and said no."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ContractViolation(CheckFailed):
+    """Feedback breaks its contract beyond what params allow."""
+
+
+class ArtifactError(PlumblineError):
+    """An artifact is missing, half-written, of another contract, or changed after it was written."""
+
+
+class ModelError(PlumblineError):
+    """A checkpoint or tokenizer cannot be loaded or used."""
+
+
+class VersioningError(PlumblineError):
+    """DVC or git refused an operation."""
+
+
+class RegistryError(PlumblineError):
+    """MLflow refused an operation or does not know what was asked for."""
+
+
+class StageError(PlumblineError):
+    """A stage ended badly: killed, timed out, out of memory, disk full."""

@@ -1,0 +1,110 @@
+"""The records that stages hand over: one type a kind of feedback, one for what was set aside.
+
+A record keeps its id from ingestion to audit: the id that the source gave, or the SHA-256 of
+the canonical content. `origin` names the raw file and line, so that lineage ends at a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Record(BaseModel):
+    """Base of every record: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class Origin(Record):
+    """Where a record was read: raw file name (digest or path inside the workspace) and 1-based line."""
+
+    file: str
+    line: int = Field(ge=1)
+
+
+class PreferencePair(Record):
+    """Contract `preference_pair` v1: one prompt, the response people preferred and the one they did not."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    source: str
+    annotator: str | None = None
+    timestamp: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    origin: Origin
+
+    def prompt_text(self) -> str:
+        """The prompt as one string, a line a turn: for hashing, similarity and reports, not for models."""
+        return "\n".join(f"{message.role}: {message.content}" for message in self.prompt)
+
+
+class CuratedPair(PreferencePair):
+    """A preference pair after curation: its near-duplicate cluster, and what curation changed in it."""
+
+    cluster: str
+    cleaned: tuple[str, ...] = ()
+
+
+class Quarantined(Record):
+    """A row that was set aside: why, where, which field, and the row itself as read."""
+
+    reason: str
+    file: str
+    line: int
+    field: str | None = None
+    expected: str
+    found: str
+    record_id: str | None = None
+    raw: str
+
+
+class Merged(Record):
+    """A row that was folded into another: an exact or verified near duplicate."""
+
+    record_id: str
+    into: str
+    reason: str
+    origin: Origin
+
+
+def content_id(prompt: Iterable[Message], chosen: str, rejected: str) -> str:
+    """SHA-256 (hex) of the canonical JSON of prompt, chosen and rejected."""
+    turns = [[message.role, message.content] for message in prompt]
+    return hashlib.sha256(orjson.dumps([turns, chosen, rejected])).hexdigest()
+
+
+def dump_jsonl(path: Path, records: Iterable[BaseModel]) -> int:
+    """Write records as canonical JSON lines (sorted keys, UTF-8) and return how many."""
+    count = 0
+    with path.open("wb") as file:
+        for record in records:
+            file.write(orjson.dumps(record.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS) + b"\n")
+            count += 1
+    return count
+
+
+def load_jsonl(path: Path, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
+    """Read records that an earlier stage wrote with `dump_jsonl`."""
+    with path.open("rb") as file:
+        for line in file:
+            yield kind.model_validate_json(line)

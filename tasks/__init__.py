@@ -1,0 +1,1 @@
+"""Verbs (`tasks/*.py`: Prefect tasks) and nouns (`tasks/<noun>/`: plain Python)."""

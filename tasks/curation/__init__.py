@@ -1,0 +1,1 @@
+"""Leak cleaning, de-duplication, contradictions, length limits and the split by cluster."""

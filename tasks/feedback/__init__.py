@@ -1,0 +1,1 @@
+"""Sources of human feedback: files in any known format become records of one contract."""

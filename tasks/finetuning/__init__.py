@@ -1,0 +1,1 @@
+"""Fine-tuning methods behind one interface; `METHODS` is the literal extension point."""

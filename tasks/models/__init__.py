@@ -1,0 +1,1 @@
+"""The shared ground of models: loading, chat template, token log-probabilities, sampling."""

@@ -1,0 +1,1 @@
+"""MLflow runs, model versions and lineage: the only MLflow imports."""

@@ -1,0 +1,1 @@
+"""The reward model: Bradley-Terry training, scoring and audit."""

@@ -1,0 +1,1 @@
+"""A seeded world of support questions with a known gold reward."""

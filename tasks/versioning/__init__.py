@@ -1,0 +1,1 @@
+"""DVC and git: the only DVC imports."""
