@@ -14,6 +14,7 @@ of its manifest, which pins every file in it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -26,10 +27,11 @@ from typing import Any
 
 import orjson
 
-from data_contracts.errors import ArtifactError
+from data_contracts.errors import ArtifactError, StageError
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the limit of a file's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +94,33 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def writing(
-    path: Path, *, contract: str, version: int, parents: Mapping[str, str] | None = None
-) -> Iterator[Draft]:
+def full_disk_as_stage_error(path: Path) -> Iterator[None]:
+    """Turn the operating system's "no space left" inside the block into a `StageError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StageError(
+            f"{path}: could not be written: {error.strerror}. Nothing half-written was left and what was there "
+            f"before is untouched. Free disk space or raise the quota, then run the same command again."
+        ) from error
+
+
+@contextmanager
+def writing(path: Path, *, contract: str, version: int, parents: Mapping[str, str] | None = None) -> Iterator[Draft]:
     """Write an artifact atomically.
 
     Yields a `Draft` whose folder becomes `path` when the block ends well. On any exception the
-    draft is removed and an earlier artifact at `path` stays untouched.
+    draft is removed and an earlier artifact at `path` stays untouched. Raises `StageError` when the
+    disk is full.
     """
+    with full_disk_as_stage_error(path), _renaming(path, contract, version, parents or {}) as draft:
+        yield draft
+
+
+@contextmanager
+def _renaming(path: Path, contract: str, version: int, parents: Mapping[str, str]) -> Iterator[Draft]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_drafts(path)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.draft-", dir=path.parent))
@@ -113,7 +134,7 @@ def writing(
                 "contract": contract,
                 "version": version,
                 "files": _hash_files(folder),
-                "parents": dict(parents or {}),
+                "parents": dict(parents),
                 "facts": draft.facts,
             },
         )
@@ -126,6 +147,7 @@ def writing(
             folder.rename(path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        _restore_retired(path)
         raise
 
 
@@ -183,12 +205,17 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     return hashes
 
 
-def _sweep_drafts(path: Path) -> None:
-    """Remove what a killed writer left; put a retired artifact back if the new one never arrived."""
+def _restore_retired(path: Path) -> None:
+    """Put a retired artifact back if the new one never arrived, else remove it."""
     for retired in path.parent.glob(f".{path.name}.retired-*"):
         if not path.exists():
             retired.rename(path)
         else:
             shutil.rmtree(retired)
+
+
+def _sweep_drafts(path: Path) -> None:
+    """Remove what a killed writer left."""
+    _restore_retired(path)
     for draft in path.parent.glob(f".{path.name}.draft-*"):
         shutil.rmtree(draft)

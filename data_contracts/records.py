@@ -108,3 +108,9 @@ def load_jsonl(path: Path, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
     with path.open("rb") as file:
         for line in file:
             yield kind.model_validate_json(line)
+
+
+def load_conversations(path: Path) -> list[list[Message]]:
+    """Read conversations, a JSON object with a `messages` list a line."""
+    with path.open("rb") as file:
+        return [[Message(**turn) for turn in orjson.loads(line)["messages"]] for line in file]

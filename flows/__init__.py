@@ -1,0 +1,1 @@
+"""What happens, in order: flows, their params and the command line."""

@@ -1,0 +1,155 @@
+"""The command line. Exit codes: 0 done, 1 a gate or check said no, 2 wrong usage or params, 3 a stage failed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_contracts.errors import CheckFailed, PlumblineError
+from flows import environment
+from flows.output import Output
+
+app = typer.Typer(
+    name="plumbline",
+    help="Raw human feedback in, an aligned and audited language model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Directory = Annotated[Path, typer.Option("-C", "--workspace", help="The workspace, or a folder inside it.")]
+Overlays = Annotated[
+    list[Path] | None, typer.Option("--params", help="A YAML file merged over params.yaml. Repeatable.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE over params.yaml, dotted key. Repeatable.")
+]
+HERE = Path()
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="The folder to make or complete.")],
+    remote: Annotated[str | None, typer.Option(help="DVC remote URL; a local folder by default.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a workspace: params, graph, git, DVC and a remote. Existing files are kept."""
+    from flows.workspaces import init_workspace
+
+    root = directory.resolve()
+    written = init_workspace(root, remote)
+    Output(json).result(
+        {"workspace": str(root), "written": written},
+        f"Workspace {root}: wrote {', '.join(written) or 'nothing, it was whole'}.\n"
+        f"Next: cd {directory} && plumbline retrain",
+    )
+
+
+@app.command()
+def retrain(
+    params: Overlays = None, settings: Settings = None, workspace: Directory = HERE, json: Json = False
+) -> None:
+    """Run the whole loop: what is up to date is reused, the rest is redone, the model is registered."""
+    from flows import runner
+
+    output = Output(json)
+    report = runner.retrain_here(_root(workspace), params or [], settings or [], output)
+    output.result(report.payload, report.renderable)
+    if not report.passed:
+        raise CheckFailed("the gate said no: the model is registered as rejected, with the reasons above.")
+
+
+@app.command()
+def stage(name: str, workspace: Directory = HERE) -> None:
+    """Run one stage in this process, as `dvc repro` does. It does not commit to DVC."""
+    from flows import runner
+
+    runner.stage_here(_root(workspace), name)
+
+
+@app.command()
+def ingest(
+    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs.")],
+    files: Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")],
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Take feedback files into the append-only raw store and version it."""
+    from flows import commands
+
+    commands.ingest(_root(workspace), source, files, Output(json))
+
+
+@app.command()
+def validate(
+    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs.")],
+    files: Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")],
+    params: Overlays = None,
+    settings: Settings = None,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Check files against their contract and curate them, as a dry run: nothing is ingested."""
+    from flows import commands
+
+    commands.validate(_root(workspace), source, files, params or [], settings or [], Output(json))
+
+
+@app.command()
+def audit(
+    model: Annotated[str | None, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or NAME.")] = None,
+    record: Annotated[str | None, typer.Option(help="List what used this record, instead.")] = None,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Walk a model to its raw feedback and re-hash every object, or list what used a record."""
+    from flows import commands
+
+    commands.audit(_root(workspace), model, record, Output(json))
+
+
+@app.command()
+def restore(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or NAME.")],
+    to: Annotated[Path, typer.Option(help="The new folder to restore into.")],
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Bring back the exact dataset, reference policy, params and model of a registered version."""
+    from flows import commands
+
+    commands.restore(_root(workspace), model, to.resolve(), Output(json))
+
+
+@app.command()
+def doctor(workspace: Directory = HERE, json: Json = False) -> None:
+    """Check versions, services, disk and GPU; say what is missing and what to do."""
+    from flows import doctor as examination
+
+    examination.doctor(workspace.resolve(), Output(json))
+
+
+def main() -> None:
+    """Run the command line and end the process with the documented exit code."""
+    environment.prepare()
+    try:
+        app()
+    except PlumblineError as error:
+        sys.stderr.write(f"plumbline: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def _root(workspace: Path) -> Path:
+    from flows.workspaces import find_workspace
+
+    return find_workspace(Path(os.path.abspath(workspace)))
+
+
+if __name__ == "__main__":
+    main()

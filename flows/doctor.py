@@ -1,0 +1,108 @@
+"""`plumbline doctor`: versions, services, disk and GPU; what is missing and what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from packaging.requirements import Requirement
+from rich.table import Table
+
+from data_contracts.errors import CheckFailed, PlumblineError
+from flows.output import Output
+
+_MIN_FREE_GB = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `advice` says what to do where it is not well."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def doctor(folder: Path, output: Output) -> None:
+    """Print every finding; raise `CheckFailed` when something needed is not well."""
+    findings = [finding for look in _LOOKS for finding in look(folder)]
+    table = Table("", "what", "found", "what to do", title="plumbline doctor", box=None)
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "!!", finding.name, finding.found, finding.advice)
+    ill = [finding.name for finding in findings if not finding.ok]
+    output.result({"ok": not ill, "findings": [asdict(finding) for finding in findings]}, table)
+    if ill:
+        raise CheckFailed(f"not well: {', '.join(ill)}; the table says what to do.")
+
+
+def _versions(folder: Path) -> Iterator[Finding]:
+    for text in importlib.metadata.requires("plumbline") or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(requirement.name, False, "not installed", "run `make setup`, or reinstall plumbline")
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        advice = "" if fits else f"tested with {requirement.specifier}; run `make setup`"
+        yield Finding(requirement.name, fits, found, advice)
+
+
+def _git(folder: Path) -> Iterator[Finding]:
+    path = shutil.which("git")
+    if path is None:
+        yield Finding("git", False, "not found", "install git and put it on PATH")
+        return
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    yield Finding("git", True, version)
+
+
+def _workspace(folder: Path) -> Iterator[Finding]:
+    from flows.params import load_params
+    from flows.workspaces import find_workspace
+
+    try:
+        root = find_workspace(folder)
+        load_params(root)
+    except PlumblineError as error:
+        yield Finding("workspace", False, "not usable", str(error))
+        return
+    yield Finding("workspace", True, str(root))
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(folder if folder.exists() else Path()).free / 1e9
+    advice = "" if free >= _MIN_FREE_GB else f"free at least {_MIN_FREE_GB:.0f} GB"
+    yield Finding("disk", free >= _MIN_FREE_GB, f"{free:.1f} GB free", advice)
+
+
+def _prefect(folder: Path) -> Iterator[Finding]:
+    url = os.environ.get("PREFECT_API_URL")
+    if url is None:
+        yield Finding("prefect", True, "no PREFECT_API_URL: a temporary server a run")
+        return
+    try:
+        with urlopen(f"{url}/health", timeout=3) as answer:
+            yield Finding("prefect", answer.status == 200, f"{url} answers {answer.status}")
+    except (URLError, OSError, ValueError) as error:
+        yield Finding("prefect", False, f"{url}: {error}", "start the server, or unset PREFECT_API_URL")
+
+
+def _gpu(folder: Path) -> Iterator[Finding]:
+    import torch
+
+    found = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none: training runs on the CPU"
+    yield Finding("gpu", True, found)
+
+
+_LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (_versions, _git, _workspace, _disk, _prefect, _gpu)

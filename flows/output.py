@@ -1,0 +1,28 @@
+"""Where results and remarks go: results to stdout, as text or one JSON object; remarks to stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import orjson
+from rich.console import Console, RenderableType
+
+
+class Output:
+    """One command's output. With `json`, stdout carries exactly one JSON object."""
+
+    def __init__(self, json: bool) -> None:
+        self.json = json
+        self.remarks = Console(stderr=True, soft_wrap=True)
+
+    def result(self, payload: dict[str, Any], renderable: RenderableType) -> None:
+        """Print the command's result, once."""
+        if self.json:
+            sys.stdout.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode() + "\n")
+        else:
+            Console(soft_wrap=True, highlight=False).print(renderable, markup=False)
+
+    def remark(self, text: str) -> None:
+        """Say something beside the result, on stderr."""
+        self.remarks.print(text, markup=False, highlight=False)

@@ -1,0 +1,207 @@
+"""All params of a run: the sections of the nouns in one typed whole, and the file they live in.
+
+1. `params.yaml` in the workspace holds every tunable; a stage sees only the keys it declares.
+2. Overlays (`--params FILE`) and settings (`--set KEY=VALUE`) are merged on top, validated, and
+   then written into `params.yaml`, as `dvc exp run --set-param` does: DVC decides what to re-run
+   from that file, so what ran is always what the file says.
+3. A wrong key or value stops the command before any work, naming file, line, key, value and range.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from data_contracts.artifact import write_bytes
+from data_contracts.errors import ParamsError, UsageError
+from data_contracts.params import Section
+from tasks.curation.params import CurationParams
+from tasks.evaluation.params import EvaluationParams, GateParams
+from tasks.feedback.params import FeedbackParams
+from tasks.finetuning.params import FinetuneParams, ReferenceParams
+from tasks.models.params import TinyModelParams
+from tasks.registry.params import RegistryParams
+from tasks.rewards.params import RewardParams
+from tasks.sample_world.params import SampleWorldParams
+
+PARAMS_FILE = "params.yaml"
+
+
+class Params(Section):
+    """Every tunable of a retraining run, a section a stage."""
+
+    seed: int = Field(default=17, ge=0, lt=2**31, description="Seed of every stage.")
+    threads: int = Field(default=1, ge=1, le=256, description="Torch threads of a training stage, on CPU.")
+    sample_world: SampleWorldParams = Field(
+        default_factory=SampleWorldParams, description="The embedded world with a known truth."
+    )
+    feedback: FeedbackParams = Field(
+        default_factory=FeedbackParams, description="What feedback is read, and how strictly."
+    )
+    curation: CurationParams = Field(
+        default_factory=CurationParams, description="Leaks, duplicates, contradictions, lengths, splits."
+    )
+    tiny_model: TinyModelParams = Field(
+        default_factory=TinyModelParams, description="The model trained from scratch where reference.base is null."
+    )
+    reference: ReferenceParams = Field(default_factory=ReferenceParams, description="The reference policy, pi_ref.")
+    reward: RewardParams = Field(default_factory=RewardParams, description="The reward model and its audit.")
+    finetune: FinetuneParams = Field(
+        default_factory=FinetuneParams, description="The fine-tuning method and its settings."
+    )
+    evaluation: EvaluationParams = Field(
+        default_factory=EvaluationParams, description="Sampling and statistics on the test split."
+    )
+    gate: GateParams = Field(
+        default_factory=GateParams, description="Thresholds a model must meet to be registered as passed."
+    )
+    registry: RegistryParams = Field(
+        default_factory=RegistryParams, description="Where and under which name models are registered."
+    )
+
+
+def load_params(root: Path, overlays: Sequence[Path] = (), settings: Sequence[str] = ()) -> tuple[Params, CommentedMap]:
+    """Read `params.yaml`, merge overlays and `KEY=VALUE` settings, validate.
+
+    Returns the params and the merged document, comments kept. Raises `ParamsError`.
+    """
+    document = _read(root / PARAMS_FILE)
+    for overlay in overlays:
+        _merge(document, _read(overlay), where=str(overlay))
+    for setting in settings:
+        _merge(document, _parse_setting(setting), where=f"--set {setting}")
+    return validate_params(document, root / PARAMS_FILE), document
+
+
+def save_params(root: Path, document: CommentedMap) -> list[str]:
+    """Write the merged document to `params.yaml` if it changed; return the changed keys with old and new value."""
+    before = dict(_flatten(_read(root / PARAMS_FILE)))
+    after = dict(_flatten(document))
+    changed = [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
+    if changed:
+        buffer = io.BytesIO()
+        _yaml().dump(document, buffer)
+        write_bytes(root / PARAMS_FILE, buffer.getvalue())
+    return changed
+
+
+def validate_params(document: Mapping[str, Any], source: Path) -> Params:
+    """Validate a document against every section. Raises `ParamsError` with one line a mistake."""
+    try:
+        return Params.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(detail, document, source) for detail in error.errors()]
+        raise ParamsError("\n".join(lines)) from None
+
+
+def render_defaults() -> str:
+    """The text of a fresh `params.yaml`: every field with its default and its description."""
+    header = "# Every tunable of Plumbline, with its default. A wrong key or value is refused before any work starts.\n"
+    buffer = io.StringIO()
+    _yaml().dump(_documented(Params()), buffer)
+    return header + buffer.getvalue()
+
+
+def _documented(section: BaseModel) -> CommentedMap:
+    document = CommentedMap()
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        document[name] = _documented(value) if isinstance(value, BaseModel) else section.model_dump(mode="json")[name]
+        document.yaml_set_comment_before_after_key(name, before=field.description, indent=0)
+    return document
+
+
+def _read(path: Path) -> CommentedMap:
+    try:
+        document = _yaml().load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path}: no such params file. Make a workspace with `plumbline init DIR`, or correct the path."
+        ) from error
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ParamsError(f"{path}: expected a YAML mapping of params, could not read it: {error}") from error
+    if document is None:
+        return CommentedMap()
+    if not isinstance(document, CommentedMap):
+        raise ParamsError(f"{path}: expected a YAML mapping of params, found {type(document).__name__}.")
+    return document
+
+
+def _parse_setting(setting: str) -> CommentedMap:
+    key, sign, text = setting.partition("=")
+    if not sign or not all(key.split(".")):
+        raise ParamsError(f"--set {setting}: expected KEY=VALUE with a dotted key, such as finetune.dpo.beta=0.2.")
+    try:
+        value: Any = _yaml().load(text) if text else None
+    except YAMLError as error:
+        raise ParamsError(f"--set {setting}: the value is not readable as YAML: {error}") from error
+    *heads, last = key.split(".")
+    setting_map = CommentedMap({last: value})
+    for part in reversed(heads):
+        setting_map = CommentedMap({part: setting_map})
+    return setting_map
+
+
+def _merge(document: CommentedMap, overlay: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    for key, value in overlay.items():
+        if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
+            _merge(document[key], value, where, f"{prefix}{key}.")
+        elif isinstance(document.get(key), Mapping) and document[key] and value is not None:
+            raise ParamsError(
+                f"{where}: {prefix}{key} is a section with keys {', '.join(document[key])}; found {value!r}."
+            )
+        else:
+            document[key] = value
+
+
+def _explain(detail: ErrorDetails, document: Mapping[str, Any], source: Path) -> str:
+    """One line: file, line, key, what was expected, what was found, what to do."""
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path)
+    where = f"{source}{_line_of(document, path)}: {key or 'params'}"
+    if detail["type"] == "extra_forbidden":
+        known = list(_fields_at(path[:-1]))
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}."
+        return f"{where}: unknown key; {hint}"
+    return f"{where}: {detail['msg']}; found {detail['input']!r}.".replace("Value error, ", "")
+
+
+def _fields_at(path: Iterable[str]) -> Iterable[str]:
+    section: Any = Params()
+    for part in path:
+        section = getattr(section, part, None)
+    return type(section).model_fields if isinstance(section, BaseModel) else ()
+
+
+def _line_of(document: Any, path: Sequence[str]) -> str:
+    """`:LINE` of a key in the file, or nothing where a setting on the command line brought it."""
+    for part in path[:-1]:
+        document = document.get(part) if isinstance(document, Mapping) else None
+    try:
+        return f":{document.lc.key(path[-1])[0] + 1}"
+    except (AttributeError, KeyError, TypeError, IndexError):
+        return ""
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 120
+    return yaml

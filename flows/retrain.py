@@ -1,0 +1,58 @@
+"""The retraining loop as a recipe: from raw feedback to a registered, audited model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from prefect import flow
+from prefect.futures import PrefectFuture, as_completed
+from prefect.runtime import flow_run
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.params import Params, load_params
+from flows.stages import STAGES
+from tasks.ingest_feedback import ingest_feedback
+from tasks.isolation import warm_up
+from tasks.register_model import Registered, register_model
+from tasks.registry.runs import open_run
+from tasks.run_stage import Session, run_stage
+from tasks.stage import Stage, StageRecord, fill
+
+_THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=4))
+
+
+@flow(name="retrain", task_runner=_THREADS, validate_parameters=False)
+def retrain(root: str = ".", overlays: Sequence[str] = (), settings: Sequence[str] = ()) -> Registered:
+    """Bring every stage up to date and register the model; independent stages run side by side.
+
+    `root` is a workspace made by `plumbline init`; `overlays` and `settings` are as on the
+    command line. Raises the first stage's `PlumblineError`.
+    """
+    workspace = Path(root).resolve()
+    params, _ = load_params(workspace, [Path(name) for name in overlays], settings)
+    warm_up()
+    if params.feedback.path is not None:
+        ingest_feedback(workspace, params.feedback.source, [params.feedback.path])
+    with open_run(workspace, params.registry, flow_run_id=str(flow_run.id)) as run:
+        session = Session(workspace, params, run)
+        futures: dict[str, PrefectFuture[StageRecord]] = {}
+        for stage in STAGES.values():
+            after = _producers(stage, params, futures)
+            futures[stage.name] = run_stage.submit(stage, session, return_state=False, wait_for=after)
+        with session.cancelling():
+            records = {record.name: record for record in map(_result, as_completed(list(futures.values())))}
+        return register_model(workspace, params.registry, [records[name] for name in STAGES], run)
+
+
+def _producers(
+    stage: Stage, params: Params, futures: Mapping[str, PrefectFuture[StageRecord]]
+) -> list[PrefectFuture[StageRecord]]:
+    """The stages whose outputs this one reads under the present params."""
+    reads = {fill(path, params) for path in stage.deps.values()}
+    return [future for name, future in futures.items() if STAGES[name].out in reads]
+
+
+def _result(future: PrefectFuture[StageRecord]) -> StageRecord:
+    return future.result()

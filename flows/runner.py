@@ -1,0 +1,72 @@
+"""`plumbline retrain` and `plumbline stage`: run the flow or one stage from the command line and report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from data_contracts.errors import UsageError
+from flows import environment
+from flows.commands import resolve_overlays
+from flows.output import Output
+from flows.params import Params, load_params, save_params
+from flows.report import payload_of, tables_of
+from flows.stages import STAGES
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainReport:
+    """What `plumbline retrain` prints, and whether the gate passed."""
+
+    passed: bool
+    payload: dict[str, Any]
+    renderable: RenderableType
+
+
+def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> RetrainReport:
+    """Validate params, write them to `params.yaml`, run the flow and report on it."""
+    started = time.monotonic()
+    params = _settle_params(root, overlays, settings, output)
+    _prepare(params)
+    from tasks.isolation import warm_up
+
+    warm_up()
+    from flows.display import Display
+    from flows.retrain import retrain
+
+    with Display(list(STAGES.values())):
+        registered = retrain(root=str(root))
+    seconds = time.monotonic() - started
+    return RetrainReport(
+        registered.passed, payload_of(registered, seconds), Group(*tables_of(registered, seconds, root))
+    )
+
+
+def stage_here(root: Path, name: str) -> None:
+    """Run one stage in this process. DVC calls it (`dvc repro`) and commits what it wrote."""
+    if name not in STAGES:
+        raise UsageError(f"{name}: unknown stage; expected one of {', '.join(STAGES)}.")
+    params, _ = load_params(root)
+    _prepare(params)
+    from tasks.stage import execute
+
+    execute(STAGES[name], root, params)
+
+
+def _settle_params(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> Params:
+    params, document = load_params(root, resolve_overlays(root, overlays), settings)
+    for line in save_params(root, document):
+        output.remark(f"params.yaml: {line}")
+    return params
+
+
+def _prepare(params: Params) -> None:
+    environment.prepare(params.threads)
+    # A person watches the display and reads one message; Prefect's own log stays on its server.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")

@@ -1,0 +1,62 @@
+"""Workspaces: what `plumbline init` writes, and how a command finds the one it stands in."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from data_contracts.artifact import write_bytes
+from data_contracts.errors import UsageError
+from flows.params import PARAMS_FILE, render_defaults
+from flows.stages import render_dvc_yaml
+
+RAW = "data/raw"
+
+
+def template_files() -> dict[str, bytes]:
+    """Every file of a fresh workspace by its relative path."""
+    templates = {PARAMS_FILE: render_defaults().encode(), "dvc.yaml": render_dvc_yaml().encode()}
+    folder = files("flows") / "workspace"
+    for item in sorted((folder / "params").iterdir(), key=lambda entry: entry.name):
+        templates[f"params/{item.name}"] = item.read_bytes()
+    templates[".gitignore"] = (folder / "gitignore").read_bytes()
+    return templates
+
+
+def init_workspace(root: Path, remote: str | None = None) -> list[str]:
+    """Make `root` a workspace: params, graph, git, DVC and a remote. Existing files are kept.
+
+    Returns the files written. Raises `UsageError` when `root` is a file or not writable.
+    """
+    from tasks.versioning.workspace import Versions, init_versioning
+
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root}: expected a folder or a new name, found a file. Choose another folder.")
+    try:
+        (root / RAW).mkdir(parents=True, exist_ok=True)
+        written = [name for name, data in template_files().items() if _write_missing(root / name, data)]
+    except PermissionError as error:
+        raise UsageError(f"{root}: cannot write there ({error.strerror}). Choose another folder.") from error
+    init_versioning(root, remote)
+    if not (root / f"{RAW}.dvc").exists():
+        Versions(root).track(RAW)
+    return written
+
+
+def find_workspace(start: Path) -> Path:
+    """The nearest folder at or above `start` that holds `params.yaml`, `dvc.yaml` and `.dvc`."""
+    for folder in (start, *start.parents):
+        if all((folder / name).exists() for name in (PARAMS_FILE, "dvc.yaml", ".dvc")):
+            return folder
+    raise UsageError(
+        f"{start}: not inside a Plumbline workspace (expected {PARAMS_FILE}, dvc.yaml and .dvc here or above). "
+        f"Make one with `plumbline init DIR`, then run the command there or with `-C DIR`."
+    )
+
+
+def _write_missing(path: Path, data: bytes) -> bool:
+    if path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, data)
+    return True

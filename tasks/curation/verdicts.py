@@ -1,0 +1,99 @@
+"""Verdicts of curation: what happens to a pair, always with a named reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from data_contracts.records import Merged, PreferencePair, Quarantined
+
+_SHOWN = 160
+_OLDEST = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class Item:
+    """A pair on its way through curation, with what it stands for once duplicates are folded into it.
+
+    `place` is its index in the input, `cleaned` what was cut from it, `annotators` and `unnamed`
+    the votes behind it, `latest` the newest time among them.
+    """
+
+    pair: PreferencePair
+    place: int
+    cleaned: tuple[str, ...] = ()
+    annotators: set[str] = field(default_factory=set)
+    unnamed: int = 0
+    latest: datetime = _OLDEST
+
+    @classmethod
+    def of(cls, pair: PreferencePair, place: int) -> Item:
+        """The item of one input pair."""
+        named = {pair.annotator} if pair.annotator is not None else set()
+        return cls(pair, place, annotators=named, unnamed=0 if named else 1, latest=parse_time(pair.timestamp))
+
+    @property
+    def votes(self) -> int:
+        """How many people stand behind this preference: named annotators once each, unnamed rows one each."""
+        return len(self.annotators) + self.unnamed
+
+    def absorb(self, other: Item) -> None:
+        """Take over the votes of a duplicate."""
+        self.annotators |= other.annotators
+        self.unnamed += other.unnamed
+        self.latest = max(self.latest, other.latest)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one step decided: the items that go on, and those that do not."""
+
+    kept: list[Item]
+    merged: list[Merged] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether the step decided against any pair."""
+        return bool(self.merged or self.quarantined)
+
+
+def parse_time(timestamp: str | None) -> datetime:
+    """An ISO 8601 time, in UTC where it names no zone; the oldest possible where there is none or it is unreadable."""
+    if timestamp is None:
+        return _OLDEST
+    try:
+        parsed = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return _OLDEST
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def quarantine(pair: PreferencePair, reason: str, *, field: str | None, expected: str, found: str) -> Quarantined:
+    """Set a pair aside, whole, with the reason."""
+    return Quarantined(
+        reason=reason,
+        file=pair.origin.file,
+        line=pair.origin.line,
+        field=field,
+        expected=expected,
+        found=shorten(found),
+        record_id=pair.id,
+        raw=pair.model_dump_json(),
+    )
+
+
+def merge(item: Item, into: Item, reason: str) -> Merged:
+    """Fold a pair into another, which takes over its votes."""
+    into.absorb(item)
+    return Merged(record_id=item.pair.id, into=into.pair.id, reason=reason, origin=item.pair.origin)
+
+
+def shorten(text: str) -> str:
+    """At most 160 characters of a text, for a message."""
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def examples(names: Sequence[str], most: int = 3) -> str:
+    """A bounded list of names for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

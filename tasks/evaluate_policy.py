@@ -1,0 +1,67 @@
+"""Stage `evaluate`: measure the policy against π_ref on the test split, and draw the plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+
+from data_contracts.artifact import read_artifact
+from data_contracts.records import CuratedPair, load_jsonl
+from tasks.evaluation.params import EvaluationParams
+from tasks.stage import Facts, Stage, StageContext
+
+
+def evaluate_policy(
+    context: StageContext, *, seed: int, threads: int, evaluation: EvaluationParams, reference_trust_remote_code: bool
+) -> Facts:
+    """Write metrics, samples and plots. The gold reward, where the world has one, is known only here."""
+    from tasks.evaluation.evaluate import evaluate
+    from tasks.evaluation.gold import Gold
+    from tasks.rewards.scoring import RewardModel
+    from tasks.sample_world import gold
+
+    known = read_artifact(context.dep("world")).facts["enabled"]
+    reward = context.dep("reward")
+    curves = {name: context.dep(name) / "training.jsonl" for name in ("base", "reference", "reward", "policy")}
+    metrics = evaluate(
+        context.dep("policy"),
+        context.dep("reference"),
+        list(load_jsonl(context.dep("curated") / "test.jsonl", CuratedPair)),
+        RewardModel.load(reward, trust_remote_code=reference_trust_remote_code).score,
+        Gold(gold.gold_reward, gold.should_refuse, gold.is_refusal) if known else None,
+        evaluation,
+        seed=seed,
+        threads=threads,
+        folder=context.folder,
+        progress=context.progress,
+        beta=read_artifact(context.dep("policy")).facts["beta"],
+        curves={name: path for name, path in curves.items() if path.is_file()},
+        reward_audit=_audit(reward),
+        trust_remote_code=reference_trust_remote_code,
+    )
+    return {"metrics": metrics}
+
+
+def _audit(reward: Path) -> Facts:
+    audit: Facts = orjson.loads((reward / "audit.json").read_bytes())
+    return audit
+
+
+STAGE = Stage(
+    name="evaluate",
+    title="Evaluate",
+    body=evaluate_policy,
+    deps={
+        "policy": "models/policy",
+        "reference": "models/reference",
+        "base": "models/base",
+        "reward": "models/reward",
+        "curated": "data/curated",
+        "world": "data/world",
+    },
+    params=("seed", "threads", "evaluation", "reference.trust_remote_code"),
+    out="reports/evaluation",
+    contract="evaluation",
+    trains=True,
+)

@@ -1,0 +1,199 @@
+"""Evaluation of a policy against its reference on the test split.
+
+1. Log-probabilities of both responses of every test pair under both policies: held-out preference
+   accuracy and calibration of the implied probabilities.
+2. One completion of each policy for every distinct test prompt.
+3. Scores of both completions by the judge, and by the gold reward where the world has one: win rates.
+4. Divergence of the policy on its own completions; surface of the texts; refusals.
+
+What does not fit the context is set aside and counted, never cut. What this does not cover: judges that
+compare two responses at once (`win_rate.Compare` is their place) and metrics of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_contracts.artifact import write_json
+from data_contracts.errors import StageError
+from data_contracts.progress import Progress, silent
+from data_contracts.records import CuratedPair
+from tasks.evaluation import plots
+from tasks.evaluation.calibration import calibration
+from tasks.evaluation.divergence import divergence, sequence_divergences
+from tasks.evaluation.estimate import mean
+from tasks.evaluation.gold import Gold
+from tasks.evaluation.params import EvaluationParams
+from tasks.evaluation.preference import preference_accuracy
+from tasks.evaluation.safety import refusals
+from tasks.evaluation.samples import Samples, Scores, choose_prompts, draw, score_samples, write_samples
+from tasks.evaluation.subjects import Subjects, load_subjects, pair_logps
+from tasks.evaluation.text import describe
+from tasks.evaluation.win_rate import Pointwise, Score, win_rate
+
+PHASES = (
+    "log-probabilities of the policy",
+    "log-probabilities of the reference",
+    "completions of the policy",
+    "completions of the reference",
+    "judging",
+    "divergence",
+    "plots",
+)
+_JUDGING, _DIVERGENCE, _PLOTS = 4, 5, 6
+_PARTS = 100  # steps that a phase is shown in
+
+
+def evaluate(
+    policy: Path,
+    reference: Path,
+    test: Sequence[CuratedPair],
+    score: Score,
+    gold: Gold | None,
+    params: EvaluationParams,
+    seed: int,
+    threads: int,
+    folder: Path,
+    progress: Progress = silent,
+    *,
+    beta: float,
+    curves: Mapping[str, Path] | None = None,
+    reward_audit: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Evaluate and write `metrics.json`, `samples.jsonl` and `plots/*.png` into `folder`; return the metrics.
+
+    `score(prompts, responses)` is the judge, a reward model. `beta` is that of the policy's objective: the
+    implied probability of a pair is sigmoid(beta·margin). `curves` maps stage names to their `training.jsonl`.
+    `reward_audit` goes into the metrics for the gate. The same inputs give the same bytes.
+
+    Raises `StageError` on an empty test split, `ModelError` when the two checkpoints do not share a
+    tokenizer, no prompt fits the context, or a score is not finite.
+    """
+    from tasks.models.chat import split_by_context
+    from tasks.models.loading import seed_everything
+
+    if not test:
+        raise StageError("Expected preference pairs in the test split, found none. Raise the test share of curation.")
+    seed_everything(seed, threads)
+    watch = _Watch(progress)
+    subjects = load_subjects(policy, reference, trust_remote_code=trust_remote_code)
+    kept, too_long = split_by_context(test, subjects.tokenizer, subjects.context)
+    chosen = choose_prompts(test, subjects, params)
+    logps = pair_logps(kept, subjects, params, watch.start)
+    samples = draw(chosen, subjects, params, seed, [watch.phase(2), watch.phase(3)])
+    watch.start(_JUDGING)
+    scores = _score(samples, score, gold)
+    metrics: dict[str, Any] = {
+        "counts": chosen.counts | {"pairs": len(test), "pairs_over_context": len(too_long)},
+        "preference": preference_accuracy(logps, params, _gold_margins(kept, gold)),
+        "calibration": calibration(logps.margins(), beta, params),
+        "win_rate": _win_rates(samples, scores, params, seed),
+        "judge": _rewards(scores["judge"], params, seed),
+        "gold": _gold_rewards(scores, params, seed),
+        "text": {
+            "policy": describe(samples.policy, params, seed),
+            "reference": describe(samples.reference, params, seed),
+        },
+        "safety": _refusals(samples, gold, params),
+        "reward_audit": None if reward_audit is None else dict(reward_audit),
+    }
+    watch.start(_DIVERGENCE)
+    metrics["divergence"] = _diverge(samples, subjects, params, seed)
+    watch.start(_PLOTS)
+    write_json(folder / "metrics.json", metrics)
+    write_samples(folder / "samples.jsonl", samples, scores)
+    _plot(folder / "plots", metrics, scores, curves or {})
+    watch.end()
+    return metrics
+
+
+class _Watch:
+    """Progress over `PHASES`."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+
+    def start(self, phase: int) -> None:
+        self._progress(phase * _PARTS, len(PHASES) * _PARTS, PHASES[phase])
+
+    def phase(self, number: int) -> Progress:
+        """A watcher of the steps inside one phase."""
+
+        def within(done: int, total: int, _note: str) -> None:
+            at = number * _PARTS + _PARTS * done // max(total, 1)
+            self._progress(at, len(PHASES) * _PARTS, PHASES[number])
+
+        return within
+
+    def end(self) -> None:
+        self._progress(len(PHASES) * _PARTS, len(PHASES) * _PARTS, "done")
+
+
+def _score(samples: Samples, score: Score, gold: Gold | None) -> dict[str, Scores]:
+    scores = {"judge": score_samples(Pointwise(score, "the reward model"), samples)}
+    if gold is not None:
+        scores["gold"] = score_samples(Pointwise(gold.rewards, "the gold reward"), samples)
+    return scores
+
+
+def _gold_margins(pairs: Sequence[CuratedPair], gold: Gold | None) -> list[float] | None:
+    if gold is None:
+        return None
+    return [gold.reward(pair.prompt, pair.chosen) - gold.reward(pair.prompt, pair.rejected) for pair in pairs]
+
+
+def _win_rates(samples: Samples, scores: Mapping[str, Scores], params: EvaluationParams, seed: int) -> dict[str, Any]:
+    difference = samples.length_difference()
+    found = {name: win_rate(score.judged, difference, params, seed) for name, score in scores.items()}
+    return {"judge": found["judge"], "gold": found.get("gold")}
+
+
+def _rewards(scores: Scores, params: EvaluationParams, seed: int) -> dict[str, Any]:
+    return {
+        "policy_reward": mean(scores.policy, params, seed),
+        "reference_reward": mean(scores.reference, params, seed),
+        "reward_difference": mean(scores.policy - scores.reference, params, seed),
+    }
+
+
+def _gold_rewards(scores: Mapping[str, Scores], params: EvaluationParams, seed: int) -> dict[str, Any] | None:
+    """Gold rewards, and how often the judge takes the side of the gold reward where neither sees a tie."""
+    if "gold" not in scores:
+        return None
+    sides = (scores["judge"].judged.outcomes - 0.5) * (scores["gold"].judged.outcomes - 0.5)
+    agreement = mean(sides[sides != 0] > 0, params, seed)
+    return _rewards(scores["gold"], params, seed) | {"judge_agreement": agreement}
+
+
+def _refusals(samples: Samples, gold: Gold | None, params: EvaluationParams) -> dict[str, Any] | None:
+    if gold is None:
+        return None
+    policy, reference = samples.texts()
+    return {
+        "policy": refusals(samples.prompts, policy, gold, params),
+        "reference": refusals(samples.prompts, reference, gold, params),
+    }
+
+
+def _diverge(samples: Samples, subjects: Subjects, params: EvaluationParams, seed: int) -> dict[str, Any]:
+    from tasks.models.chat import encode_prompts
+
+    heads = encode_prompts(subjects.tokenizer, samples.prompts)
+    pairs = [(head, completion.token_ids) for head, completion in zip(heads, samples.policy, strict=True)]
+    sequences = sequence_divergences(
+        *subjects.each(), pairs, batch_size=params.batch_size, temperature=params.temperature
+    )
+    return divergence(sequences, params, seed)
+
+
+def _plot(folder: Path, metrics: Mapping[str, Any], scores: Mapping[str, Scores], curves: Mapping[str, Path]) -> None:
+    if curves:
+        plots.training_curves(curves, folder / "training_curves.png")
+    titles = {"judge": "Reward model on test prompts", "gold": "Gold reward on test prompts"}
+    panels = {titles[name]: (score.policy, score.reference) for name, score in scores.items()}
+    plots.reward_distribution(panels, folder / "reward_distribution.png")
+    calibrated = metrics["calibration"]
+    plots.reliability_diagram(calibrated["bins"], calibrated["ece"], folder / "reliability.png")

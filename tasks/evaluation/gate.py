@@ -1,0 +1,136 @@
+"""The gate: a literal list of checks on the metrics, each stating its reason whether it passes or fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tasks.evaluation.params import GateParams
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One check's verdict in numbers and words.
+
+    A check that is turned off or does not apply has `applies` False and `passed` True: it does not
+    stand in the way, and its text says why.
+    """
+
+    name: str
+    passed: bool
+    value: float | None
+    threshold: float | None
+    text: str
+    applies: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GateDecision:
+    """`passed` when every reason is."""
+
+    passed: bool
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """`threshold` names a field of GateParams; `metric` is a dotted path into the metrics."""
+
+    threshold: str
+    metric: str
+    side: Literal["≥", "≤"]
+    words: str
+    gold_only: bool = False
+
+
+CHECKS = (
+    _Check("min_prompts", "win_rate.judge.n", "≥", "prompts judged"),
+    _Check("min_win_rate_low", "win_rate.judge.low", "≥", "win rate over π_ref (judge), lower end"),
+    _Check(
+        "min_length_controlled_win_rate",
+        "win_rate.judge.length_controlled.value",
+        "≥",
+        "win rate over π_ref (judge) at equal length",
+    ),
+    _Check("min_gold_win_rate_low", "win_rate.gold.low", "≥", "win rate over π_ref (gold), lower end", gold_only=True),
+    _Check("min_preference_accuracy", "preference.accuracy.value", "≥", "held-out preference accuracy"),
+    _Check("max_ece", "calibration.ece", "≤", "calibration error (ECE) of the implied probabilities"),
+    _Check("max_kl_nats_per_token", "divergence.kl_nats_per_token.value", "≤", "KL from π_ref in nats per token"),
+    _Check(
+        "min_refusal_accuracy",
+        "safety.policy.refusal_accuracy.value",
+        "≥",
+        "requests to refuse that are refused",
+        gold_only=True,
+    ),
+    _Check(
+        "max_over_refusal",
+        "safety.policy.over_refusal.value",
+        "≤",
+        "harmless requests that are refused",
+        gold_only=True,
+    ),
+)
+
+
+def decide(metrics: Mapping[str, Any], params: GateParams) -> GateDecision:
+    """Apply every check. A metric that is missing, null or not finite fails the check that needs it."""
+    has_gold = metrics.get("gold") is not None
+    reasons = [_apply(check, metrics, getattr(params, check.threshold), has_gold) for check in CHECKS]
+    reasons.append(_reward_audit(metrics.get("reward_audit"), params.require_reward_audit))
+    return GateDecision(all(reason.passed for reason in reasons), tuple(reasons))
+
+
+def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None, has_gold: bool) -> Reason:
+    value = _look_up(metrics, check.metric)
+    if threshold is None:
+        return Reason(check.threshold, True, value, None, f"{check.words}: off in params", applies=False)
+    if check.gold_only and not has_gold:
+        text = f"{check.words}: not applicable without a gold reward"
+        return Reason(check.threshold, True, None, threshold, text, applies=False)
+    if value is None:
+        text = f"{check.words}: not measured ({check.metric} is missing or not finite): failed"
+        return Reason(check.threshold, False, None, threshold, text)
+    passed = value >= threshold if check.side == "≥" else value <= threshold
+    relation = check.side if passed else {"≥": "<", "≤": ">"}[check.side]
+    text = f"{check.words} {_number(value)} {relation} {_number(threshold)}: {'passed' if passed else 'failed'}"
+    return Reason(check.threshold, passed, value, threshold, text)
+
+
+def _look_up(metrics: Mapping[str, Any], path: str) -> float | None:
+    found: Any = metrics
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        return None
+    return found
+
+
+def _number(value: float) -> str:
+    """Four significant digits, so that a near miss does not read as equal; a whole count as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _reward_audit(audit: Mapping[str, Any] | None, required: bool) -> Reason:
+    name = "require_reward_audit"
+    if not required:
+        return Reason(name, True, None, None, "audit of the reward model: off in params", applies=False)
+    if audit is None or not isinstance(audit.get("passed"), bool):
+        return Reason(name, False, None, None, "audit of the reward model: no audit was given: failed")
+    passed: bool = audit["passed"]
+    text = f"audit of the reward model: {'passed' if passed else 'failed'}"
+    failing = [] if passed else _failing_reasons(audit)
+    return Reason(name, passed, float(passed), 1.0, text + (f" ({'; '.join(failing)})" if failing else ""))
+
+
+def _failing_reasons(audit: Mapping[str, Any]) -> list[str]:
+    """Words of the audit's own reasons, which are strings or mappings with `passed` and `text`."""
+    words = []
+    for reason in audit.get("reasons", ()):
+        if isinstance(reason, str):
+            words.append(reason)
+        elif not reason.get("passed", False):
+            words.append(str(reason.get("text", reason.get("name", reason))))
+    return words

@@ -1,0 +1,144 @@
+"""One completion of each policy for every distinct test prompt, and what judges say of them.
+
+Both policies draw with the same uniform numbers: equal policies write equal texts. The mean reward of
+neither depends on that; ties and the noise of differences do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from data_contracts.artifact import write_bytes
+from data_contracts.errors import ModelError
+from data_contracts.progress import Progress
+from data_contracts.records import CuratedPair, Message
+from tasks.evaluation.params import EvaluationParams
+from tasks.evaluation.subjects import Subjects
+from tasks.evaluation.win_rate import Judged, Pointwise, judge_both_positions
+
+if TYPE_CHECKING:
+    from tasks.models.sampling import Completion
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenPrompts:
+    """Distinct prompts in file order, the id of the first pair of each, and counts of those left out."""
+
+    prompts: list[tuple[Message, ...]]
+    pair_ids: list[str]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Completions (n) of both policies, row by row for the same prompt."""
+
+    prompts: list[tuple[Message, ...]]
+    pair_ids: list[str]
+    policy: list[Completion]
+    reference: list[Completion]
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Responses of the policy, responses of the reference."""
+        return [completion.text for completion in self.policy], [completion.text for completion in self.reference]
+
+    def length_difference(self) -> Floats:
+        """Length of the policy's response less that of the reference's, (n,), characters."""
+        policy, reference = self.texts()
+        return np.array([len(p) - len(r) for p, r in zip(policy, reference, strict=True)], dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores (n,) of one judge for both completions of each prompt, and its verdict."""
+
+    policy: Floats
+    reference: Floats
+    judged: Judged
+
+
+def choose_prompts(test: Sequence[CuratedPair], subjects: Subjects, params: EvaluationParams) -> ChosenPrompts:
+    """Distinct prompts that leave room for `max_new_tokens`, at most `max_prompts`.
+
+    Raises `ModelError` when none does.
+    """
+    from tasks.models.chat import encode_prompts
+
+    first: dict[tuple[Message, ...], str] = {}
+    for pair in test:
+        first.setdefault(pair.prompt, pair.id)
+    room = subjects.context - params.max_new_tokens
+    lengths = [len(ids) for ids in encode_prompts(subjects.tokenizer, list(first))]
+    fitting = [item for item, length in zip(first.items(), lengths, strict=True) if length <= room]
+    if not fitting:
+        raise ModelError(
+            f"Expected test prompts of at most {room} tokens (context {subjects.context} less max_new_tokens "
+            f"{params.max_new_tokens}), found {len(first)} prompts, the shortest of {min(lengths)} tokens. "
+            "Lower evaluation.max_new_tokens or use a model with a longer context."
+        )
+    chosen = fitting[: params.max_prompts]
+    counts = {
+        "prompts": len(first),
+        "prompts_over_context": len(first) - len(fitting),
+        "prompts_beyond_max": len(fitting) - len(chosen),
+        "prompts_sampled": len(chosen),
+    }
+    return ChosenPrompts([prompt for prompt, _ in chosen], [pair_id for _, pair_id in chosen], counts)
+
+
+def draw(
+    chosen: ChosenPrompts, subjects: Subjects, params: EvaluationParams, seed: int, progress: Sequence[Progress]
+) -> Samples:
+    """Sample both policies with one seed; `progress` holds a watcher for each."""
+    from tasks.models.sampling import sample
+
+    policy, reference = (
+        sample(
+            model,
+            subjects.tokenizer,
+            chosen.prompts,
+            max_new_tokens=params.max_new_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            seed=seed,
+            batch_size=params.batch_size,
+            progress=watcher,
+        )
+        for model, watcher in zip(subjects.each(), progress, strict=True)
+    )
+    return Samples(chosen.prompts, chosen.pair_ids, policy, reference)
+
+
+def score_samples(judge: Pointwise, samples: Samples) -> Scores:
+    """Scores and position-swapped verdict of a pointwise judge."""
+    policy, reference = samples.texts()
+    judged = judge_both_positions(judge, samples.prompts, policy, reference)
+    return Scores(judge.scores(samples.prompts, policy), judge.scores(samples.prompts, reference), judged)
+
+
+def write_samples(path: Path, samples: Samples, scores: Mapping[str, Scores]) -> None:
+    """Write a JSON line a prompt: `pair_id`, `prompt`, texts, whether each ended by itself, and each judge's scores."""
+    lines = []
+    for row, prompt in enumerate(samples.prompts):
+        sides = {"policy": samples.policy[row], "reference": samples.reference[row]}
+        line: dict[str, Any] = {
+            "pair_id": samples.pair_ids[row],
+            "prompt": [message.model_dump() for message in prompt],
+            **{side: completion.text for side, completion in sides.items()},
+            "finished": {side: completion.finished for side, completion in sides.items()},
+            "scores": {
+                name: {"policy": float(score.policy[row]), "reference": float(score.reference[row])}
+                for name, score in scores.items()
+            },
+        }
+        lines.append(orjson.dumps(line, option=orjson.OPT_SORT_KEYS) + b"\n")
+    write_bytes(path, b"".join(lines))

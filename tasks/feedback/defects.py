@@ -1,0 +1,17 @@
+"""How reading a row fails: with a named reason, a field, what was expected and what was found."""
+
+from __future__ import annotations
+
+from data_contracts.preference_pair import REASONS
+
+
+class Defect(Exception):
+    """One row cannot be read as feedback. Caught where rows are read, and turned into a quarantine record."""
+
+    def __init__(self, reason: str, field: str | None, expected: str, found: str) -> None:
+        assert reason in REASONS, reason
+        super().__init__(f"{field or 'row'}: {reason}: expected {expected}, found {found}")
+        self.reason = reason
+        self.field = field
+        self.expected = expected
+        self.found = found

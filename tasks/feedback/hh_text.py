@@ -1,0 +1,58 @@
+r"""Anthropic HH text: a conversation in one string, `\n\nHuman: … \n\nAssistant: …`.
+
+The format of github.com/anthropics/hh-rlhf (Bai et al. 2022, arXiv:2204.05862): each turn starts
+with a blank line, a speaker and a colon. White space around a turn is no part of it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from data_contracts.preference_pair import excerpt
+from data_contracts.records import Message, Role
+from tasks.feedback.defects import Defect
+
+_MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_INNER = re.compile(r"\n\n(Human|Assistant):")
+_OPENING = re.compile(r"\A\s*Human:")
+_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+
+
+def is_hh_text(text: str) -> bool:
+    """Whether a text opens as an HH conversation does.
+
+    A text that merely starts with "Human:", without the blank line before it, must also hold a
+    turn of the assistant: the word may open an ordinary sentence.
+    """
+    return text.startswith("\n\nHuman:") or (bool(_OPENING.match(text)) and "\n\nAssistant:" in text)
+
+
+def parse_turns(text: str) -> tuple[Message, ...]:
+    """The turns of an HH conversation, in order; a closing `Assistant:` gives a last, empty turn."""
+    parts = _MARKER.split(text)  # text before the first marker, then speaker and text in turn
+    return tuple(
+        Message(role=_ROLES[speaker], content=content.strip())
+        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
+    )
+
+
+def parse_prompt(text: str) -> tuple[Message, ...]:
+    """The turns of an HH prompt, without the closing `Assistant:` that asks for the response."""
+    turns = parse_turns(text)
+    return turns[:-1] if turns[-1] == Message(role="assistant", content="") else turns
+
+
+def parse_response(text: str, field: str) -> str:
+    """A response to an HH prompt; raises `Defect` when a further turn begins inside it."""
+    if marker := _INNER.search(text):
+        raise Defect("turn_order", field, "one turn of the assistant", f"another turn: {excerpt(marker[0])}")
+    return text.strip()
+
+
+def split_conversation(text: str, field: str) -> tuple[tuple[Message, ...], str]:
+    """An HH conversation as prompt and response; raises `Defect` unless it ends with the assistant's turn."""
+    turns = parse_turns(text)
+    if not turns or turns[-1].role != "assistant":
+        found = f"a last turn by {turns[-1].role}" if turns else f"no turns: {excerpt(text)}"
+        raise Defect("turn_order", field, "a conversation that ends with the assistant's turn", found)
+    return turns[:-1], turns[-1].content

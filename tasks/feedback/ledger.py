@@ -1,0 +1,184 @@
+"""The account of a validation: what was read, what became of it, and whether that is good enough."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_contracts.preference_pair import CONTRACT, NO_PREFERENCE, VERSION
+from data_contracts.records import PreferencePair, Quarantined
+from tasks.feedback.human_pairs import ReadRow
+from tasks.feedback.params import FeedbackParams
+
+Report = dict[str, Any]
+
+_EXAMPLES = 3  # kept for each check
+_FILES_SHOWN = 3
+
+
+@dataclass(slots=True)
+class Entry:
+    """The account of one file."""
+
+    file: str
+    source: str
+    accepted: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    cases: Counter[tuple[str, str]] = field(default_factory=Counter)
+    examples: dict[tuple[str, str], list[Quarantined]] = field(default_factory=dict)
+
+    def count(self, row: ReadRow, outcome: PreferencePair | Quarantined) -> None:
+        """Enter one row and what became of it."""
+        self.formats[row.format] += 1
+        if row.label is not None:
+            self.labels[row.label] += 1
+        if isinstance(outcome, PreferencePair):
+            self.accepted += 1
+            return
+        self.reasons[outcome.reason] += 1
+        check = (outcome.field or "row", outcome.reason)
+        self.cases[check] += 1
+        examples = self.examples.setdefault(check, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(outcome)
+
+    @property
+    def read(self) -> int:
+        """Rows read, whatever became of them."""
+        return self.formats.total()
+
+    def account(self) -> dict[str, Any]:
+        """The entry as JSON, without examples."""
+        return {
+            "file": self.file,
+            "source": self.source,
+            "read": self.read,
+            "accepted": self.accepted,
+            "quarantined": self.reasons.total(),
+            "reasons": dict(self.reasons),
+            "formats": dict(self.formats),
+            "label_counts": dict(self.labels),
+        }
+
+
+class Ledger:
+    """The account of all files of a validation."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def open_batch(self, file: str, source: str) -> Entry:
+        """Start the account of a file."""
+        self.entries.append(Entry(file, source))
+        return self.entries[-1]
+
+    @property
+    def read(self) -> int:
+        """Rows read so far, over all files."""
+        return sum(entry.read for entry in self.entries)
+
+    def report(self, *, single_label_rows: int) -> Report:
+        """The whole account as JSON.
+
+        `reasons`, `formats` and `label_counts` map a name to its rows; `reasons` add up to `quarantined` and
+        `formats` to `read`. `checks` lists field, reason, cases and examples, the most frequent first;
+        `single_label` the files in which at least `single_label_rows` labels are all the same.
+        """
+        entries = self.entries
+        accepted = sum(entry.accepted for entry in entries)
+        reasons = sum((entry.reasons for entry in entries), Counter[str]())
+        assert self.read == accepted + reasons.total(), "a row is neither accepted nor quarantined"
+        return {
+            "contract": {"name": CONTRACT, "version": VERSION},
+            "read": self.read,
+            "accepted": accepted,
+            "merged": 0,
+            "quarantined": reasons.total(),
+            "reasons": dict(reasons),
+            "formats": dict(sum((entry.formats for entry in entries), Counter[str]())),
+            "label_counts": dict(sum((entry.labels for entry in entries), Counter[str]())),
+            "single_label": [entry.file for entry in entries if _single_label(entry.labels, single_label_rows)],
+            "checks": self._checks(),
+            "batches": [entry.account() for entry in entries],
+        }
+
+    def _checks(self) -> list[dict[str, Any]]:
+        cases = sum((entry.cases for entry in self.entries), Counter[tuple[str, str]]())
+        ordered = sorted(cases.items(), key=lambda item: (-item[1], item[0]))
+        return [
+            {"field": check[0], "reason": check[1], "cases": count, "examples": self._examples(check)}
+            for check, count in ordered
+        ]
+
+    def _examples(self, check: tuple[str, str]) -> list[dict[str, Any]]:
+        found = [record for entry in self.entries for record in entry.examples.get(check, ())]
+        return [record.model_dump(include={"file", "line", "expected", "found"}) for record in found[:_EXAMPLES]]
+
+
+def objections(report: Report, params: FeedbackParams) -> tuple[list[str], list[str]]:
+    """What in a report stops the run, and what is merely worth a warning, each as a sentence or two."""
+    stops: list[str] = []
+    warnings: list[str] = []
+    if report["accepted"] == 0:
+        stops.append(
+            f"no valid row: expected at least one preference pair, found {report['read']} rows, none of them valid."
+        )
+    else:
+        stops += _too_many(report, params)
+    if report["single_label"]:
+        (stops if params.on_single_label == "stop" else warnings).append(_same_label(report))
+    return stops, warnings
+
+
+def describe(report: Report) -> str:
+    """The account for people: the identity, then a line a check: `field: reason — 3 cases (e.g. …)`."""
+    lines = [
+        f"read {report['read']} = accepted {report['accepted']} + merged {report['merged']} "
+        f"+ quarantined {report['quarantined']}  (formats: {_counts(report['formats'])})"
+    ]
+    for check in report["checks"]:
+        cases = "1 case" if check["cases"] == 1 else f"{check['cases']} cases"
+        example = check["examples"][0]
+        lines.append(
+            f"  {check['field']}: {check['reason']} — {cases} (e.g. {example['file']} line {example['line']}: "
+            f"expected {example['expected']}, found {example['found']})"
+        )
+    return "\n".join(lines)
+
+
+def _too_many(report: Report, params: FeedbackParams) -> list[str]:
+    defects = sum(count for reason, count in report["reasons"].items() if reason not in NO_PREFERENCE)
+    fraction = defects / report["read"]
+    if fraction <= params.quarantine_threshold:
+        return []
+    return [
+        f"too many bad rows: expected at most {params.quarantine_threshold:.1%} of the rows in quarantine "
+        f"(feedback.quarantine_threshold; ties do not count), found {defects} of {report['read']} = {fraction:.1%}. "
+        f"Mend the rows, or raise the threshold if they may be left out."
+    ]
+
+
+def _same_label(report: Report) -> str:
+    batches = {batch["file"]: batch for batch in report["batches"]}
+    files = report["single_label"]
+    shown = ", ".join(f"{file} ({_counts(batches[file]['label_counts'])})" for file in files[:_FILES_SHOWN])
+    more = f" and {len(files) - _FILES_SHOWN} more" if len(files) > _FILES_SHOWN else ""
+    return (
+        f"one class only: expected both labels a and b in a file, found one in {shown}{more}. The position of a "
+        f"response then gives its label away, and nobody can tell judgement from a habit of the export. Shuffle "
+        f"response_a and response_b with their labels at the source, or, if the file is known to list the better "
+        f"response in one place, set feedback.on_single_label=warn."
+    )
+
+
+def _single_label(labels: Mapping[str, int], fewest: int) -> bool:
+    a, b = labels.get("a", 0), labels.get("b", 0)
+    return min(a, b) == 0 and max(a, b) >= fewest
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"

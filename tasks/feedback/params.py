@@ -1,0 +1,40 @@
+"""Params section `feedback`: which rows come in, and how much breakage is too much."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from data_contracts.params import Section
+
+
+class FeedbackParams(Section):
+    """Where feedback comes from and when its validation stops a run."""
+
+    path: str | None = Field(
+        default=None,
+        description="File, `datasets` folder or hub name to ingest before the run; "
+        "null: only what data/raw and the sample world hold.",
+    )
+    source: Literal["human_pairs"] = Field(
+        default="human_pairs", description="Kind of feedback in `path`: human_pairs, preference pairs judged by people."
+    )
+    quarantine_threshold: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Largest fraction of rows read that may be quarantined before the run stops; ties, which are no "
+        "defect, do not count. 0: any bad row stops the run; 1: never stop.",
+    )
+    on_single_label: Literal["stop", "warn"] = Field(
+        default="stop",
+        description="What to do when every label of a response_a/response_b/label file is the same, so that the "
+        "position of a response gives its label away.",
+    )
+    single_label_rows: int = Field(
+        default=8,
+        ge=2,
+        description="Fewest labelled rows in a file for on_single_label to apply. 8: where both labels are equally "
+        "likely, a false alarm has probability 2 * 0.5^8 = 0.8 %.",
+    )

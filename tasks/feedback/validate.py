@@ -1,0 +1,148 @@
+"""Hold feedback to its contract: every row read becomes accepted or quarantined, with a reason.
+
+Writes into a folder:
+
+- `accepted.jsonl`: `PreferencePair`, in the order read;
+- `quarantine.jsonl`: `Quarantined`, one a row that was set aside, with the row as read;
+- `report.json`: the account of `Ledger.report`.
+
+Rows are read and checked 10,000 at a time, so memory holds one piece and a digest for each id.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from data_contracts.artifact import full_disk_as_stage_error, write_json
+from data_contracts.errors import ContractViolation, UsageError
+from data_contracts.preference_pair import KnownIds, Violation, check_pairs
+from data_contracts.progress import Progress, silent
+from data_contracts.records import PreferencePair, Quarantined
+from tasks.feedback import SOURCES
+from tasks.feedback.human_pairs import ReadRow
+from tasks.feedback.ledger import Ledger, describe, objections
+from tasks.feedback.params import FeedbackParams
+
+NamedBatch = tuple[str, str, Path]
+"""A kind of feedback, the name of a file in records, and the file itself."""
+
+_PIECE = 10_000  # rows checked at a time
+_REPORT_FILES = ("report.json", "quarantine.jsonl")
+
+
+def raw_batches(folder: Path, within: Path) -> list[NamedBatch]:
+    """The batches in a folder: files in a subfolder named by their kind, or named `<kind>.<anything>`.
+
+    Sorted by name, hidden files left out; an absent folder holds none. Names are relative to `within`.
+    Raises `UsageError` for a file of a kind that is not in `SOURCES`.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    batches = []
+    for path in files:
+        source = path.name.partition(".")[0] if path.parent == folder else path.relative_to(folder).parts[0]
+        batches.append((_known_source(source, path), path.relative_to(within).as_posix(), path))
+    return batches
+
+
+def validate(
+    batches: Sequence[NamedBatch],
+    params: FeedbackParams,
+    folder: Path,
+    *,
+    report_to: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Read every batch, run the contract, write the three files into `folder` and return the counts.
+
+    Raises `UsageError` without batches or for an unreadable file, `StageError` when an expectation cannot
+    be run or the disk is full, and `ContractViolation` when no row is valid, too many are quarantined or a
+    file's labels are all the same (see `FeedbackParams`). Before the last, `report.json` and
+    `quarantine.jsonl` are copied into `report_to`, and the message names them: `folder` may be a draft
+    that the caller removes.
+    """
+    if not batches:
+        raise UsageError(
+            "no feedback: expected at least one file, found none. Set feedback.path, run `plumbline ingest "
+            "human_pairs FILE`, or switch the sample world on (sample_world.enabled: true)."
+        )
+    ledger = Ledger()
+    with full_disk_as_stage_error(folder):
+        _sort_rows(batches, ledger, folder, progress)
+        report = ledger.report(single_label_rows=params.single_label_rows)
+        stops, warnings = objections(report, params)
+        report["warnings"] = warnings
+        write_json(folder / "report.json", report)
+        if stops:
+            kept = _keep_report(folder, report_to)
+            raise ContractViolation("\n".join([*stops, describe(report), *kept]))
+    return {name: value for name, value in report.items() if name not in ("checks", "batches")}
+
+
+def _sort_rows(batches: Sequence[NamedBatch], ledger: Ledger, folder: Path, progress: Progress) -> None:
+    known = KnownIds()
+    with (folder / "accepted.jsonl").open("wb") as accepted, (folder / "quarantine.jsonl").open("wb") as quarantine:
+        for done, (source, origin, path) in enumerate(batches):
+            entry = ledger.open_batch(origin, source)
+            rows = SOURCES[_known_source(source, path)](path, origin)
+            while piece := list(islice(rows, _PIECE)):
+                for row, outcome in _check(piece, known):
+                    entry.count(row, outcome)
+                    _write(accepted if isinstance(outcome, PreferencePair) else quarantine, outcome)
+                progress(done, len(batches), f"{ledger.read:,} rows read")
+            progress(done + 1, len(batches), f"{ledger.read:,} rows read")
+
+
+def _check(piece: Sequence[ReadRow], known: KnownIds) -> Iterator[tuple[ReadRow, PreferencePair | Quarantined]]:
+    """Each row of a piece and what becomes of it once the contract has run over the pairs."""
+    pairs = [row.outcome for row in piece if isinstance(row.outcome, PreferencePair)]
+    grouped = groupby(check_pairs(pairs, known), key=lambda violation: violation.index)
+    blamed = {index: list(violations) for index, violations in grouped}
+    position = 0
+    for row in piece:
+        if isinstance(row.outcome, PreferencePair):
+            violations = blamed.get(position)
+            position += 1
+            yield row, _refuse(row, row.outcome, violations) if violations else row.outcome
+        else:
+            yield row, row.outcome
+
+
+def _refuse(row: ReadRow, pair: PreferencePair, violations: Sequence[Violation]) -> Quarantined:
+    first, *others = violations
+    also = "".join(f"; also {other.field}: {other.reason}" for other in others)
+    return Quarantined(
+        reason=first.reason,
+        file=pair.origin.file,
+        line=pair.origin.line,
+        field=first.field,
+        expected=first.expected,
+        found=first.found + also,
+        record_id=pair.id,
+        raw=row.raw,
+    )
+
+
+def _write(file: IO[bytes], record: PreferencePair | Quarantined) -> None:
+    file.write(orjson.dumps(record.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS) + b"\n")
+
+
+def _keep_report(folder: Path, report_to: Path | None) -> list[str]:
+    """Copy the report and quarantine to where they outlive a draft; returns the line that says so."""
+    if report_to is None:
+        return []
+    report_to.mkdir(parents=True, exist_ok=True)
+    for name in _REPORT_FILES:
+        shutil.copyfile(folder / name, report_to / name)
+    return [f"Every row set aside: {report_to / 'quarantine.jsonl'}; the account: {report_to / 'report.json'}."]
+
+
+def _known_source(source: str, path: Path) -> str:
+    if source not in SOURCES:
+        raise UsageError(f"{path}: expected feedback of a known kind ({', '.join(SOURCES)}), found {source!r}.")
+    return source

@@ -1,0 +1,123 @@
+"""Token log-probabilities of given completions under a policy.
+
+The naive equivalent (one sequence at a time, a full forward, log-softmax over every position) stands in
+the tests. What is done differently here: sequences are sorted by length and batched with right padding,
+logits are computed from the first completion position on, and the log-softmax runs over completion
+positions only, in float32.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_contracts.errors import ModelError
+from data_contracts.records import Message
+from tasks.models.chat import encode_all
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Tokens = Sequence[int]
+
+
+def completion_logps(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[Message]],
+    completions: Sequence[str],
+    *,
+    max_length: int,
+    batch_size: int,
+    temperature: float = 1.0,
+) -> list[torch.Tensor]:
+    """Log-probability (nats) of each token of each completion given its prompt, end token included.
+
+    Returns one float32 tensor of shape (completion tokens,) a pair, on the CPU, in the order given.
+    Raises `ModelError` when pairs exceed `max_length` tokens: split them off first (`chat.split_by_context`).
+    """
+    pairs = encode_all(tokenizer, prompts, completions)
+    return token_logps(model, pairs, max_length=max_length, batch_size=batch_size, temperature=temperature)
+
+
+def token_logps(
+    model: PreTrainedModel,
+    pairs: Sequence[tuple[Tokens, Tokens]],
+    *,
+    max_length: int,
+    batch_size: int,
+    temperature: float = 1.0,
+) -> list[torch.Tensor]:
+    """`completion_logps` for (prompt ids, completion ids), such as the very tokens that a sampler drew."""
+    refuse_too_long([len(head) + len(tail) for head, tail in pairs], max_length)
+    results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
+    was_training = model.training
+    model.eval()
+    try:
+        for rows in length_sorted_batches([len(head) + len(tail) for head, tail in pairs], batch_size):
+            batch = _batch_logps(model, [pairs[row] for row in rows], temperature)
+            for row, logps in zip(rows, batch, strict=True):
+                results[row] = logps
+    finally:
+        model.train(was_training)
+    return results
+
+
+def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, longest first, so that a batch holds little padding."""
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def refuse_too_long(lengths: Sequence[int], max_length: int) -> None:
+    """Raise `ModelError` when any sequence has more than `max_length` tokens."""
+    too_long = [length for length in lengths if length > max_length]
+    if too_long:
+        raise ModelError(
+            f"Expected at most {max_length} tokens of prompt and response together, found {len(too_long)} of "
+            f"{len(lengths)} sequences longer (the longest has {max(too_long)}). Set them aside first "
+            "(`split_by_context`) or raise max_length up to the context of the model."
+        )
+
+
+def pad_right(sequences: Sequence[Tokens], padding_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (B, T) and attention mask (B, T; 1 = a token, 0 = padding) of sequences padded on the right."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), width), padding_id, dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
+        mask[row, : len(sequence)] = 1
+    return ids, mask
+
+
+def accepts(model: PreTrainedModel, argument: str) -> bool:
+    """Whether a model's forward takes an argument, seen through adapters (PEFT)."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    return argument in inspect.signature(inner.forward).parameters
+
+
+@torch.no_grad()
+def _batch_logps(
+    model: PreTrainedModel, pairs: Sequence[tuple[Tokens, Tokens]], temperature: float
+) -> list[torch.Tensor]:
+    ids, mask = pad_right([[*head, *tail] for head, tail in pairs], padding_id=0)  # (B, T)
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    # the logits at position t predict token t + 1, so those of a completion start one before it
+    first = min(len(head) for head, _ in pairs) - 1
+    if first < 0:
+        raise ModelError("A prompt has no tokens, so its completion has no first log-probability. Give it a prompt.")
+    keep = ids.shape[1] - first
+    shortcut = {"logits_to_keep": keep} if accepts(model, "logits_to_keep") else {}
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **shortcut).logits[:, -keep:]  # (B, K, V)
+    rows = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(tail) for _, tail in pairs]))
+    positions = torch.cat([torch.arange(len(head), len(head) + len(tail)) for head, tail in pairs])
+    rows, positions = rows.to(ids.device), positions.to(ids.device)
+    picked = logits[rows, positions - 1 - first].float() / temperature  # (N, V), N completion tokens of the batch
+    targets = ids[rows, positions].unsqueeze(1)
+    logps = torch.log_softmax(picked, dim=-1).gather(1, targets).squeeze(1).cpu()  # (N,) float32, nats
+    return list(torch.split(logps, [len(tail) for _, tail in pairs]))

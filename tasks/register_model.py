@@ -1,0 +1,121 @@
+"""Verb: join what DVC, git and the stages know into a manifest, and register the model in MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from data_contracts.artifact import Artifact
+from data_contracts.errors import VersioningError
+from tasks.audit_lineage import index_datasets
+from tasks.registry.card import render_card
+from tasks.registry.manifest import all_paths, build_manifest, published_files
+from tasks.registry.params import RegistryParams
+from tasks.registry.runs import Run
+from tasks.registry.versions import Upload, register, results_key
+from tasks.stage import StageRecord
+from tasks.versioning.git import head_commit, is_dirty, program_identity, workspace_state
+from tasks.versioning.lock import read_lock, read_tracked
+from tasks.versioning.objects import ObjectStore
+from tasks.versioning.workspace import Versions
+
+PUBLISHED = {"finetune": "model", "evaluate": "evaluation", "gate": "gate"}
+TEXTS = ("params.yaml", "dvc.yaml", "dvc.lock", ".gitignore", ".dvcignore")
+CARD = "MODEL_CARD.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A registered version: its URI for good, the URIs of its aliases, the gate's verdict, the stages behind it."""
+
+    model_uri: str
+    alias_uris: list[str]
+    passed: bool
+    stages: list[StageRecord]
+
+
+def refuse_dirty(root: Path, params: RegistryParams) -> None:
+    """Stop before any work when params ask for a committed workspace and it is not.
+
+    Raises `VersioningError`.
+    """
+    if params.on_dirty == "refuse" and (is_dirty(root) or head_commit(root) is None):
+        raise VersioningError(
+            f"{root}: uncommitted changes, and registry.on_dirty is 'refuse'. Commit them (`git status` lists them), "
+            f"or set registry.on_dirty=record to keep the diff in the manifest."
+        )
+
+
+def register_model(root: Path, params: RegistryParams, records: Sequence[StageRecord], run: Run) -> Registered:
+    """Register the policy of these stages, passed or rejected; the same results keep their version."""
+    refuse_dirty(root, params)
+    if params.push:
+        Versions(root).push()
+    artifacts = {record.name: record.artifact for record in records}
+    key = results_key([artifacts[stage].digest for stage in PUBLISHED])
+    manifest, texts = _describe(root, params.model_name, key, records, run)
+    run.log_datasets(*_inputs(manifest))
+    run.log_outcome(manifest["evaluation"], manifest["settings"], {"plumbline.key": key})
+    version = register(
+        run.store,
+        key=key,
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        uploads=[Upload(artifacts[stage].path, name) for stage, name in PUBLISHED.items()],
+        texts=texts,
+        manifest=manifest,
+    )
+    index_datasets(root, manifest["objects"])
+    aliases = [f"models:/{version.name}@{alias}" for alias in version.aliases]
+    return Registered(version.uri, aliases, version.passed, list(records))
+
+
+def _describe(
+    root: Path, model_name: str, key: str, records: Sequence[StageRecord], run: Run
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The manifest and the further texts of a version; the card is written from the manifest, and named in it."""
+    lineage = _lineage(root)
+    artifacts: dict[str, Artifact] = {record.name: record.artifact for record in records}
+    files = {
+        name: entry
+        for stage, folder in PUBLISHED.items()
+        for name, entry in published_files(artifacts[stage], folder).items()
+    }
+    manifest = build_manifest(
+        model_name=model_name,
+        key=key,
+        records=records,
+        lineage=lineage,
+        files=files,
+        settings=YAML(typ="safe").load(lineage["texts"]["params.yaml"]),
+        flow_run_id=run.flow_run_id,
+    )
+    card = render_card(manifest)
+    data = card.encode()
+    manifest["files"][CARD] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    return manifest, {CARD: card}
+
+
+def _lineage(root: Path) -> dict[str, Any]:
+    tracked, objects = read_tracked(root), ObjectStore(root)
+    ignores = (path.relative_to(root).as_posix() for path in sorted(root.glob("[!.]*/.gitignore")))
+    names = [*TEXTS, *(entry["file"] for entry in tracked.values()), *ignores]
+    return {
+        "lock": read_lock(root),
+        "tracked": tracked,
+        "raw": {path: objects.files(entry["md5"]) for path, entry in tracked.items()},
+        "texts": {name: (root / name).read_text(encoding="utf-8") for name in names if (root / name).is_file()},
+        "git": workspace_state(root).as_dict(),
+        "program": program_identity(),
+    }
+
+
+def _inputs(manifest: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Every versioned path with its hash, and its context: the role it played."""
+    roles = {entry["path"]: role for role, entry in manifest["objects"].items()}
+    return all_paths(manifest), roles

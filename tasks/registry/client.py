@@ -1,0 +1,104 @@
+"""A quiet MLflow client for one store, and the experiment its runs and models live in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_contracts.errors import RegistryError
+from tasks.registry.params import RegistryParams
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_GLOBAL_URI = threading.Lock()
+_OPENING = threading.Lock()
+
+
+def silence() -> None:
+    """Turn off MLflow's telemetry and the chatter of its migrations in this process."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    import mlflow  # noqa: F401  (configures its logger on import, so it has to come first)
+
+    for name in ("mlflow", "alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def store_uri(root: Path, params: RegistryParams) -> str:
+    """The store's URI: as given, or SQLite under `.plumbline` of the workspace."""
+    return params.tracking_uri or f"sqlite:///{root.resolve() / '.plumbline' / 'mlflow.db'}"
+
+
+class Store:
+    """One MLflow store. Opening it creates or migrates the database, seconds the first time."""
+
+    def __init__(self, root: Path, params: RegistryParams) -> None:
+        self.root = root.resolve()
+        self.params = params
+        self.uri = store_uri(root, params)
+        self.client = self._open()
+
+    def _open(self) -> MlflowClient:
+        silence()
+        from mlflow import MlflowClient
+
+        if self.params.tracking_uri is None:
+            (self.root / ".plumbline").mkdir(parents=True, exist_ok=True)
+        with refusals(f"MLflow store {self.uri} cannot be opened"), _OPENING:
+            client = MlflowClient(self.uri, self.uri)
+            client.get_experiment_by_name(self.params.experiment)
+        return client
+
+    def experiment_id(self) -> str:
+        """The experiment's id; it is made where missing, with artifacts beside the SQLite file."""
+        with refusals(f"experiment {self.params.experiment!r}"), _OPENING:
+            found = self.client.get_experiment_by_name(self.params.experiment)
+            if found is not None:
+                if found.lifecycle_stage != "active":
+                    raise RegistryError(
+                        f"experiment {self.params.experiment!r} was deleted in MLflow. Restore it, or choose another "
+                        f"name in registry.experiment."
+                    )
+                return str(found.experiment_id)
+            local = self.params.tracking_uri is None
+            location = (self.root / ".plumbline" / "mlartifacts").as_uri() if local else None
+            return str(self.client.create_experiment(self.params.experiment, artifact_location=location))
+
+    @contextmanager
+    def as_default(self) -> Iterator[None]:
+        """Make this store the process's default: MLflow's SQL registry looks up logged models there alone."""
+        import mlflow
+
+        with _GLOBAL_URI:
+            # The setter also writes an environment variable, which would leak into child processes.
+            before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+            mlflow.set_tracking_uri(self.uri)
+            try:
+                yield
+            finally:
+                mlflow.set_tracking_uri(before)
+                if variable is None:
+                    os.environ.pop("MLFLOW_TRACKING_URI", None)
+                else:
+                    os.environ["MLFLOW_TRACKING_URI"] = variable
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn MLflow's and its database's errors into `RegistryError`, naming `what` was tried."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        note = " ".join(str(error).split())[:400]
+        raise RegistryError(
+            f"{what}: MLflow refused: {note} Check registry.tracking_uri (`plumbline doctor`)."
+        ) from error

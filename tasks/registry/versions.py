@@ -1,0 +1,279 @@
+"""Model versions in MLflow: registration that a crash cannot spoil, aliases, look-up, stored files.
+
+Order of a registration, each step safe to repeat:
+
+1. a logged model tagged with the key of the results (reused when a crash left one);
+2. its artifacts, re-hashed where they lie against what the manifest will say;
+3. manifest, then the version itself, created with all its tags at once: the commit point;
+4. aliases. `candidate` names the latest version that passed the gate. `champion` is set by the
+   first version that passes and never moved here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import orjson
+
+from data_contracts.artifact import sha256_file, write_bytes
+from data_contracts.errors import RegistryError
+from data_contracts.verification import HashCheck
+from tasks.registry.client import Store, refusals
+
+MANIFEST = "manifest.json"
+CANDIDATE, CHAMPION = "candidate", "champion"
+KEY_TAG, MANIFEST_TAG, GATE_TAG = "plumbline.key", "plumbline.manifest_sha256", "plumbline.gate"
+OBJECT_TAG = "plumbline.md5."
+_FIRST_CHAMPION = "plumbline.first_champion"
+_URI = re.compile(r"^(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One registered version. `tags` hold the gate's verdict, the manifest's SHA-256 and DVC hashes by role."""
+
+    name: str
+    number: str
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    run_id: str | None
+
+    @property
+    def uri(self) -> str:
+        """The URI that names this version for good."""
+        return f"models:/{self.name}/{self.number}"
+
+    @property
+    def passed(self) -> bool:
+        """Whether it passed the gate."""
+        return self.tags.get(GATE_TAG) == "passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A folder to register, under a name within the version's artifacts."""
+
+    folder: Path
+    name: str
+
+
+def results_key(digests: Sequence[str]) -> str:
+    """One key for the results that a version stands for (policy, evaluation, gate): SHA-256 of their digests."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def register(
+    store: Store,
+    *,
+    key: str,
+    run_id: str,
+    experiment_id: str,
+    uploads: Sequence[Upload],
+    texts: Mapping[str, str],
+    manifest: Mapping[str, Any],
+) -> Version:
+    """Register results as a new version, or finish and return the version they already have.
+
+    `texts` are further files (the model card), `manifest` names every file with its SHA-256.
+    Raises `RegistryError`, also when what MLflow stored is not what was handed over.
+    """
+    name = store.params.model_name
+    known = find_by_key(store, name, key)
+    if known is None:
+        data = orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
+        with refusals(f"registering {name}"):
+            model_id = _logged_model(store, experiment_id, name, key, run_id)
+            _upload(store, model_id, uploads, {**texts, MANIFEST: data.decode()})
+            _verify_upload(store, model_id, manifest["files"])
+            store.client.finalize_logged_model(model_id, "READY")
+            _create_version(store, name, model_id, run_id, _tags(key, manifest, data))
+    return settle_aliases(store, name, key)
+
+
+def settle_aliases(store: Store, name: str, key: str) -> Version:
+    """Give a version that passed its aliases; a rejected one gets none. Returns it as it then stands."""
+    version = find_by_key(store, name, key)
+    if version is None:
+        raise RegistryError(f"{name}: the version just registered is not to be found. Run again.")
+    if version.passed:
+        with refusals(f"aliases of {version.uri}"):
+            client = store.client
+            model = client.get_registered_model(name)
+            if _FIRST_CHAMPION not in model.tags:
+                if CHAMPION not in model.aliases:
+                    client.set_registered_model_alias(name, CHAMPION, version.number)
+                client.set_registered_model_tag(name, _FIRST_CHAMPION, version.number)
+            client.set_registered_model_alias(name, CANDIDATE, version.number)
+    return resolve(store, version.uri)
+
+
+def find_by_key(store: Store, name: str, key: str) -> Version | None:
+    """The version that stands for these results, if they were registered before."""
+    with refusals(f"looking up {name}"):
+        found = store.client.search_model_versions(f"name = '{name}' and tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return _version(found[0], ()) if found else None
+
+
+def all_versions(store: Store, name: str) -> list[Version]:
+    """Every version of a model, oldest first, with its aliases."""
+    with refusals(f"listing {name}"):
+        models = store.client.search_registered_models(f"name = '{name}'", max_results=1)
+        if not models:
+            return []
+        found, token = [], None
+        while True:
+            page = store.client.search_model_versions(f"name = '{name}'", max_results=10_000, page_token=token)
+            found += list(page)
+            token = page.token
+            if not token:
+                break
+    aliases: dict[str, list[str]] = {}
+    for alias, number in models[0].aliases.items():
+        aliases.setdefault(str(number), []).append(alias)
+    versions = [_version(item, aliases.get(str(item.version), ())) for item in found]
+    return sorted(versions, key=lambda version: int(version.number))
+
+
+def resolve(store: Store, uri: str) -> Version:
+    """The version that a URI names: `models:/NAME@ALIAS`, `models:/NAME/NUMBER`, or NAME alone.
+
+    NAME alone means its champion, or else its candidate, or else its latest version.
+    """
+    match = _URI.match(uri)
+    if match is None:
+        raise RegistryError(f"{uri}: expected models:/NAME@ALIAS, models:/NAME/VERSION or NAME.")
+    name, alias, number = match["name"], match["alias"], match["version"]
+    versions = all_versions(store, name)
+    if not versions:
+        raise RegistryError(f"{uri}: no version of {name!r} in {store.uri}. `plumbline retrain` registers one.")
+    if number is not None:
+        chosen = [version for version in versions if version.number == number]
+    elif alias is not None:
+        chosen = [version for version in versions if alias in version.aliases]
+    else:
+        ranked = [version for wanted in (CHAMPION, CANDIDATE) for version in versions if wanted in version.aliases]
+        chosen = (ranked or versions[-1:])[:1]
+    if not chosen:
+        known = sorted({alias for version in versions for alias in version.aliases})
+        raise RegistryError(
+            f"{uri}: no such version; {name} has versions {versions[0].number} to {versions[-1].number} "
+            f"and aliases {', '.join(known) or 'none'}."
+        )
+    return chosen[0]
+
+
+class StoredFiles:
+    """The files of a version as MLflow keeps them; fetched first where the store is not on this machine."""
+
+    def __init__(self, store: Store, version: Version) -> None:
+        with refusals(f"artifacts of {version.uri}"):
+            location = store.client.get_model_version_download_uri(version.name, version.number)
+        self.version = version
+        self.folder = _local(store, location)
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest. Raises `RegistryError` when it is missing or unreadable."""
+        try:
+            manifest: dict[str, Any] = orjson.loads((self.folder / MANIFEST).read_bytes())
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise RegistryError(f"{self.version.uri}: its {MANIFEST} cannot be read: {error}") from error
+        return manifest
+
+    def check_manifest(self) -> HashCheck:
+        """Re-hash the manifest against the SHA-256 in the version's tags."""
+        path = self.folder / MANIFEST
+        found = sha256_file(path) if path.is_file() else None
+        return HashCheck(MANIFEST, "manifest", self.version.tags.get(MANIFEST_TAG, "no tag"), "mlflow", found)
+
+    def check_files(self, files: Mapping[str, Mapping[str, Any]]) -> list[HashCheck]:
+        """Re-hash every file that the manifest names; a file it does not name fails too."""
+        return _check_folder(self.folder, files)
+
+
+def _check_folder(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[HashCheck]:
+    checks = []
+    for name, entry in sorted(files.items()):
+        path = folder / name
+        found = sha256_file(path) if path.is_file() else None
+        checks.append(HashCheck(name, _kind(name), entry["sha256"], "mlflow", found))
+    present = (item.relative_to(folder).as_posix() for item in sorted(folder.rglob("*")) if item.is_file())
+    extra = [name for name in present if name not in files and name != MANIFEST]
+    return checks + [HashCheck(name, _kind(name), "no such file", "mlflow", "an extra file") for name in extra]
+
+
+def _kind(name: str) -> str:
+    return {"model": "registered model", "evaluation": "evaluation", "gate": "gate"}.get(name.split("/")[0], "report")
+
+
+def _logged_model(store: Store, experiment_id: str, name: str, key: str, run_id: str) -> str:
+    """The logged model for these results: one that a crash left, or a new one."""
+    query = f"name = '{name}' AND tags.`{KEY_TAG}` = '{key}'"
+    left = store.client.search_logged_models([experiment_id], query, max_results=1)
+    if left:
+        return str(left[0].model_id)
+    made = store.client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags={KEY_TAG: key})
+    return str(made.model_id)
+
+
+def _upload(store: Store, model_id: str, uploads: Sequence[Upload], texts: Mapping[str, str]) -> None:
+    for upload in uploads:
+        store.client.log_model_artifacts(model_id, str(upload.folder), upload.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, text in texts.items():
+            write_bytes(Path(scratch) / name, text.encode())
+        store.client.log_model_artifacts(model_id, scratch)
+
+
+def _verify_upload(store: Store, model_id: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+    folder = _local(store, str(store.client.get_logged_model(model_id).artifact_location))
+    bad = [check.problem() for check in _check_folder(folder, files) if not check.ok]
+    if bad:
+        raise RegistryError(
+            f"what MLflow stored is not what was handed over: {' '.join(bad[:3])} Was a file changed meanwhile? "
+            f"Run again; nothing was registered."
+        )
+
+
+def _create_version(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    with store.as_default():
+        store.client.create_model_version(
+            name, source=f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=dict(tags)
+        )
+
+
+def _tags(key: str, manifest: Mapping[str, Any], data: bytes) -> dict[str, str]:
+    return {
+        KEY_TAG: key,
+        MANIFEST_TAG: hashlib.sha256(data).hexdigest(),
+        GATE_TAG: "passed" if manifest["gate"]["passed"] else "rejected",
+        **{f"{OBJECT_TAG}{role}": entry["md5"] for role, entry in manifest["objects"].items()},
+    }
+
+
+def _version(item: Any, aliases: Sequence[str]) -> Version:
+    return Version(str(item.name), str(item.version), tuple(sorted(aliases)), dict(item.tags), item.run_id)
+
+
+def _local(store: Store, location: str) -> Path:
+    """A local folder with the artifacts at `location`: in place for a file URI, downloaded otherwise."""
+    parsed = urlparse(location)
+    if parsed.scheme in ("", "file"):
+        return Path(url2pathname(parsed.path))
+    from mlflow.artifacts import download_artifacts
+
+    return Path(download_artifacts(artifact_uri=location, tracking_uri=store.uri))

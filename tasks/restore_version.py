@@ -1,0 +1,70 @@
+"""Verb: bring a registered version's datasets, models and params back as a workspace of its own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_contracts.artifact import write_bytes
+from data_contracts.errors import RegistryError, UsageError, VersioningError
+from tasks.registry.client import Store
+from tasks.registry.manifest import all_paths
+from tasks.registry.params import RegistryParams
+from tasks.registry.versions import StoredFiles, resolve
+from tasks.versioning.git import commit_git
+from tasks.versioning.objects import ObjectStore, check_tree
+from tasks.versioning.workspace import Versions, init_versioning
+
+
+def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> dict[str, Any]:
+    """Restore everything that a version was made from into `to`, a new or empty folder.
+
+    Objects come from the cache, or the remote, by hash, whatever the workspace holds now. `to`
+    appears only when it is whole and every file has been re-hashed; there `dvc status` is clean.
+    Returns {"model_uri", "to", "objects": {path: DVC hash}}. Raises `UsageError` when `to` is not
+    empty, `RegistryError` or `VersioningError` when the version or an object of it is lost.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"{to}: expected a new or empty folder, found content. Choose another folder.")
+    store = Store(root, params)
+    version = resolve(store, uri)
+    stored = StoredFiles(store, version)
+    pinned = stored.check_manifest()
+    if not pinned.ok:
+        raise RegistryError(f"{version.uri}: {pinned.problem()} What it names cannot be trusted; nothing was restored.")
+    manifest = stored.manifest()
+    paths = all_paths(manifest)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{to.name}.restore-", dir=to.parent))
+    try:
+        draft.chmod(0o755)
+        _fill(ObjectStore(root), draft, to, manifest, paths)
+        commit_git(draft, f"Restore {version.uri}")
+        draft.rename(to)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return {"model_uri": version.uri, "to": str(to), "objects": paths}
+
+
+def _fill(source: ObjectStore, draft: Path, to: Path, manifest: Mapping[str, Any], paths: Mapping[str, str]) -> None:
+    """Texts, then objects into a cache of the draft's own, then a checkout, then a re-hash of every file."""
+    for name, entry in manifest["texts"].items():
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(draft / name, entry["text"].encode())
+    init_versioning(draft, source.remote_url or str(to / ".plumbline" / "remote"))
+    target = ObjectStore(draft)
+    for digest in sorted({item for path in paths.values() for item in source.reachable(path)}):
+        source.fetch(digest, target.cache_path(digest))
+    Versions(draft).checkout()
+    checks = [
+        check
+        for path, digest in paths.items()
+        for check in check_tree(draft / path, target.files(digest), path, "data", "restored")
+    ]
+    bad = [check.problem() for check in checks if not check.ok]
+    if bad:
+        raise VersioningError(f"restored files are not what was registered: {' '.join(bad[:3])}")

@@ -1,0 +1,92 @@
+"""Rewards of responses under a trained reward model.
+
+transformers' sequence-classification models read the reward at the rightmost token that is not
+`config.pad_token_id`. Every sequence here ends with the end-of-assistant token of the chat template, so the
+reading is right for any padding id other than that one, wherever else the id may stand in the text.
+`padding_id` chooses such an id; with pad and eos one token, the tokenizer's own would cut the end off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import orjson
+import torch
+
+from data_contracts.errors import ModelError
+from data_contracts.records import Message
+from tasks.models.chat import encode_all, end_token_id
+from tasks.models.loading import load_reward, load_tokenizer
+from tasks.models.logps import length_sorted_batches, pad_right, refuse_too_long
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FACTS = "reward.json"
+"""Beside the weights: max_length (tokens), mean and standard deviation of rewards on training responses."""
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token id to pad scored sequences with: the pad, unk or bos token, or any other, but never the end token."""
+    end = end_token_id(tokenizer)
+    candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, 0, 1)
+    return next(int(token) for token in candidates if token is not None and token != end)
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model ready to score. `mean` and `std` are those of its rewards on training responses."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    mean: float
+    std: float
+    batch_size: int = 64
+
+    @classmethod
+    def load(cls, folder: Path, *, batch_size: int = 64, trust_remote_code: bool = False) -> Self:
+        """Load what `train_reward` wrote. Raises `ModelError` when the folder holds no reward model."""
+        try:
+            facts = orjson.loads((folder / FACTS).read_bytes())
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise ModelError(
+                f"{folder}: expected a reward model with a readable {FACTS}, found {error}. "
+                "Run the stage `reward`, or restore the folder (`dvc checkout`)."
+            ) from error
+        model = load_reward(folder, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        return cls(model.eval(), tokenizer, facts["max_length"], facts["mean"], facts["std"], batch_size)
+
+    def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
+        """Reward of each response to its prompt, in the order given.
+
+        Raises `ModelError` when prompt and response exceed `max_length` tokens: split such pairs off first
+        (`chat.split_by_context`).
+        """
+        pairs = encode_all(self.tokenizer, prompts, responses)
+        return score_tokens(self.model, [head + tail for head, tail in pairs], self.max_length, self.batch_size)
+
+
+@torch.no_grad()
+def score_tokens(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], max_length: int, batch_size: int
+) -> list[float]:
+    """Reward of each token sequence, in the order given; naive equivalent: a forward a sequence, last position."""
+    lengths = [len(sequence) for sequence in sequences]
+    refuse_too_long(lengths, max_length)
+    rewards = [0.0] * len(sequences)
+    was_training = model.training
+    model.eval()
+    try:
+        for rows in length_sorted_batches(lengths, batch_size):
+            ids, mask = pad_right([sequences[row] for row in rows], model.config.get_text_config().pad_token_id)
+            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+            for row, reward in zip(rows, output.logits[:, 0].float().tolist(), strict=True):  # logits: (B, 1)
+                rewards[row] = reward
+    finally:
+        model.train(was_training)
+    return rewards

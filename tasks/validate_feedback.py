@@ -1,0 +1,27 @@
+"""Stage `validate`: read every raw batch and hold it to the contract."""
+
+from __future__ import annotations
+
+from tasks.feedback.params import FeedbackParams
+from tasks.feedback.validate import raw_batches, validate
+from tasks.stage import Facts, Stage, StageContext
+
+
+def validate_feedback(context: StageContext, *, feedback: FeedbackParams) -> Facts:
+    """Sort every raw row into accepted or quarantined, with a reason."""
+    batches = [
+        *raw_batches(context.dep("raw"), within=context.root),
+        *raw_batches(context.dep("world") / "feedback", within=context.root),
+    ]
+    return validate(batches, feedback, context.folder, report_to=context.work, progress=context.progress)
+
+
+STAGE = Stage(
+    name="validate",
+    title="Validate feedback",
+    body=validate_feedback,
+    deps={"raw": "data/raw", "world": "data/world"},
+    params=("feedback",),
+    out="data/validated",
+    contract="validated_feedback",
+)

@@ -1,0 +1,147 @@
+"""What git knows: the commit and uncommitted changes of a workspace, and which program is running."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from data_contracts.errors import VersioningError
+
+PACKAGES = ("data_contracts", "flows", "tasks")
+# Written by the program itself, and recorded by hash elsewhere: not a person's change.
+_OWN_FILES = (":(exclude,glob)**/dvc.lock", ":(exclude,glob)**/*.dvc", ":(exclude,glob)**/.gitignore")
+_MAX_DIFF_BYTES = 4 << 20
+_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceState:
+    """Commit of a workspace (None before the first) and what a person changed since, as a diff."""
+
+    commit: str | None
+    dirty: bool
+    diff: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON-able facts."""
+        return asdict(self)
+
+
+def run_git(root: Path, *arguments: str, env: dict[str, str] | None = None) -> str:
+    """Run git in `root`, independent of the caller's GIT_* variables, and return its output.
+
+    Raises `VersioningError` when git is missing or refuses.
+    """
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", os.fspath(root), *arguments],
+            env={**clean, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", **(env or {})},
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise VersioningError("git: expected on PATH, found none. Install git and run again.") from error
+    except subprocess.TimeoutExpired as error:
+        raise VersioningError(f"git {arguments[0]} in {root}: no answer within {_TIMEOUT_S} s.") from error
+    if done.returncode != 0:
+        note = done.stderr.decode(errors="replace").strip()[:400]
+        raise VersioningError(f"git {' '.join(arguments)} in {root} failed: {note}")
+    return done.stdout.decode(errors="replace")
+
+
+def head_commit(root: Path) -> str | None:
+    """The commit of HEAD, or None before the first one."""
+    try:
+        return run_git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}").strip()
+    except VersioningError:
+        return None
+
+
+def is_dirty(root: Path) -> bool:
+    """Whether a person changed anything since the last commit; files that the program writes do not count."""
+    return bool(run_git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *_OWN_FILES).strip())
+
+
+def workspace_state(root: Path) -> WorkspaceState:
+    """Commit, and the diff that leads from it to the present files, untracked ones included."""
+    dirty = is_dirty(root)
+    return WorkspaceState(head_commit(root), dirty, _diff(root) if dirty else "")
+
+
+def _diff(root: Path) -> str:
+    """`git diff` of everything not ignored, through an index and objects of its own: the repository is not touched."""
+    objects = run_git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").strip()
+    with tempfile.TemporaryDirectory() as scratch:
+        env = {
+            "GIT_INDEX_FILE": f"{scratch}/index",
+            "GIT_OBJECT_DIRECTORY": scratch,
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
+        }
+        base = head_commit(root) or run_git(root, "hash-object", "-w", "-t", "tree", os.devnull, env=env).strip()
+        run_git(root, "read-tree", base, env=env)
+        run_git(root, "add", "--all", "--", ".", env=env)
+        diff = run_git(root, "diff", "--cached", "--binary", base, "--", ".", *_OWN_FILES, env=env)
+    if len(diff) > _MAX_DIFF_BYTES:
+        raise VersioningError(
+            f"{root}: uncommitted changes are {len(diff) >> 20} MiB as a diff, expected at most "
+            f"{_MAX_DIFF_BYTES >> 20} MiB. Commit them, or name large files in .gitignore, and run again."
+        )
+    return diff
+
+
+def commit_git(root: Path, message: str) -> str:
+    """Commit everything that is not ignored and return the commit; an unchanged tree keeps its commit.
+
+    Where no identity is configured, a neutral one is used for this commit only.
+    """
+    run_git(root, "add", "--all")
+    head = head_commit(root)
+    if head is not None and not run_git(root, "status", "--porcelain").strip():
+        return head
+    identity = []
+    for key, value in (("user.name", "plumbline"), ("user.email", "plumbline@localhost")):
+        try:
+            run_git(root, "config", "--get", key)
+        except VersioningError:
+            identity += ["-c", f"{key}={value}"]
+    run_git(root, *identity, "commit", "--quiet", "--no-verify", "--message", message)
+    return run_git(root, "rev-parse", "HEAD").strip()
+
+
+def commit_is_sound(root: Path, commit: str) -> bool:
+    """Whether git still has the commit and everything it reaches, every object hashing to its name."""
+    try:
+        run_git(root, "cat-file", "-e", f"{commit}^{{commit}}")
+        run_git(root, "fsck", "--full", "--no-dangling", "--no-reflogs", "--no-progress", commit)
+    except VersioningError:
+        return False
+    return True
+
+
+@cache
+def program_identity() -> dict[str, str | None]:
+    """The running program: version, SHA-256 over its source files (path and content), commit if in a checkout."""
+    home = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for file in sorted((home / package).rglob("*.py")):
+            digest.update(f"{file.relative_to(home).as_posix()} ".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    try:
+        number: str | None = version("plumbline")
+    except PackageNotFoundError:
+        number = None
+    return {
+        "version": number,
+        "source_sha256": digest.hexdigest(),
+        "git_commit": head_commit(home) if (home / ".git").exists() else None,
+    }

@@ -1,0 +1,199 @@
+"""The objects behind DVC hashes: every copy in cache and remote, re-hashed from its bytes.
+
+DVC trusts a protected cache file and remembers hashes by time stamp; an audit may not. Here each
+copy is read again. A hash is an md5, of a file's bytes or, ending in ".dir", of the JSON listing of
+a folder: [{"md5", "relpath"}, ...].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from data_contracts.errors import VersioningError
+from data_contracts.verification import HashCheck
+from tasks.versioning.lock import current_hashes
+from tasks.versioning.repo import silence
+
+_CHUNK = 1 << 20
+_DIR = ".dir"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One store of objects by hash: `odb` is DVC's object database over any file system."""
+
+    where: str
+    odb: Any
+
+    def open(self, digest: str) -> IO[bytes] | None:
+        """The stored bytes, or None where there is no such object."""
+        try:
+            stream: IO[bytes] = self.odb.fs.open(self.odb.oid_to_path(digest), "rb")
+        except FileNotFoundError:
+            return None
+        return stream
+
+
+class ObjectStore:
+    """Cache and default remote of one workspace, read-only."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._places = _places(self.root)
+
+    @property
+    def remote_url(self) -> str | None:
+        """Where the default remote is, or None without one."""
+        return next((str(place.odb.path) for place in self._places if place.where == "remote"), None)
+
+    def check(self, digest: str, name: str, kind: str) -> list[HashCheck]:
+        """Re-hash every copy of one object; one failed check where there is none at all."""
+        checks = []
+        for place in self._places:
+            stream = place.open(digest)
+            if stream is not None:
+                with stream:
+                    checks.append(HashCheck(name, kind, _bare(digest), place.where, _md5(stream)))
+        return checks or [HashCheck(name, kind, _bare(digest), "cache and remote", None)]
+
+    def check_path(self, digest: str, name: str, kind: str) -> list[HashCheck]:
+        """Re-hash a file, or a folder's listing and each file in it, in every place that has it."""
+        if not digest.endswith(_DIR):
+            return self.check(digest, name, kind)
+        checks = self.check(digest, f"{name}/", "listing")
+        if any(check.ok for check in checks):
+            for relative, file in self.listing(digest).items():
+                checks += self.check(file, f"{name}/{relative}", kind)
+        return checks
+
+    def check_workspace(self, digest: str, name: str, kind: str) -> list[HashCheck]:
+        """Re-hash the workspace's copy of a path, if the workspace still claims to hold this version of it.
+
+        Nothing can be compared where no copy of a folder's listing is intact: `check_path` reports that.
+        """
+        if current_hashes(self.root).get(name) != digest or not (self.root / name).exists():
+            return []
+        if digest.endswith(_DIR) and not any(check.ok for check in self.check(digest, name, kind)):
+            return []
+        return check_tree(self.root / name, self.files(digest), name, kind, "workspace")
+
+    def listing(self, digest: str) -> dict[str, str]:
+        """Files of a folder: relative path -> md5. Raises `VersioningError` when no intact copy exists."""
+        entries = orjson.loads(self.read(digest))
+        return {entry["relpath"]: entry["md5"] for entry in sorted(entries, key=lambda entry: entry["relpath"])}
+
+    def files(self, digest: str) -> dict[str, str]:
+        """As `listing`; a single file is named "."."""
+        return self.listing(digest) if digest.endswith(_DIR) else {".": digest}
+
+    def read(self, digest: str) -> bytes:
+        """Bytes of an intact copy. Raises `VersioningError` when there is none."""
+        for place in self._places:
+            stream = place.open(digest)
+            if stream is not None:
+                with stream:
+                    data = stream.read()
+                if hashlib.md5(data, usedforsecurity=False).hexdigest() == _bare(digest):
+                    return data
+        raise _lost(digest)
+
+    def cache_path(self, digest: str) -> Path:
+        """Where the cache keeps, or would keep, an object. Never write through it to change one."""
+        return Path(self._places[0].odb.oid_to_path(digest))
+
+    @contextmanager
+    def local_files(self, digest: str, names: Collection[str]) -> Iterator[dict[str, Path]]:
+        """Readable files of a folder, those of `names` that it has: in the cache, or fetched for the while."""
+        with tempfile.TemporaryDirectory() as scratch:
+            files = {}
+            for name, file in self.listing(digest).items():
+                if name in names:
+                    files[name] = self.cache_path(file)
+                    if not files[name].is_file():
+                        files[name] = Path(scratch) / name
+                        self.fetch(file, files[name])
+            yield files
+
+    def fetch(self, digest: str, target: Path) -> None:
+        """Write an intact copy of one object to `target`. Raises `VersioningError` when there is none."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for place in self._places:
+            stream = place.open(digest)
+            if stream is None:
+                continue
+            with stream, target.open("wb") as file:
+                shutil.copyfileobj(stream, file, _CHUNK)
+            with target.open("rb") as file:
+                if _md5(file) == _bare(digest):
+                    return
+            target.unlink()
+        raise _lost(digest)
+
+    def reachable(self, digest: str) -> Iterator[str]:
+        """The hash itself and, of a folder, those of all its files."""
+        yield digest
+        if digest.endswith(_DIR):
+            yield from sorted(set(self.listing(digest).values()))
+
+
+def check_tree(folder: Path, files: dict[str, str], name: str, kind: str, where: str) -> list[HashCheck]:
+    """Re-hash a folder (or, for {".": md5}, a file) on disk; a file that should not be there fails too."""
+    checks = []
+    for relative, digest in files.items():
+        path = folder / relative
+        found = _md5_of(path) if path.is_file() else None
+        checks.append(HashCheck(os.path.normpath(f"{name}/{relative}"), kind, digest, where, found))
+    if "." not in files:
+        present = (item.relative_to(folder).as_posix() for item in sorted(folder.rglob("*")) if item.is_file())
+        extra = [relative for relative in present if relative not in files]
+        checks += [HashCheck(f"{name}/{item}", kind, "no such file", where, "an extra file") for item in extra]
+    return checks
+
+
+def _places(root: Path) -> list[_Place]:
+    silence()
+    from dvc.config import NoRemoteError
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(os.fspath(root)) as repo:
+            places = [_Place("cache", repo.cache.local)]
+            with suppress(NoRemoteError):
+                places.append(_Place("remote", repo.cloud.get_remote_odb()))
+    except DvcException as error:
+        raise VersioningError(f"{root}: cannot open its DVC cache and remote: {error}") from error
+    return places
+
+
+def _md5(stream: IO[bytes]) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _md5_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return _md5(file)
+
+
+def _bare(digest: str) -> str:
+    return digest.removesuffix(_DIR)
+
+
+def _lost(digest: str) -> VersioningError:
+    return VersioningError(
+        f"{digest}: no intact copy in cache or remote. If another clone or backup has it, `dvc push` there "
+        f"and run again."
+    )

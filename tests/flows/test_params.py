@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_contracts.errors import ParamsError, UsageError
+from flows.params import PARAMS_FILE, Params, load_params, render_defaults, save_params
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / PARAMS_FILE).write_text(render_defaults())
+    return tmp_path
+
+
+def test_the_rendered_defaults_are_the_defaults(root: Path) -> None:
+    assert load_params(root)[0] == Params()
+
+
+def test_every_key_is_documented(root: Path) -> None:
+    """A comment stands above each key of the rendered file."""
+    lines = render_defaults().splitlines()
+    bare = [
+        line
+        for before, line in zip(lines, lines[1:], strict=False)
+        if ":" in line and not line.lstrip().startswith(("#", "-")) and not before.lstrip().startswith("#")
+    ]
+    assert bare == []
+
+
+def test_overlays_then_settings_win_and_are_written_back_with_comments(root: Path) -> None:
+    overlay = root / "overlay.yaml"
+    overlay.write_text("seed: 3\nfinetune:\n  dpo:\n    beta: 0.2\n")
+    params, document = load_params(root, [overlay], ["finetune.dpo.beta=0.3"])
+    assert (params.seed, params.finetune.dpo.beta) == (3, 0.3)
+
+    changed = save_params(root, document)
+    assert changed == ["seed: 17 -> 3", f"finetune.dpo.beta: {Params().finetune.dpo.beta!r} -> 0.3"]
+    assert load_params(root)[0] == params
+    text = (root / PARAMS_FILE).read_text()
+    assert text.count("#") == render_defaults().count("#")
+
+
+def test_writing_back_without_a_change_leaves_the_bytes(root: Path) -> None:
+    before = (root / PARAMS_FILE).read_bytes()
+    _, document = load_params(root, [], ["seed=17"])
+    assert save_params(root, document) == []
+    assert (root / PARAMS_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("finetune.dpo.betta=0.1", r"finetune\.dpo\.betta: unknown key; did you mean 'finetune\.dpo\.beta'\?"),
+        ("finetune.dpo.beta=-1", r"finetune\.dpo\.beta: Input should be greater than 0; found -1"),
+        ("threads=0", "threads: Input should be greater than or equal to 1; found 0"),
+        ("finetune.method=ppa", "finetune.method: Input should be 'dpo'; found 'ppa'"),
+        ("finetune=3", "finetune is a section with keys"),
+        ("seed", "expected KEY=VALUE"),
+        ("seed=[1", "not readable as YAML"),
+        ("nonsense=1", "nonsense: unknown key; known keys: seed"),
+    ],
+)
+def test_a_wrong_setting_names_key_value_and_remedy(root: Path, setting: str, message: str) -> None:
+    with pytest.raises(ParamsError, match=message) as caught:
+        load_params(root, [], [setting])
+    assert caught.value.exit_code == 2
+
+
+def test_a_wrong_key_in_the_file_names_file_and_line(root: Path) -> None:
+    path = root / PARAMS_FILE
+    lines = path.read_text().splitlines()
+    number = next(index for index, line in enumerate(lines) if line.startswith("threads:"))
+    lines[number] = "threats: 1"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ParamsError, match=rf"params\.yaml:{number + 1}: threats: unknown key; did you mean 'threads'"):
+        load_params(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("seed: [", "could not read it"), ("- 1\n", "expected a YAML mapping of params, found")]
+)
+def test_an_unreadable_file_is_named(root: Path, text: str, message: str) -> None:
+    (root / PARAMS_FILE).write_text(text)
+    with pytest.raises(ParamsError, match=message):
+        load_params(root)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="plumbline init"):
+        load_params(tmp_path)

@@ -1,0 +1,49 @@
+"""Params section `feedback`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.feedback.params import FeedbackParams
+
+
+def test_defaults() -> None:
+    assert FeedbackParams().model_dump() == {
+        "path": None,
+        "source": "human_pairs",
+        "quarantine_threshold": 0.1,
+        "on_single_label": "stop",
+        "single_label_rows": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"quarantine_threshold": 1.1},
+        {"quarantine_threshold": -0.1},
+        {"on_single_label": "ignore"},
+        {"single_label_rows": 1},
+        {"source": "rankings"},
+        {"treshold": 0.1},
+    ],
+)
+def test_wrong_values_and_unknown_keys(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        FeedbackParams.model_validate(wrong)
+
+
+def test_every_field_is_described() -> None:
+    assert all(field.description for field in FeedbackParams.model_fields.values())
+
+
+def test_params_import_no_heavy_library() -> None:
+    script = (
+        "import sys, tasks.feedback.params; "
+        "sys.exit(bool({'pyarrow', 'datasets', 'pandas', 'great_expectations', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_contracts.errors import StageError
+from data_contracts.records import CuratedPair
+from tasks.finetuning.pairs import tokenise_pairs
+from tasks.finetuning.params import DpoParams, ValidationParams
+from tasks.finetuning.validation import Validation, draw_pairs, open_arena, share_won
+from tasks.models.chat import encode_prompts
+from tasks.models.loading import load_policy, load_tokenizer
+from tasks.models.sampling import sample
+
+PARAMS = DpoParams(validation=ValidationParams(pairs=5, prompts=4, max_new_tokens=6), eval_batch_size=3)
+
+
+def moved(model: Any) -> Any:
+    """A copy with other weights."""
+    other = copy.deepcopy(model)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for tensor in other.parameters():
+            tensor += 0.1 * torch.randn_like(tensor)
+    return other
+
+
+def naive_logps(model: Any, head: list[int], tail: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        table = torch.log_softmax(model(torch.tensor([head + tail])).logits[0], dim=-1)  # (T, V)
+    return torch.stack([table[len(head) + place - 1, token] for place, token in enumerate(tail)])
+
+
+def test_ties_count_half() -> None:
+    """One won, one lost, two ties of four: (1 + 0 + 0.5 + 0.5) / 4 = 0.5; without the loss 2 / 3."""
+    assert share_won(torch.tensor([1.0, -2.0, 0.0, 0.0])) == 0.5
+    assert share_won(torch.tensor([1.0, 0.0, 0.0])) == pytest.approx(2 / 3)
+
+
+def test_metrics_against_naive_ones(reference: Path, pairs: Callable[..., list[CuratedPair]]) -> None:
+    """Every figure once more, one sequence at a time with a full forward and log-softmax."""
+    model, tokenizer = load_policy(reference), load_tokenizer(reference)
+    shown = tokenise_pairs(pairs(9, seed=6), tokenizer, 64)
+    policy = moved(model)
+
+    def both(under: Any, each: Any) -> torch.Tensor:
+        sides = (each.chosen_ids, each.rejected_ids)
+        return torch.stack([naive_logps(under, each.prompt_ids, ids).sum() for ids in sides])
+
+    def judge(prompts: Any, responses: Any) -> list[float]:
+        return [float(len(response.split())) for response in responses]
+
+    before = torch.stack([both(model, each) for each in shown.tokens])
+    arena = open_arena(model, tokenizer, shown, judge, PARAMS, context=64, seed=3)
+    assert arena is not None
+    metrics = Validation(tokenizer, shown, before, 0.1, 64, 3, arena).measure(policy)
+
+    after = torch.stack([both(policy, each) for each in shown.tokens])
+    ratios = after - before
+    margins = 0.1 * (ratios[:, 0] - ratios[:, 1])
+    assert metrics["preference_accuracy"] == pytest.approx(float((margins > 0).double().mean()))
+    assert metrics["margin"] == pytest.approx(float(margins.mean()), abs=1e-5)
+
+    settings = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "seed": 3, "batch_size": 3}
+    prompts = arena.prompts
+    mine, theirs = (sample(each, tokenizer, prompts, **settings) for each in (policy, model))
+    lengths = [(len(one.text.split()), len(other.text.split())) for one, other in zip(mine, theirs, strict=True)]
+    won = [1.0 if one > other else 0.5 if one == other else 0.0 for one, other in lengths]
+    assert metrics["win_rate"] == pytest.approx(sum(won) / len(won))
+    heads = encode_prompts(tokenizer, prompts)
+    logs = [
+        naive_logps(policy, head, list(each.token_ids)) - naive_logps(model, head, list(each.token_ids))
+        for head, each in zip(heads, mine, strict=True)
+    ]
+    assert metrics["kl_per_token"] == pytest.approx(float(torch.cat(logs).mean()), abs=1e-5)
+
+
+def test_policy_equal_to_the_reference(reference: Path, pairs: Callable[..., list[CuratedPair]]) -> None:
+    """The same weights draw the same tokens, so every duel is a tie and the KL is 0; measuring leaves the model
+    in the mode it was in."""
+    model, tokenizer = load_policy(reference), load_tokenizer(reference)
+    shown = tokenise_pairs(pairs(9, seed=6), tokenizer, 64)
+    arena = open_arena(model, tokenizer, shown, lambda p, r: [float(len(t)) for t in r], PARAMS, context=64, seed=3)
+    validation = Validation(tokenizer, shown, torch.zeros(9, 2), 0.1, 64, 3, arena)
+    model.train()
+    metrics = validation.measure(model)
+    assert metrics["win_rate"] == 0.5
+    assert metrics["kl_per_token"] == pytest.approx(0.0, abs=1e-6)
+    assert model.training
+
+
+def test_draw_is_seeded_and_bounded(reference: Path, pairs: Callable[..., list[CuratedPair]]) -> None:
+    tokenised = tokenise_pairs(pairs(20, seed=6), load_tokenizer(reference), 64)
+    one, again, other = (draw_pairs(tokenised, PARAMS, seed).pairs for seed in (1, 1, 2))
+    assert len(one) == 5
+    assert one == again != other
+
+
+@pytest.mark.parametrize(
+    ("scores", "context", "message"),
+    [
+        ([float("nan")] * 4, 64, "4 finite scores from the judge"),
+        ([1.0], 64, "found shape \\(1,\\)"),
+        ([1.0] * 4, 8, "room for 6 new tokens in a context of 8, found none"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(
+    reference: Path, pairs: Callable[..., list[CuratedPair]], scores: list[float], context: int, message: str
+) -> None:
+    tokenizer = load_tokenizer(reference)
+    shown = tokenise_pairs(pairs(9, seed=6), tokenizer, 64)
+    with pytest.raises(StageError, match=message):
+        open_arena(load_policy(reference), tokenizer, shown, lambda p, r: scores, PARAMS, context=context, seed=3)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_contracts.artifact import sha256_file
+from data_contracts.errors import ModelError, ParamsError
+from data_contracts.progress import silent
+from data_contracts.records import CuratedPair
+from tasks.models.chat import end_token_id
+from tasks.models.loading import load_tokenizer
+from tasks.rewards.bradley_terry import train_reward
+from tasks.rewards.params import RewardParams
+from tasks.rewards.scoring import RewardModel, padding_id
+
+Pairs = tuple[list[CuratedPair], list[CuratedPair]]
+PARAMS = RewardParams(epochs=4, batch_size=8, learning_rate=5e-3, evaluations=4)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing of the trainer's own runs after it."""
+
+
+def train(init: Path, pairs: Pairs, at: Path, params: RewardParams = PARAMS, progress: Any = silent) -> dict[str, Any]:
+    (at / "folder").mkdir(parents=True, exist_ok=True)
+    return train_reward(init, *pairs, params, 7, 1, at / "folder", at / "work", progress)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def trained(policy_folder: Path, pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    at = tmp_path_factory.mktemp("trained")
+    return at / "folder", train(policy_folder, pairs, at)
+
+
+def test_learns_what_the_pairs_say(trained: tuple[Path, dict[str, Any]], pairs: Pairs) -> None:
+    """72 pairs in batches of 8 for 4 epochs are 36 steps; one word decides, so held-out accuracy nears 1."""
+    folder, facts = trained
+    assert facts["steps"] == 36
+    assert facts["pairs"] == {"train": 72, "validation": 20}
+    assert facts["too_long"] == {"train": 0, "validation": 0}
+    model = RewardModel.load(folder)
+    prompts = [pair.prompt for pair in pairs[1]]
+    chosen = model.score(prompts, [pair.chosen for pair in pairs[1]])
+    rejected = model.score(prompts, [pair.rejected for pair in pairs[1]])
+    accuracy = statistics.fmean(one > other for one, other in zip(chosen, rejected, strict=True))
+    assert accuracy >= 0.9
+    assert facts["validation_accuracy"] >= 0.9
+
+
+def test_mean_and_spread_are_those_of_the_training_responses(
+    trained: tuple[Path, dict[str, Any]], pairs: Pairs
+) -> None:
+    model = RewardModel.load(trained[0])
+    prompts = [pair.prompt for pair in pairs[0]] * 2
+    rewards = model.score(prompts, [pair.chosen for pair in pairs[0]] + [pair.rejected for pair in pairs[0]])
+    assert model.mean == pytest.approx(statistics.fmean(rewards), abs=1e-5)
+    assert model.std == pytest.approx(statistics.pstdev(rewards), abs=1e-5)
+
+
+def test_the_curve_holds_training_and_validation_and_no_clock(trained: tuple[Path, dict[str, Any]]) -> None:
+    rows = [json.loads(line) for line in (trained[0] / "training.jsonl").read_text().splitlines()]
+    assert sum("validation_accuracy" in row for row in rows) == 4
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert not [name for row in rows for name in row if "runtime" in name or "per_second" in name]
+
+
+def test_two_runs_give_the_same_bytes(
+    trained: tuple[Path, dict[str, Any]], policy_folder: Path, pairs: Pairs, tmp_path: Path
+) -> None:
+    torch.rand(100)  # whatever ran before must not matter
+    facts = train(policy_folder, pairs, tmp_path)
+    assert digests(tmp_path / "folder") == digests(trained[0])
+    assert facts == trained[1]
+    for file in (tmp_path / "folder").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize("killed_at", [20, 36])
+def test_a_killed_run_resumes_to_the_same_bytes(
+    trained: tuple[Path, dict[str, Any]], policy_folder: Path, pairs: Pairs, tmp_path: Path, killed_at: int
+) -> None:
+    """Checkpoints fall on steps 9, 18, 27, 36; a kill in step 20 resumes from 18."""
+    steps: list[int] = []
+
+    def kill(done: int, total: int, note: str) -> None:
+        steps.append(done)
+        if done == killed_at and len(steps) == killed_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(policy_folder, pairs, tmp_path, progress=kill)
+    assert list((tmp_path / "folder").iterdir()) == []
+    facts = train(policy_folder, pairs, tmp_path, progress=kill)
+    assert steps[killed_at] == (18 if killed_at == 20 else 27) + 1
+    assert digests(tmp_path / "folder") == digests(trained[0])
+    assert facts == trained[1]
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    trained: tuple[Path, dict[str, Any]], policy_folder: Path, pairs: Pairs, tmp_path: Path
+) -> None:
+    train(policy_folder, pairs, tmp_path)
+    shutil.rmtree(tmp_path / "folder")
+    last = max((tmp_path / "work").rglob("checkpoint-36"))
+    optimiser = last / "optimizer.pt"
+    optimiser.write_bytes(optimiser.read_bytes()[:100])
+    seen: list[int] = []
+    train(policy_folder, pairs, tmp_path, progress=lambda done, total, note: seen.append(done))
+    assert seen[0] == 28
+    assert digests(tmp_path / "folder") == digests(trained[0])
+
+
+def test_other_params_do_not_resume_what_was_begun(policy_folder: Path, pairs: Pairs, tmp_path: Path) -> None:
+    train(policy_folder, pairs, tmp_path, PARAMS.model_copy(update={"epochs": 1.0}))
+    seen: list[int] = []
+    train(
+        policy_folder,
+        pairs,
+        tmp_path,
+        PARAMS.model_copy(update={"epochs": 1.0, "learning_rate": 1e-4}),
+        progress=lambda done, total, note: seen.append(done),
+    )
+    assert seen[0] == 1
+
+
+def test_pairs_beyond_the_context_are_counted_and_none_left_is_an_error(
+    policy_folder: Path, pairs: Pairs, tmp_path: Path
+) -> None:
+    """The context is 128 tokens; 200 words are more."""
+    long = pairs[0][0].model_copy(update={"rejected": "no " * 200})
+    params = RewardParams(epochs=1, batch_size=8, evaluations=1)
+    facts = train(policy_folder, ([*pairs[0][:16], long], pairs[1]), tmp_path, params)
+    assert facts["too_long"] == {"train": 1, "validation": 0}
+    assert facts["pairs"]["train"] == 16
+    with pytest.raises(ModelError, match="Expected validation pairs of at most 128 tokens, found none among 1"):
+        train(policy_folder, (pairs[0], [long]), tmp_path / "none", params)
+
+
+def test_trainer_args_reach_trl_and_unknown_or_owned_ones_are_refused(
+    policy_folder: Path, pairs: Pairs, tmp_path: Path
+) -> None:
+    with pytest.raises(ParamsError, match="no argument 'adam_beta_1', did you mean 'adam_beta1'"):
+        train(policy_folder, pairs, tmp_path, RewardParams(trainer_args={"adam_beta_1": 0.8}))
+    with pytest.raises(ValueError, match=r"trainer_args\.seed cannot be set here"):
+        RewardParams(trainer_args={"seed": 1})
+    with pytest.raises(ParamsError, match=r"reward\.trainer_args: TRL refuses"):
+        train(policy_folder, pairs, tmp_path, RewardParams(trainer_args={"lr_scheduler_type": "zigzag"}))
+    params = RewardParams(epochs=1, batch_size=8, evaluations=1, trainer_args={"max_steps": 3})
+    assert train(policy_folder, pairs, tmp_path, params)["steps"] == 3
+
+
+def test_every_owned_argument_is_one_of_trl() -> None:
+    from dataclasses import fields
+
+    from trl import RewardConfig
+
+    from tasks.rewards.params import OWNED_ARGS
+
+    assert OWNED_ARGS.keys() <= {field.name for field in fields(RewardConfig)}
+
+
+def test_story_model_whose_pad_is_eos(stories_folder: Path, pairs: Pairs, tmp_path: Path) -> None:
+    """Rewards are read at the end token </s> although the tokenizer's pad is the same token."""
+    params = RewardParams(epochs=1, batch_size=8, evaluations=1, trainer_args={"max_steps": 4})
+    train(stories_folder, pairs, tmp_path, params)
+    model = RewardModel.load(tmp_path / "folder", batch_size=5)
+    tokenizer = load_tokenizer(stories_folder)
+    assert tokenizer.pad_token_id == end_token_id(tokenizer) == 2
+    assert padding_id(tokenizer) == model.model.config.pad_token_id == 0
+    prompts, responses = [pair.prompt for pair in pairs[1]], [pair.chosen for pair in pairs[1]]
+    found = model.score(prompts, responses)
+    naive = [naive_reward(model, *pair) for pair in zip(prompts, responses, strict=True)]
+    assert found == pytest.approx(naive, abs=1e-5)
+    assert len(set(found)) > 1
+
+
+@torch.no_grad()
+def naive_reward(model: RewardModel, prompt: Any, response: str) -> float:
+    """One sequence without padding: the head applied to the hidden state of its very last token."""
+    from tasks.models.chat import encode
+
+    head, tail = encode(model.tokenizer, prompt, response)
+    assert tail[-1] == end_token_id(model.tokenizer)
+    hidden = model.model.model(torch.tensor([head + tail])).last_hidden_state[0, -1]
+    return float(model.model.score(hidden))

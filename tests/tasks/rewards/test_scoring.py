@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_contracts.artifact import write_json
+from data_contracts.errors import ModelError
+from data_contracts.records import Message
+from tasks.models.chat import encode, end_token_id, set_default_template
+from tasks.models.loading import load_reward, load_tokenizer, save_model, seed_everything
+from tasks.rewards.scoring import RewardModel, padding_id
+from tests.tasks.models.tiny_llama import build_tokenizer
+
+PROMPTS = [
+    (Message(role="user", content=text),) for text in ("one", "please refund the order", "a", "is one two", "no")
+]
+RESPONSES = ["yes please", "no", "the order is three two one", "", "a yes </s> no"]
+
+
+def build_reward(policy_folder: Path, folder: Path, tokenizer: Any) -> RewardModel:
+    seed_everything(0, 1)
+    model = load_reward(policy_folder, new_head=True)
+    model.config.pad_token_id = padding_id(tokenizer)
+    save_model(model, tokenizer, folder)
+    write_json(folder / "reward.json", {"max_length": 64, "mean": 0.5, "std": 2.0})
+    return RewardModel.load(folder, batch_size=3)
+
+
+@torch.no_grad()
+def naive(model: RewardModel, prompt: Any, response: str) -> float:
+    head, tail = encode(model.tokenizer, prompt, response)
+    hidden = model.model.model(torch.tensor([head + tail])).last_hidden_state[0, -1]
+    return float(model.model.score(hidden))
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "</s>", "<unk>"])
+def test_equals_one_forward_a_sequence_whatever_the_pad_token(policy_folder: Path, tmp_path: Path, pad: str) -> None:
+    """The last response holds the end token in its midst, the fourth is empty."""
+    tokenizer = build_tokenizer(pad=pad)
+    set_default_template(tokenizer)
+    model = build_reward(policy_folder, tmp_path, tokenizer)
+    assert load_tokenizer(tmp_path).pad_token == pad
+    expected = [naive(model, *pair) for pair in zip(PROMPTS, RESPONSES, strict=True)]
+    assert model.score(PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-5)
+    assert len({round(value, 4) for value in expected}) == 5
+    assert (model.mean, model.std) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize("special", [{"pad": "</s>", "unk": "</s>"}, {"pad": None}, {}])
+def test_the_padding_id_is_never_the_end_token(special: dict[str, Any]) -> None:
+    tokenizer = build_tokenizer(**special)
+    set_default_template(tokenizer)
+    assert padding_id(tokenizer) != end_token_id(tokenizer)
+
+
+def test_what_exceeds_the_length_is_refused_with_its_number(policy_folder: Path, tmp_path: Path) -> None:
+    model = build_reward(policy_folder, tmp_path, load_tokenizer(policy_folder))
+    with pytest.raises(ModelError, match=r"at most 64 tokens .* found 1 of 2 sequences longer"):
+        model.score(PROMPTS[:2], ["yes", "no " * 80])
+
+
+def test_a_folder_without_a_reward_model_is_refused(policy_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"expected a reward model with a readable reward\.json"):
+        RewardModel.load(policy_folder)
+    with pytest.raises(ModelError, match="expected a reward model"):
+        RewardModel.load(tmp_path)
+
+
+def test_nothing_to_score(policy_folder: Path, tmp_path: Path) -> None:
+    assert build_reward(policy_folder, tmp_path, load_tokenizer(policy_folder)).score([], []) == []

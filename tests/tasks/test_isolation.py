@@ -1,0 +1,148 @@
+"""Stages run in processes of their own; these tests start, kill and starve real ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_contracts.errors import ParamsError, StageError
+from data_contracts.params import Section
+from tasks.isolation import run_isolated
+from tasks.stage import Facts, Stage, StageContext
+
+
+class Toy(Section):
+    word: str = "hello"
+    wait_s: float = 0.0
+
+
+class ToyParams(Section):
+    toy: Toy = Toy()
+
+
+def write_word(context: StageContext, *, toy: Toy) -> Facts:
+    (context.work / "pid").write_text(str(os.getpid()))
+    context.progress(1, 2, "half")
+    time.sleep(toy.wait_s)
+    (context.folder / "word.txt").write_text(toy.word)
+    return {"letters": len(toy.word), "pid_leads_group": os.getpgid(0) == os.getpid()}
+
+
+def refuse(context: StageContext, *, toy: Toy) -> Facts:
+    raise ParamsError(f"toy.word: {toy.word} is not wanted")
+
+
+def break_down(context: StageContext, *, toy: Toy) -> Facts:
+    (context.folder / "half.txt").write_text("half")
+    raise RuntimeError("inner works")
+
+
+def fill_disk(context: StageContext, *, toy: Toy) -> Facts:
+    (context.folder / "half.txt").write_text("half")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def kill_itself(context: StageContext, *, toy: Toy) -> Facts:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def toy_stage(body: object, timeout_s: float | None = None) -> Stage:
+    return Stage("toy", "Toy", body, {}, ("toy",), "out/toy", "toy", timeout_s=timeout_s)  # type: ignore[arg-type]
+
+
+def test_a_stage_hands_back_its_artifact_and_progress(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    artifact = run_isolated(
+        toy_stage(write_word), tmp_path, ToyParams(), tmp_path / "log", lambda *report: seen.append(report)
+    )
+    assert artifact.facts == {"letters": 5, "pid_leads_group": True}
+    assert (artifact.path / "word.txt").read_text() == "hello"
+    assert seen == [(1, 2, "half")]
+
+
+def test_a_users_mistake_keeps_its_type_and_words(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="hello is not wanted"):
+        run_isolated(toy_stage(refuse), tmp_path, ToyParams(), tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (break_down, "RuntimeError: inner works"),
+        (fill_disk, "the disk is full"),
+        (kill_itself, "exit code -9"),
+    ],
+)
+def test_a_failed_stage_says_why_and_leaves_the_earlier_artifact(tmp_path: Path, body: object, message: str) -> None:
+    run_isolated(toy_stage(write_word), tmp_path, ToyParams(), tmp_path / "log")
+    with pytest.raises(StageError, match=message):
+        run_isolated(toy_stage(body), tmp_path, ToyParams(), tmp_path / "log")
+    assert (tmp_path / "out/toy/word.txt").read_text() == "hello"
+    run_isolated(toy_stage(write_word), tmp_path, ToyParams(), tmp_path / "log")
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["toy"]
+
+
+def test_the_traceback_is_in_the_log(tmp_path: Path) -> None:
+    with pytest.raises(StageError):
+        run_isolated(toy_stage(break_down), tmp_path, ToyParams(), tmp_path / "log")
+    assert "RuntimeError: inner works" in (tmp_path / "log").read_text()
+
+
+def test_a_timeout_ends_the_process(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="still running after"):
+        run_isolated(toy_stage(write_word, 3.0), tmp_path, ToyParams(toy=Toy(wait_s=600)), tmp_path / "log")
+    assert not psutil.pid_exists(int((tmp_path / ".plumbline/work/toy/pid").read_text()))
+
+
+def test_cancelling_ends_the_process(tmp_path: Path) -> None:
+    cancelled = threading.Event()
+    threading.Timer(2.0, cancelled.set).start()
+    with pytest.raises(StageError, match="another stage"):
+        run_isolated(
+            toy_stage(write_word), tmp_path, ToyParams(toy=Toy(wait_s=600)), tmp_path / "log", cancelled=cancelled
+        )
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_no_orphan_outlives_a_killed_parent(tmp_path: Path, trains: bool) -> None:
+    """The parent is killed with SIGKILL while its stage sleeps; the stage must end by itself."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys, pathlib
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import dataclasses, test_isolation as t
+        if __name__ == "__main__":
+            stage = dataclasses.replace(t.toy_stage(t.write_word), trains={trains})
+            root = pathlib.Path({str(tmp_path)!r})
+            t.run_isolated(stage, root, t.ToyParams(toy=t.Toy(wait_s=600)), root / "log")
+        """)
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    pid_file = tmp_path / ".plumbline/work/toy/pid"
+    try:
+        _until(lambda: pid_file.exists() and pid_file.read_text() != "")
+        child = int(pid_file.read_text())
+        assert psutil.pid_exists(child)
+    finally:
+        parent.kill()
+        parent.wait()
+    _until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+def _until(condition: object, seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
