@@ -21,7 +21,7 @@ class Output:
         if self.json:
             sys.stdout.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode() + "\n")
         else:
-            Console(soft_wrap=True, highlight=False).print(renderable, markup=False)
+            Console(highlight=False, markup=not isinstance(renderable, str)).print(renderable, soft_wrap=True)
 
     def remark(self, text: str) -> None:
         """Say something beside the result, on stderr."""

@@ -35,7 +35,7 @@ def evaluate_policy(
         threads=threads,
         folder=context.folder,
         progress=context.progress,
-        beta=read_artifact(context.dep("policy")).facts["beta"],
+        beta=read_artifact(context.dep("policy")).facts["settings"]["beta"],
         curves={name: path for name, path in curves.items() if path.is_file()},
         reward_audit=_audit(reward),
         trust_remote_code=reference_trust_remote_code,

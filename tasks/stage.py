@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,8 @@ _TEMPLATE = re.compile(r"\$\{([a-z_.]+)\}")
 class StageContext:
     """What a stage body is given besides its params.
 
-    `folder` is the draft of the artifact; `work` survives a kill (checkpoints, caches) and is
-    never an input of another stage; `logs` holds reports of a refused run.
+    `folder` is the draft of the artifact. `work` survives a kill and is never an input of another
+    stage: caches stay there, and `run-*` (checkpoints) goes once the artifact is whole.
     """
 
     root: Path
@@ -91,6 +92,8 @@ def execute(stage: Stage, root: Path, params: Section, progress: Progress = sile
         with writing(root / stage.out, contract=stage.contract, version=stage.version, parents=parents) as draft:
             context = StageContext(root, draft.path, work, deps, progress)
             draft.facts = stage.body(context, **_declared(stage, params))
+        for checkpoints in work.glob("run-*"):
+            shutil.rmtree(checkpoints)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StageError(

@@ -73,8 +73,6 @@ def train(trainer: Trainer, runs_in: Path) -> TrainerState:
 
     A run that early stopping had ended when it was killed takes no further step: its best checkpoint is loaded.
     """
-    # deterministic mode also fills every new tensor, a debugging aid that costs 2.4 times the step on CPU
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with named_failures(runs_in):
         checkpoint = newest_whole(runs_in)
         if checkpoint is None or stop_reason(read_state(checkpoint)["stateful_callbacks"]) is None:
