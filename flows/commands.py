@@ -57,6 +57,8 @@ def audit(root: Path, model: str | None, record: str | None, output: Output) -> 
     if record is not None:
         used = audit_lineage.audit_record(root, record, params.registry)
         output.result(asdict(used), audit_lineage.render_record(used))
+        if not used.found:
+            raise CheckFailed(f"record {record}: no dataset of any registered model has it ({used.searched} searched).")
         return
     report = audit_lineage.audit_model(root, str(model), params.registry)
     output.result(asdict(report), audit_lineage.render_tree(report))

@@ -15,7 +15,7 @@ from flows.params import Params, load_params
 from flows.stages import STAGES
 from tasks.ingest_feedback import ingest_feedback
 from tasks.isolation import warm_up
-from tasks.register_model import Registered, register_model
+from tasks.register_model import Registered, refuse_dirty, register_model
 from tasks.registry.runs import open_run
 from tasks.run_stage import Session, run_stage
 from tasks.stage import Stage, StageRecord, fill
@@ -32,6 +32,7 @@ def retrain(root: str = ".", overlays: Sequence[str] = (), settings: Sequence[st
     """
     workspace = Path(root).resolve()
     params, _ = load_params(workspace, [Path(name) for name in overlays], settings)
+    refuse_dirty(workspace, params.registry)
     warm_up()
     if params.feedback.path is not None:
         ingest_feedback(workspace, params.feedback.source, [params.feedback.path])

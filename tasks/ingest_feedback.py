@@ -16,6 +16,5 @@ def ingest_feedback(root: Path, source: str, paths: list[str]) -> list[Batch]:
     Raises `UsageError` for a missing, unreadable or empty file.
     """
     batches = [store_batch(path, source, root / RAW) for path in paths]
-    if any(batch.new for batch in batches):
-        Versions(root).track(RAW)
+    Versions(root).track(RAW)  # also for known batches: a kill may have come between storing and tracking
     return batches

@@ -8,7 +8,6 @@ underscores: `reference.sft` arrives as `reference_sft`), and reaches its inputs
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import re
@@ -18,7 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_contracts.artifact import MANIFEST, Artifact, read_artifact, sha256_file, writing
+from data_contracts.artifact import (
+    MANIFEST,
+    Artifact,
+    full_disk_as_stage_error,
+    read_artifact,
+    sha256_file,
+    writing,
+)
 from data_contracts.errors import StageError
 from data_contracts.params import Section
 from data_contracts.progress import Progress, silent
@@ -86,7 +92,7 @@ def execute(stage: Stage, root: Path, params: Section, progress: Progress = sile
     """
     deps = {name: root / fill(path, params) for name, path in stage.deps.items()}
     work = root / ".plumbline" / "work" / stage.name
-    try:
+    with full_disk_as_stage_error(work):
         work.mkdir(parents=True, exist_ok=True)
         parents = {path.relative_to(root).as_posix(): digest_of(path) for path in deps.values()}
         with writing(root / stage.out, contract=stage.contract, version=stage.version, parents=parents) as draft:
@@ -94,14 +100,6 @@ def execute(stage: Stage, root: Path, params: Section, progress: Progress = sile
             draft.facts = stage.body(context, **_declared(stage, params))
         for checkpoints in work.glob("run-*"):
             shutil.rmtree(checkpoints)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StageError(
-                f"stage {stage.name}: the disk is full ({error}). Nothing half-written was left behind. "
-                f"Free space under {root} (`plumbline doctor` shows how much is left) and run again; "
-                f"finished stages are reused."
-            ) from error
-        raise
     return read_artifact(root / stage.out, contract=stage.contract)
 
 

@@ -10,7 +10,6 @@ Not covered: vision-language models, iterable datasets, a reference that moves (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +17,25 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from data_contracts.errors import ParamsError, StageError
-from tasks.finetuning.callbacks import LogTheLastStep, Patience, ReportFigures
+from data_contracts.errors import ParamsError
 from tasks.finetuning.methods import FinetuneInputs
-from tasks.finetuning.pairs import TokenisedPairs, TokenPair, digest_of_tokens, tokenise_pairs
 from tasks.finetuning.params import DpoParams, LoraParams
-from tasks.finetuning.reference_logps import reference_logps, weights_digest
-from tasks.finetuning.training import named_failures, named_rows, stop_reason, train, trainer_config
+from tasks.finetuning.reference_logps import reference_logps
 from tasks.finetuning.validation import Validation, draw_pairs, open_arena
-from tasks.models.checkpoints import run_folder
+from tasks.models.callbacks import Patience, stop_reason, usual_callbacks
+from tasks.models.checkpoints import run_folder, weights_digest
+from tasks.models.full_disk import full_disk_named
 from tasks.models.loading import context_length, load_policy, load_tokenizer, save_model, seed_everything
-from tasks.models.training import SealCheckpoints, library_versions, write_curve
+from tasks.models.pairs import TokenisedPairs, TokenPair, digest_of_tokens, fitting_pairs
+from tasks.models.trainer_args import trainer_config
+from tasks.models.training import curve_rows, library_versions, train, write_curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
 
 WHERE = "finetune.dpo"
+WATCHED = ("preference_accuracy", "win_rate")
+"""Validation metrics that early stopping looks at."""
 
 
 class PairTrainer(DPOTrainer):  # type: ignore[misc]
@@ -90,8 +92,8 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
     model = load_policy(inputs.reference, trust_remote_code=inputs.trust_remote_code)
     context = context_length(model.config, tokenizer)
     max_length = min(params.max_length, context)
-    training = _fitting(inputs.train, tokenizer, max_length, "training")
-    validation = _fitting(inputs.validation, tokenizer, max_length, "validation")
+    training = fitting_pairs(inputs.train, tokenizer, max_length, "training", WHERE)
+    validation = fitting_pairs(inputs.validation, tokenizer, max_length, "validation", WHERE)
     shown = draw_pairs(validation, params, inputs.seed)
 
     # 3. what π_ref says of the pairs, and how it answers validation prompts
@@ -139,9 +141,8 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
     state = train(trainer, runs_in)
 
     # 5. write
-    with named_failures(inputs.folder):
-        _save(trainer.model, tokenizer, inputs.folder)
-    rows = named_rows(state.log_history)
+    _save(trainer.model, tokenizer, inputs.folder)
+    rows = curve_rows(state.log_history)
     write_curve(inputs.folder, rows)
     return {
         "method": "dpo",
@@ -170,30 +171,13 @@ def _config(params: DpoParams, seed: int, folder: Path) -> DPOConfig:
         loss_type=[params.loss_type, "sft"] if mixed else [params.loss_type],
         loss_weights=[1.0, params.sft_weight] if mixed else None,
         label_smoothing=params.label_smoothing,
-        # pairs that do not fit were set aside; TRL would cut them
-        max_length=None,
         precompute_ref_log_probs=True,
         # TRL counts the adapter's dropout to the model's
         disable_dropout=params.lora is None or params.lora.dropout == 0,
-        per_device_eval_batch_size=params.eval_batch_size,
-        eval_strategy="steps",
-        eval_steps=params.eval_every,
-        save_steps=params.eval_every,
-        load_best_model_at_end=True,
         metric_for_best_model=f"eval_{params.best_by}",
-        greater_is_better=True,
+        # goes into the saved config.json; the trainer passes use_cache=False to each forward itself
+        use_cache=True,
     )
-
-
-def _fitting(pairs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, max_length: int, name: str) -> TokenisedPairs:
-    tokenised = tokenise_pairs(pairs, tokenizer, max_length)
-    if not tokenised.tokens:
-        raise StageError(
-            f"Expected {name} pairs of at most {max_length} tokens (prompt and longer response), found none among "
-            f"{len(pairs)}. Raise {WHERE}.max_length up to the model's context, take a base with a longer one, "
-            f"or lower curation's length limits."
-        )
-    return tokenised
 
 
 def _depends_on(
@@ -212,7 +196,7 @@ def _depends_on(
 
 
 def _libraries() -> dict[str, str]:
-    return library_versions() | {"peft": version("peft")}
+    return library_versions("peft")
 
 
 def _dataset(tokens: Sequence[TokenPair], logps: torch.Tensor) -> Dataset:
@@ -243,13 +227,8 @@ def _lora_config(lora: LoraParams | None) -> Any:
 
 def _callbacks(inputs: FinetuneInputs, params: DpoParams) -> list[Any]:
     stopping = params.early_stopping
-    return [
-        LogTheLastStep(),
-        SealCheckpoints(),
-        *([Patience(stopping.patience, stopping.min_delta)] if stopping else []),
-        # last, because a watcher may raise, and the checkpoint must be sealed by then
-        ReportFigures(inputs.progress),
-    ]
+    patience = [Patience(stopping.patience, stopping.min_delta, WATCHED)] if stopping else []
+    return [*patience, *usual_callbacks(inputs.progress)]
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -259,7 +238,8 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
         return
     # as it was loaded, this would be a path of this machine
     model.peft_config["default"].base_model_name_or_path = "models/reference"
-    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    with full_disk_named(folder):
+        model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
     save_model(model.merge_and_unload(), tokenizer, folder)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from data_contracts.params import Section
+from tasks.models.optimisation import EvaluatedOptimisation, Optimisation
 
 LossType = Literal[
     "sigmoid",
@@ -27,115 +28,14 @@ LossType = Literal[
 
 _SMOOTHED_LOSSES = ("exo_pair", "robust", "aot", "aot_unpaired")
 
-OWN_KEYS = {
-    "learning_rate": "lr",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "warmup_steps": "warmup_ratio",
-    "lr_scheduler_type": "lr_schedule",
-    "max_length": "max_length",
-    "bf16": "bf16",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "activation_checkpointing": "gradient_checkpointing",
-    "logging_steps": "log_every",
-}
-"""TRL arguments that have a key of their own in params: one way to say a thing."""
-
 DPO_KEYS = {
     "beta": "beta",
     "loss_type": "loss_type",
     "loss_weights": "sft_weight",
     "label_smoothing": "label_smoothing",
-    "per_device_eval_batch_size": "eval_batch_size",
-    "eval_steps": "eval_every",
-    "save_steps": "eval_every",
     "metric_for_best_model": "best_by",
-    "model_init_kwargs": "bf16",
 }
-
-OWNED_ARGS = frozenset(
-    {
-        "assistant_only_loss",
-        "completion_only_loss",
-        "data_seed",
-        "dataset_kwargs",
-        "dataset_num_proc",
-        "disable_tqdm",
-        "eval_delay",
-        "eval_on_start",
-        "eval_strategy",
-        "greater_is_better",
-        "ignore_data_skip",
-        "ld_alpha",
-        "load_best_model_at_end",
-        "logging_nan_inf_filter",
-        "logging_strategy",
-        "output_dir",
-        "packing",
-        "precompute_ref_batch_size",
-        "precompute_ref_log_probs",
-        "remove_unused_columns",
-        "report_to",
-        "restore_callback_states_from_checkpoint",
-        "resume_from_checkpoint",
-        "save_only_model",
-        "save_strategy",
-        "save_total_limit",
-        "seed",
-        "sync_ref_model",
-        "truncation_mode",
-        "trust_remote_code",
-        "use_cache",
-    }
-)
-"""TRL arguments that resuming, determinism or the frozen reference depend on: not to be set."""
-
-
-class Optimisation(Section):
-    """What every trainer of this package shares."""
-
-    lr: float = Field(gt=0, le=1, description="Peak learning rate of AdamW.")
-    epochs: float = Field(gt=0, le=100, description="Passes over the examples; a fraction stops within a pass.")
-    batch_size: int = Field(16, ge=1, le=4096, description="Examples a device and forward pass.")
-    gradient_accumulation: int = Field(1, ge=1, le=4096, description="Forward passes an optimiser step.")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from zero.")
-    lr_schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="How the learning rate moves after the warm-up (names of transformers)."
-    )
-    max_length: int = Field(
-        512,
-        ge=8,
-        description="Longest prompt plus completion in tokens; the model's context caps it. "
-        "Longer examples are set aside and counted, never truncated.",
-    )
-    log_every: int = Field(20, ge=1, description="Optimiser steps between two rows of training.jsonl.")
-    bf16: bool = Field(
-        False, description="bfloat16 autocast over float32 weights. On CPU it pays from about 2M parameters."
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations to save memory; costs about a fifth of the speed."
-    )
-    trainer_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Any further argument of TRL's config class, by its own name; an unknown one is refused at start.",
-    )
-
-    @model_validator(mode="after")
-    def _one_way_to_say_a_thing(self) -> Self:
-        for name in self.trainer_args:
-            if name in OWNED_ARGS:
-                raise ValueError(
-                    f"trainer_args.{name}: set by Plumbline, because resuming, determinism or the frozen "
-                    f"reference depend on it. Remove it."
-                )
-            if key := self._own_keys().get(name):
-                raise ValueError(f"trainer_args.{name}: this one has its own key. Set `{key}` instead.")
-        return self
-
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return OWN_KEYS
+"""TRL arguments that DPO's section has a key of its own for."""
 
 
 class SftParams(Optimisation):
@@ -156,7 +56,7 @@ class SftParams(Optimisation):
 
     @classmethod
     def _own_keys(cls) -> dict[str, str]:
-        return OWN_KEYS | {"save_steps": "save_every"}
+        return super()._own_keys() | {"save_steps": "save_every"}
 
 
 class ReferenceParams(Section):
@@ -225,7 +125,7 @@ class ValidationParams(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling threshold; 1 samples the full distribution.")
 
 
-class DpoParams(Optimisation):
+class DpoParams(EvaluatedOptimisation):
     """Direct preference optimisation (Rafailov et al. 2023) with TRL's DPOTrainer."""
 
     beta: float = Field(
@@ -249,13 +149,7 @@ class DpoParams(Optimisation):
         description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models (TRL's default is 1e-6).",
     )
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the pairs; a fraction stops within a pass.")
-    eval_batch_size: int = Field(
-        64, ge=1, le=4096, description="Sequences a forward pass without gradients (reference log-probabilities too)."
-    )
     lora: LoraParams | None = Field(None, description="Train adapters only; null trains all weights.")
-    eval_every: int = Field(
-        100, ge=1, description="Optimiser steps between evaluations on the validation split; each leaves a checkpoint."
-    )
     validation: ValidationParams = Field(default_factory=ValidationParams, description="Evaluation while training.")
     early_stopping: EarlyStoppingParams | None = Field(
         default_factory=EarlyStoppingParams, description="When to end early; null trains to the end."
@@ -265,12 +159,7 @@ class DpoParams(Optimisation):
     )
 
     @model_validator(mode="after")
-    def _steps_and_metrics_agree(self) -> Self:
-        if self.eval_every % self.log_every:
-            raise ValueError(
-                f"log_every ({self.log_every}) must divide eval_every ({self.eval_every}), or a resumed run would "
-                f"log other averages than an uninterrupted one. Choose log_every among the divisors of eval_every."
-            )
+    def _best_metric_is_measured(self) -> Self:
         if self.best_by == "win_rate" and self.validation.prompts == 0:
             raise ValueError(
                 "best_by is win_rate, but validation.prompts is 0, so no win rate is measured. "
@@ -291,7 +180,7 @@ class DpoParams(Optimisation):
 
     @classmethod
     def _own_keys(cls) -> dict[str, str]:
-        return OWN_KEYS | DPO_KEYS
+        return super()._own_keys() | DPO_KEYS
 
 
 class FinetuneParams(Section):

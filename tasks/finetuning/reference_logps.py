@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 import orjson
 import torch
 
-from data_contracts.artifact import sha256_file, write_bytes
-from data_contracts.errors import ModelError
+from data_contracts.artifact import write_bytes
 from data_contracts.progress import Progress, silent
-from tasks.finetuning.pairs import TokenPair, digest_of_tokens
 from tasks.models.logps import token_logps
+from tasks.models.pairs import TokenPair, digest_of_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,18 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BATCHES_A_CHUNK = 16
-_WEIGHTS = ("config.json", "*.safetensors")
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 (hex) of a model folder's configuration and weights, whatever else lies beside them."""
-    files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
-    if len(files) < 2:
-        raise ModelError(
-            f"{folder}: expected a model folder with config.json and weights (*.safetensors), found "
-            f"{[path.name for path in files] or 'neither'}. Build it again with `plumbline stage reference`."
-        )
-    return hashlib.sha256("".join(f"{path.name} {sha256_file(path)}\n" for path in files).encode()).hexdigest()
 
 
 def reference_logps(

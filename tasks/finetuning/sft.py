@@ -18,13 +18,10 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from data_contracts.errors import ModelError, StageError
 from data_contracts.progress import Progress
 from data_contracts.records import Message
-from tasks.finetuning.callbacks import LogTheLastStep, ReportFigures
-from tasks.finetuning.pairs import TokenPair, digest_of_tokens
 from tasks.finetuning.params import SftParams
-from tasks.finetuning.reference_logps import weights_digest
-from tasks.finetuning.training import named_failures, named_rows, train, trainer_config
+from tasks.models.callbacks import usual_callbacks
 from tasks.models.chat import as_dicts, end_token_id
-from tasks.models.checkpoints import run_folder
+from tasks.models.checkpoints import run_folder, weights_digest
 from tasks.models.loading import (
     context_length,
     describe,
@@ -33,7 +30,9 @@ from tasks.models.loading import (
     save_model,
     seed_everything,
 )
-from tasks.models.training import SealCheckpoints, library_versions, write_curve
+from tasks.models.pairs import TokenPair, digest_of_tokens
+from tasks.models.trainer_args import trainer_config
+from tasks.models.training import curve_rows, library_versions, train, write_curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,13 +111,11 @@ def build_reference(
         args=_config(params, seed, runs_in),
         processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"input_ids": [ids for ids, _ in kept], "labels": [row for _, row in kept]}),
-        # the progress goes last, because a watcher may raise, and the checkpoint must be sealed by then
-        callbacks=[LogTheLastStep(), SealCheckpoints(), ReportFigures(progress)],
+        callbacks=usual_callbacks(progress),
     )
     state = train(trainer, runs_in)
-    rows = named_rows(state.log_history)
-    with named_failures(folder):
-        save_model(trainer.model, tokenizer, folder)
+    rows = curve_rows(state.log_history)
+    save_model(trainer.model, tokenizer, folder)
     write_curve(folder, rows)
     return facts | {
         "method": "sft",
@@ -199,9 +196,10 @@ def _config(params: SftParams, seed: int, folder: Path) -> SFTConfig:
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
-        # conversations come as ids and labels, none longer than the context
+        # conversations come as ids and labels
         dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
         eval_strategy="no",
         save_steps=params.save_every,
+        # goes into the saved config.json; the trainer passes use_cache=False to each forward itself
+        use_cache=True,
     )

@@ -22,10 +22,10 @@ from data_contracts.errors import StageError
 from data_contracts.progress import Progress, silent
 from data_contracts.records import Message
 from tasks.finetuning.methods import Judge
-from tasks.finetuning.pairs import TokenisedPairs
 from tasks.finetuning.params import DpoParams, ValidationParams
 from tasks.models.chat import encode_prompts
 from tasks.models.logps import token_logps
+from tasks.models.pairs import TokenisedPairs
 from tasks.models.sampling import Completion, sample
 
 if TYPE_CHECKING:

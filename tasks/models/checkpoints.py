@@ -21,12 +21,25 @@ from typing import Any
 import orjson
 
 from data_contracts.artifact import sha256_file, write_json
+from data_contracts.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
 _KEY = "key.json"
 _SEAL = "sealed.json"
 _STATE = "trainer_state.json"
+_WEIGHTS = ("config.json", "*.safetensors")
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 (hex) of a model folder's configuration and weights, whatever else lies beside them."""
+    files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    if len(files) < 2:
+        raise ModelError(
+            f"{folder}: expected a model folder with config.json and weights (*.safetensors), found "
+            f"{[path.name for path in files] or 'neither'}. Build it again with `plumbline stage reference`."
+        )
+    return hashlib.sha256("".join(f"{path.name} {sha256_file(path)}\n" for path in files).encode()).hexdigest()
 
 
 def run_folder(work: Path, depends_on: Mapping[str, Any]) -> Path:
@@ -60,6 +73,13 @@ def newest_whole(folder: Path) -> Path | None:
         logger.warning("%s cannot be resumed (%s); trying an earlier one", checkpoint, damage)
         shutil.rmtree(checkpoint)
     return None
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove checkpoints that were never sealed, such as one that a full disk cut off."""
+    for checkpoint in folder.glob("*checkpoint-*"):
+        if not (checkpoint / _SEAL).is_file():
+            shutil.rmtree(checkpoint)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Padding: a tokenizer without a pad token gets its unk token where that differs f
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import re
@@ -17,8 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_contracts.errors import ModelError, StageError
+from data_contracts.errors import ModelError
 from tasks.models.chat import end_token_id, set_default_template
+from tasks.models.full_disk import full_disk_named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -157,19 +157,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """
     _quiet()
     check_vocabulary(model, tokenizer)
-    from safetensors import SafetensorError
-
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    with full_disk_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise StageError(
-                f"The disk is full: the model could not be written ({_first_line(error)}). "
-                "Free some space and run the stage again; earlier artifacts are untouched."
-            ) from error
-        raise
 
 
 def materialise_base(source: str, folder: Path, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:

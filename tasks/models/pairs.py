@@ -1,4 +1,4 @@
-"""Preference pairs as tokens, made once: the reference log-probabilities and the trainer see the same."""
+"""Preference pairs as tokens, made once: the trainers, π_ref and the reward model see the same."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from data_contracts.errors import StageError
 from data_contracts.records import CuratedPair
 from tasks.models.chat import encode_all
 
@@ -54,6 +55,23 @@ def tokenise_pairs(pairs: Sequence[CuratedPair], tokenizer: PreTrainedTokenizerB
     tokens = [_join(*sides) for sides in zip(chosen, rejected, strict=True)]
     kept = [row for row, pair in enumerate(tokens) if pair.longest <= max_length]
     return TokenisedPairs([pairs[row] for row in kept], [tokens[row] for row in kept], len(tokens) - len(kept))
+
+
+def fitting_pairs(
+    pairs: Sequence[CuratedPair], tokenizer: PreTrainedTokenizerBase, max_length: int, name: str, where: str
+) -> TokenisedPairs:
+    """`tokenise_pairs`, and a `StageError` that says what to do when no pair of the split `name` fits.
+
+    `where` is the section of params that `max_length` stands in.
+    """
+    tokenised = tokenise_pairs(pairs, tokenizer, max_length)
+    if not tokenised.tokens:
+        raise StageError(
+            f"Expected {name} pairs of at most {max_length} tokens (prompt and longer response), found none among "
+            f"{len(pairs)}. Raise {where}.max_length up to the model's context, take a base with a longer one, "
+            f"or lower curation's length limits."
+        )
+    return tokenised
 
 
 def digest_of_tokens(tokens: Sequence[TokenPair]) -> str:
