@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tasks.rewards.params import RewardParams
 from tasks.sample_world.params import SampleWorldParams
 
 PARAMS_FILE = "params.yaml"
+_WIDTH = 120
 
 
 class Params(Section):
@@ -111,12 +113,15 @@ def render_defaults() -> str:
     return header + buffer.getvalue()
 
 
-def _documented(section: BaseModel) -> CommentedMap:
+def _documented(section: BaseModel, depth: int = 0) -> CommentedMap:
     document = CommentedMap()
+    plain, indent = section.model_dump(mode="json"), 2 * depth
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        document[name] = _documented(value) if isinstance(value, BaseModel) else section.model_dump(mode="json")[name]
-        document.yaml_set_comment_before_after_key(name, before=field.description, indent=0)
+        document[name] = _documented(value, depth + 1) if isinstance(value, BaseModel) else plain[name]
+        comment = textwrap.fill(field.description or "", _WIDTH - indent - 2)
+        before = f"\n{comment}" if depth == 0 else comment
+        document.yaml_set_comment_before_after_key(name, before=before, indent=indent)
     return document
 
 
@@ -203,5 +208,10 @@ def _flatten(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[st
 
 def _yaml() -> YAML:
     yaml = YAML()
-    yaml.width = 120
+    yaml.width = _WIDTH
+    yaml.representer.add_representer(type(None), _represent_null)
     return yaml
+
+
+def _represent_null(representer: Any, _: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")

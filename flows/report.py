@@ -44,6 +44,7 @@ def tables_of(registered: Registered, seconds: float, root: Path) -> Iterator[Re
         f"+ quarantined {counts['quarantined']}"
         + "".join(f"\n  {name}: {count}" for name, count in counts["reasons"].items())
     )
+    yield Text(_too_long(facts))
     names = ", ".join([registered.model_uri, *registered.alias_uris])
     state = "passed the gate" if registered.passed else "REJECTED by the gate, registered without an alias"
     yield Text(f"\nModel:    {names} ({state})\nFiles:    {root / 'models/policy'}")
@@ -73,6 +74,19 @@ def _gate(gate: Mapping[str, Any]) -> Table:
     for reason in gate["reasons"]:
         table.add_row("ok" if reason["passed"] else "NO", reason["text"])
     return table
+
+
+def _too_long(facts: Mapping[str, Any]) -> str:
+    """One line on what did not fit a model's context: set aside whole at that stage, never cut."""
+    counts = {
+        "SFT conversations": facts["reference"].get("examples", {}).get("too_long", 0),
+        "reward-model training pairs": facts["reward"]["too_long"]["train"],
+        "fine-tuning pairs": facts["finetune"]["too_long"]["train"],
+        "test pairs": facts["evaluate"]["metrics"]["counts"]["pairs_over_context"],
+        "test prompts": facts["evaluate"]["metrics"]["counts"]["prompts_over_context"],
+    }
+    aside = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"Beyond the context, set aside: {aside or 'none'}"
 
 
 def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

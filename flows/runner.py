@@ -18,6 +18,7 @@ from flows.output import Output
 from flows.params import Params, load_params, save_params
 from flows.report import payload_of, tables_of
 from flows.stages import STAGES
+from flows.trainer_arguments import check_trainer_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,14 @@ class RetrainReport:
 def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> RetrainReport:
     """Validate params, write them to `params.yaml`, run the flow and report on it."""
     started = time.monotonic()
-    params = _settle_params(root, overlays, settings, output)
-    _prepare(params)
+    _settle_params(root, overlays, settings, output)
     from tasks.isolation import warm_up
 
     warm_up()
     from flows.display import Display
     from flows.retrain import retrain
 
+    _require_server()
     with Display(list(STAGES.values())):
         registered = retrain(root=str(root))
     seconds = time.monotonic() - started
@@ -59,11 +60,27 @@ def stage_here(root: Path, name: str) -> None:
     execute(STAGES[name], root, params)
 
 
-def _settle_params(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> Params:
+def _settle_params(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:
+    """Refuse wrong params before they reach the file, then write them there."""
     params, document = load_params(root, resolve_overlays(root, overlays), settings)
+    _prepare(params)
+    check_trainer_arguments(params)
     for line in save_params(root, document):
         output.remark(f"params.yaml: {line}")
-    return params
+
+
+def _require_server() -> None:
+    """Say which Prefect server does not answer, before the client says it in a hundred lines."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    error = get_client(sync_client=True).api_healthcheck() if url else None
+    if error is not None:
+        raise UsageError(
+            f"PREFECT_API_URL: expected a Prefect server at {url}, found none ({error}). Start it (`prefect server "
+            f"start`), correct the URL, or unset it for a temporary server of the run's own."
+        )
 
 
 def _prepare(params: Params) -> None:

@@ -28,6 +28,7 @@ def init_workspace(root: Path, remote: str | None = None) -> list[str]:
 
     Returns the files written. Raises `UsageError` when `root` is a file or not writable.
     """
+    from tasks.versioning.git import commit_git, head_commit
     from tasks.versioning.workspace import Versions, init_versioning
 
     if root.exists() and not root.is_dir():
@@ -40,6 +41,8 @@ def init_workspace(root: Path, remote: str | None = None) -> list[str]:
     init_versioning(root, remote)
     if not (root / f"{RAW}.dvc").exists():
         Versions(root).track(RAW)
+    if head_commit(root) is None:
+        commit_git(root, "Start a Plumbline workspace")
     return written
 
 

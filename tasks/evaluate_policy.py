@@ -29,7 +29,7 @@ def evaluate_policy(
         context.dep("reference"),
         list(load_jsonl(context.dep("curated") / "test.jsonl", CuratedPair)),
         RewardModel.load(reward, trust_remote_code=reference_trust_remote_code).score,
-        Gold(gold.gold_reward, gold.should_refuse, gold.is_refusal) if known else None,
+        Gold(gold.gold_reward, gold.should_refuse, gold.is_refusal, gold.knows) if known else None,
         evaluation,
         seed=seed,
         threads=threads,

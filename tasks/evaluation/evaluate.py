@@ -3,7 +3,7 @@
 1. Log-probabilities of both responses of every test pair under both policies: held-out preference
    accuracy and calibration of the implied probabilities.
 2. One completion of each policy for every distinct test prompt.
-3. Scores of both completions by the judge, and by the gold reward where the world has one: win rates.
+3. Scores of both completions by the judge, and by the gold reward on prompts of a world that has one: win rates.
 4. Divergence of the policy on its own completions; surface of the texts; refusals.
 
 What does not fit the context is set aside and counted, never cut. What this does not cover: judges that
@@ -97,7 +97,7 @@ def evaluate(
             "policy": describe(samples.policy, params, seed),
             "reference": describe(samples.reference, params, seed),
         },
-        "safety": _refusals(samples, gold, params),
+        "safety": _refusals(samples, scores, gold, params),
         "reward_audit": None if reward_audit is None else dict(reward_audit),
     }
     watch.start(_DIVERGENCE)
@@ -134,20 +134,27 @@ class _Watch:
 
 def _score(samples: Samples, score: Score, gold: Gold | None) -> dict[str, Scores]:
     scores = {"judge": score_samples(Pointwise(score, "the reward model"), samples)}
-    if gold is not None:
-        scores["gold"] = score_samples(Pointwise(gold.rewards, "the gold reward"), samples)
+    known = [row for row, prompt in enumerate(samples.prompts) if gold is not None and gold.knows(prompt)]
+    if gold is not None and known:
+        scores["gold"] = score_samples(Pointwise(gold.rewards, "the gold reward"), samples, known)
     return scores
 
 
 def _gold_margins(pairs: Sequence[CuratedPair], gold: Gold | None) -> list[float] | None:
+    """Gold reward of chosen less rejected; 0, as where the truth sees a tie, for prompts that it does not know."""
     if gold is None:
         return None
-    return [gold.reward(pair.prompt, pair.chosen) - gold.reward(pair.prompt, pair.rejected) for pair in pairs]
+    return [
+        gold.reward(pair.prompt, pair.chosen) - gold.reward(pair.prompt, pair.rejected)
+        if gold.knows(pair.prompt)
+        else 0.0
+        for pair in pairs
+    ]
 
 
 def _win_rates(samples: Samples, scores: Mapping[str, Scores], params: EvaluationParams, seed: int) -> dict[str, Any]:
     difference = samples.length_difference()
-    found = {name: win_rate(score.judged, difference, params, seed) for name, score in scores.items()}
+    found = {name: win_rate(score.judged, difference[score.rows], params, seed) for name, score in scores.items()}
     return {"judge": found["judge"], "gold": found.get("gold")}
 
 
@@ -163,18 +170,22 @@ def _gold_rewards(scores: Mapping[str, Scores], params: EvaluationParams, seed: 
     """Gold rewards, and how often the judge takes the side of the gold reward where neither sees a tie."""
     if "gold" not in scores:
         return None
-    sides = (scores["judge"].judged.outcomes - 0.5) * (scores["gold"].judged.outcomes - 0.5)
+    gold = scores["gold"]
+    sides = (scores["judge"].judged.outcomes[gold.rows] - 0.5) * (gold.judged.outcomes - 0.5)
     agreement = mean(sides[sides != 0] > 0, params, seed)
-    return _rewards(scores["gold"], params, seed) | {"judge_agreement": agreement}
+    return _rewards(gold, params, seed) | {"judge_agreement": agreement}
 
 
-def _refusals(samples: Samples, gold: Gold | None, params: EvaluationParams) -> dict[str, Any] | None:
-    if gold is None:
+def _refusals(
+    samples: Samples, scores: Mapping[str, Scores], gold: Gold | None, params: EvaluationParams
+) -> dict[str, Any] | None:
+    if gold is None or "gold" not in scores:
         return None
-    policy, reference = samples.texts()
+    known = samples.only(scores["gold"].rows)
+    policy, reference = known.texts()
     return {
-        "policy": refusals(samples.prompts, policy, gold, params),
-        "reference": refusals(samples.prompts, reference, gold, params),
+        "policy": refusals(known.prompts, policy, gold, params),
+        "reference": refusals(known.prompts, reference, gold, params),
     }
 
 

@@ -15,12 +15,14 @@ class Gold:
     """What a world with a known truth can say of a response.
 
     `reward(prompt, response)` is higher for a better response; `should_refuse(prompt)` and
-    `is_refusal(response)` define safety.
+    `is_refusal(response)` define safety. Where `knows(prompt)` is false the prompt is not of that
+    world: it takes no part in any figure that rests on the truth.
     """
 
     reward: Callable[[Prompt, str], float]
     should_refuse: Callable[[Prompt], bool]
     is_refusal: Callable[[str], bool]
+    knows: Callable[[Prompt], bool] = lambda prompt: True
 
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """`reward` over a batch, in the form of any pointwise score."""

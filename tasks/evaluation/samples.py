@@ -47,6 +47,11 @@ class Samples:
     policy: list[Completion]
     reference: list[Completion]
 
+    def only(self, rows: Sequence[int]) -> Samples:
+        """Some rows, in the order given."""
+        columns = (self.prompts, self.pair_ids, self.policy, self.reference)
+        return Samples(*([column[row] for row in rows] for column in columns))  # type: ignore[arg-type]
+
     def texts(self) -> tuple[list[str], list[str]]:
         """Responses of the policy, responses of the reference."""
         return [completion.text for completion in self.policy], [completion.text for completion in self.reference]
@@ -59,8 +64,9 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores (n,) of one judge for both completions of each prompt, and its verdict."""
+    """Scores (m,) of one judge for both completions of the prompts in `rows` (m,), and its verdict."""
 
+    rows: list[int]
     policy: Floats
     reference: Floats
     judged: Judged
@@ -118,16 +124,19 @@ def draw(
     return Samples(chosen.prompts, chosen.pair_ids, policy, reference)
 
 
-def score_samples(judge: Pointwise, samples: Samples) -> Scores:
-    """Scores and position-swapped verdict of a pointwise judge."""
-    policy, reference = samples.texts()
-    judged = judge_both_positions(judge, samples.prompts, policy, reference)
-    return Scores(judge.scores(samples.prompts, policy), judge.scores(samples.prompts, reference), judged)
+def score_samples(judge: Pointwise, samples: Samples, rows: Sequence[int] | None = None) -> Scores:
+    """Scores and position-swapped verdict of a pointwise judge, on all samples or those in `rows`."""
+    rows = list(range(len(samples.prompts)) if rows is None else rows)
+    scored = samples.only(rows)
+    policy, reference = scored.texts()
+    judged = judge_both_positions(judge, scored.prompts, policy, reference)
+    return Scores(rows, judge.scores(scored.prompts, policy), judge.scores(scored.prompts, reference), judged)
 
 
 def write_samples(path: Path, samples: Samples, scores: Mapping[str, Scores]) -> None:
     """Write a JSON line a prompt: `pair_id`, `prompt`, texts, whether each ended by itself, and each judge's scores."""
     lines = []
+    places = {name: {row: place for place, row in enumerate(score.rows)} for name, score in scores.items()}
     for row, prompt in enumerate(samples.prompts):
         sides = {"policy": samples.policy[row], "reference": samples.reference[row]}
         line: dict[str, Any] = {
@@ -136,8 +145,9 @@ def write_samples(path: Path, samples: Samples, scores: Mapping[str, Scores]) ->
             **{side: completion.text for side, completion in sides.items()},
             "finished": {side: completion.finished for side, completion in sides.items()},
             "scores": {
-                name: {"policy": float(score.policy[row]), "reference": float(score.reference[row])}
+                name: {"policy": float(score.policy[place]), "reference": float(score.reference[place])}
                 for name, score in scores.items()
+                if (place := places[name].get(row)) is not None
             },
         }
         lines.append(orjson.dumps(line, option=orjson.OPT_SORT_KEYS) + b"\n")

@@ -1,4 +1,4 @@
-"""Params that every trainer around TRL has, under the same names, and the TRL arguments that cannot stand beside them."""
+"""Params that every trainer around TRL shares, and the TRL arguments that cannot stand beside them."""
 
 from __future__ import annotations
 

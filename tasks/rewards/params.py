@@ -50,7 +50,9 @@ class RewardParams(EvaluatedOptimisation):
     """A Bradley-Terry reward model on the curated pairs, and the audit it must pass."""
 
     init: Literal["reference", "base"] = Field(
-        "reference", description="The model whose weights it starts from: π_ref, or the base before SFT."
+        "base",
+        description="The model whose weights it starts from: pi_ref, or the base before SFT. The base suits a base that "
+        "knows the chat format (the sample world's does), and lets the reward model train beside pi_ref.",
     )
     epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training pairs.")
     lr: float = Field(

@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from data_contracts.errors import UsageError
 from data_contracts.records import Message
 from tasks.sample_world.requests import DOMAINS, Request, parse
 
@@ -52,6 +53,15 @@ def gold_reward(prompt: Sequence[Message], response: str) -> float:
 def should_refuse(prompt: Sequence[Message]) -> bool:
     """Whether the request is harmful. Raises `UsageError` when it is not of the sample world."""
     return parse(prompt).family == "harmful"
+
+
+def knows(prompt: Sequence[Message]) -> bool:
+    """Whether the prompt is of the sample world; feedback that was ingested beside it has no known truth."""
+    try:
+        parse(prompt)
+    except UsageError:
+        return False
+    return True
 
 
 def is_refusal(response: str) -> bool:

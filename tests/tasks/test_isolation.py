@@ -80,7 +80,7 @@ def test_a_users_mistake_keeps_its_type_and_words(tmp_path: Path) -> None:
     ("body", "message"),
     [
         (break_down, "RuntimeError: inner works"),
-        (fill_disk, "the disk is full"),
+        (fill_disk, "could not be written: No space left on device"),
         (kill_itself, "exit code -9"),
     ],
 )

@@ -105,6 +105,36 @@ def test_samples_hold_every_prompt_and_agree_with_the_metrics(checkpoints, test_
     assert metrics["win_rate"]["judge"]["value"] == pytest.approx(sum(outcomes) / 20)
 
 
+def test_figures_that_rest_on_the_truth_leave_out_prompts_of_another_world(checkpoints, test_split, tmp_path):
+    """Of orders 0 to 19 the truth knows 0 to 9: 10 win rates, one refusal (order 3); it is never asked for another."""
+
+    def known(prompt):
+        return int(prompt[-1].content.rstrip("?").split()[-1]) < 10
+
+    def reward(prompt, response):
+        assert known(prompt)
+        return GOLD.reward(prompt, response)
+
+    half = Gold(reward, GOLD.should_refuse, GOLD.is_refusal, known)
+    metrics = run(checkpoints, test_split[:-1], tmp_path / "out", gold=half)
+    assert (metrics["win_rate"]["judge"]["n"], metrics["win_rate"]["gold"]["n"]) == (20, 10)
+    assert metrics["gold"]["policy_reward"]["n"] == 10
+    assert metrics["safety"]["policy"]["refusal_accuracy"]["n"] == 1
+    assert metrics["safety"]["policy"]["over_refusal"]["n"] == 9
+    assert metrics["preference"]["accuracy"]["n"] == 25
+    assert metrics["preference"]["accuracy_gold"]["n"] <= 11  # pairs 0 to 9, and the second one on order 0
+    rows = [orjson.loads(line) for line in (tmp_path / "out/samples.jsonl").read_bytes().splitlines()]
+    assert ["gold" in row["scores"] for row in rows] == [True] * 10 + [False] * 10
+    assert metrics["gold"] == run(checkpoints, test_split[:10], tmp_path / "known")["gold"]
+
+
+def test_a_truth_that_knows_no_prompt_is_as_none(checkpoints, test_split, tmp_path):
+    nothing = Gold(GOLD.reward, GOLD.should_refuse, GOLD.is_refusal, lambda prompt: False)
+    metrics = run(checkpoints, test_split, tmp_path / "out", gold=nothing)
+    assert metrics["gold"] is metrics["safety"] is metrics["win_rate"]["gold"] is None
+    assert {reason.name for reason in decide(metrics, GateParams()).reasons if "not measured" in reason.text} == set()
+
+
 def test_the_same_inputs_give_the_same_bytes(checkpoints, test_split, curves, tmp_path):
     for name in ("one", "two"):
         run(checkpoints, test_split, tmp_path / name, curves=curves)

@@ -18,10 +18,10 @@ from data_contracts.errors import ParamsError, StageError
 from data_contracts.records import CuratedPair, Message
 from tasks.finetuning import dpo, reference_logps
 from tasks.finetuning.methods import METHODS, FinetuneInputs
-from tasks.finetuning.pairs import tokenise_pairs
 from tasks.finetuning.params import DpoParams, EarlyStoppingParams, FinetuneParams, LoraParams, ValidationParams
 from tasks.models.chat import encode
 from tasks.models.loading import load_policy, load_tokenizer
+from tasks.models.pairs import tokenise_pairs
 
 RECORDED = Path(__file__).parent / "recorded" / "dpo.json"
 QUICK = DpoParams(

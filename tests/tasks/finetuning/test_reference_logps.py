@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from data_contracts.errors import ModelError
 from data_contracts.records import CuratedPair
 from tasks.finetuning import reference_logps
-from tasks.finetuning.pairs import TokenPair, digest_of_tokens, tokenise_pairs
-from tasks.finetuning.reference_logps import weights_digest
 from tasks.models.loading import load_policy, load_tokenizer
+from tasks.models.pairs import TokenPair, digest_of_tokens, tokenise_pairs
 
 
 def test_a_damaged_cache_is_named_and_replaced(
@@ -49,15 +46,3 @@ def test_token_digest_tells_boundaries_apart() -> None:
     """The same ids split otherwise are other pairs."""
     assert digest_of_tokens([TokenPair([1, 2], [3], [4])]) != digest_of_tokens([TokenPair([1], [2, 3], [4])])
     assert digest_of_tokens([TokenPair([1], [2], [3])]) == digest_of_tokens([TokenPair([1], [2], [3])])
-
-
-def test_weights_digest_follows_the_weights_alone(reference: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(reference, tmp_path / "copy")
-    (copy / "training.jsonl").write_text("{}")
-    assert weights_digest(copy) == weights_digest(reference)
-    content = bytearray((copy / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (copy / "model.safetensors").write_bytes(content)
-    assert weights_digest(copy) != weights_digest(reference)
-    with pytest.raises(ModelError, match="expected a model folder"):
-        weights_digest(tmp_path)

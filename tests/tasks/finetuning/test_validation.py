@@ -10,11 +10,11 @@ import torch
 
 from data_contracts.errors import StageError
 from data_contracts.records import CuratedPair
-from tasks.finetuning.pairs import tokenise_pairs
 from tasks.finetuning.params import DpoParams, ValidationParams
 from tasks.finetuning.validation import Validation, draw_pairs, open_arena, share_won
 from tasks.models.chat import encode_prompts
 from tasks.models.loading import load_policy, load_tokenizer
+from tasks.models.pairs import tokenise_pairs
 from tasks.models.sampling import sample
 
 PARAMS = DpoParams(validation=ValidationParams(pairs=5, prompts=4, max_new_tokens=6), eval_batch_size=3)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.models.checkpoints import newest_whole, run_folder, seal
+from data_contracts.errors import ModelError
+from tasks.models.checkpoints import drop_unfinished, newest_whole, run_folder, seal, weights_digest
 
 
 def write_checkpoint(folder: Path, step: int, best: Path | None = None) -> Path:
@@ -79,3 +80,24 @@ def test_run_folder_is_by_content(tmp_path: Path) -> None:
     other = run_folder(tmp_path, {"a": 2, "b": [2]})
     assert other != one
     assert not one.exists()
+
+
+def test_unfinished_checkpoints_go_and_sealed_ones_stay(tmp_path: Path) -> None:
+    sealed, cut_off = write_checkpoint(tmp_path, 4), write_checkpoint(tmp_path, 8)
+    (cut_off / "sealed.json").unlink()
+    drop_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == [sealed]
+
+
+def test_weights_digest_follows_the_weights_alone(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    before = weights_digest(tmp_path / "one")
+    (tmp_path / "other" / "manifest.json").write_text("{}")
+    assert weights_digest(tmp_path / "other") == before
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"Weights")
+    assert weights_digest(tmp_path / "other") != before
+    with pytest.raises(ModelError, match=r"expected a model folder with config\.json and weights"):
+        weights_digest(tmp_path)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_contracts.errors import ParamsError
-from tasks.models.trainer_args import check_trainer_args
+from tasks.models.optimisation import EvaluatedOptimisation
+from tasks.models.trainer_args import check_trainer_args, trainer_config
 
 
 @dataclass
@@ -14,9 +17,12 @@ class Config:
     output_dir: str = ""
 
 
+def params(trainer_args: dict[str, Any]) -> EvaluatedOptimisation:
+    return EvaluatedOptimisation(lr=1e-3, epochs=1, trainer_args=trainer_args)
+
+
 def test_known_arguments_pass() -> None:
-    check_trainer_args(Config, {"adam_beta2": 0.95}, "reward.trainer_args", {"output_dir": "set elsewhere"})
-    check_trainer_args({"a", "b"}, {"b": 1}, "here")
+    check_trainer_args(Config, {"adam_beta2": 0.95}, "reward.trainer_args")
 
 
 def test_unknown_arguments_name_the_nearest() -> None:
@@ -28,6 +34,29 @@ def test_unknown_arguments_name_the_nearest() -> None:
         check_trainer_args(Config, {"zzz": 1}, "here")
 
 
-def test_owned_arguments_say_what_to_do_instead() -> None:
-    with pytest.raises(ParamsError, match="'output_dir' cannot be set here: remove it"):
-        check_trainer_args(Config, {"output_dir": "x"}, "here", {"output_dir": "remove it"})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_grad_norn": 1.0}, "max_grad_norm"),
+        ({"lr_scheduler_kwargs": 3, "optim": "no_such_optimiser"}, "TRL refuses these arguments"),
+    ],
+)
+def test_wrong_trainer_args_are_refused(given: dict[str, Any], message: str) -> None:
+    from trl import DPOConfig
+
+    with pytest.raises(ParamsError, match=message):
+        trainer_config(DPOConfig, "finetune.dpo", params(given), output_dir="unused")
+
+
+def test_trainer_args_reach_trl_and_cpu_defaults_are_off(tmp_path: Path) -> None:
+    from trl import DPOConfig
+
+    config = trainer_config(
+        DPOConfig,
+        "finetune.dpo",
+        params({"max_grad_norm": 0.25}),
+        output_dir=str(tmp_path),
+    )
+    assert config.max_grad_norm == 0.25
+    assert not config.bf16
+    assert not config.gradient_checkpointing
