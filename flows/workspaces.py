@@ -63,3 +63,8 @@ def _write_missing(path: Path, data: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)
     return True
+
+
+if __name__ == "__main__":
+    for name, data in template_files().items():
+        _write_missing(Path(name), data)

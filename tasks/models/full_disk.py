@@ -1,4 +1,4 @@
-"""A full disk, told by writers that lose the operating system's error: torch.save and safetensors."""
+"""A full disk, told by writers that lose the operating system's error: torch, safetensors and tokenizers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_contracts.artifact import full_disk_as_stage_error
+from data_contracts.errors import PlumblineError
 
 _LOW_BYTES = 1 << 20
 _SAYINGS = {
@@ -20,13 +21,14 @@ _SAYINGS = {
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """`full_disk_as_stage_error` that also knows what torch and safetensors raise when a write fails."""
-    from safetensors import SafetensorError
-
+    """`full_disk_as_stage_error` that also knows what torch, safetensors and tokenizers raise when a write fails."""
     with full_disk_as_stage_error(folder):
         try:
             yield
-        except (RuntimeError, SafetensorError) as error:
+        except (OSError, PlumblineError):
+            raise
+        # tokenizers raises bare Exception
+        except Exception as error:
             code = _errno_of(error, folder)
             if code is None:
                 raise

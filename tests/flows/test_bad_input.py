@@ -273,8 +273,11 @@ def fed(run: Run, place: Place, tmp_path: Path, rows: list[Any]) -> Place:
 
 
 BROKEN = {
-    "no valid rows": ([{"prompt": "p"}, "{cut o", *pairs(2, 1, chosen=" ")], ("no row", "missing_field", "empty_text")),
-    "one class only": (labelled(12, lambda number: "a"), ("'a'", "on_single_label")),
+    "no valid rows": (
+        [{"prompt": "p"}, "{cut o", *pairs(2, 1, chosen=" ")],
+        ("no valid row", "found 4 rows", "missing_field", "empty_text"),
+    ),
+    "one class only": (labelled(12, lambda number: "a"), ("one class only", "(a 12)", "feedback.on_single_label=warn")),
     "over the threshold": (
         [*pairs(8, 1), *pairs(2, 2, rejected="")],
         ("quarantine_threshold", "found 2 of 10", "empty_text"),
@@ -400,7 +403,7 @@ def only_long(place: Place, *splits: str) -> None:
         ("reward", "train", ("Expected training pairs of at most 256 tokens", "found none among")),
         ("reward", "test", ("held-out pairs", "found none")),
         ("finetune", "train", ("Expected training pairs of at most 256 tokens", "found none among")),
-        ("evaluate", "test", ("prompt", "found none")),
+        ("evaluate", "test", ("test prompts of at most 248 tokens", "use a model with a longer context")),
     ],
 )
 def test_every_prompt_is_too_long(run: Run, copy: Place, stage: str, split: str, words: tuple[str, ...]) -> None:
@@ -544,7 +547,7 @@ def test_wrong_params_are_refused_before_anything_starts(
         ended = run(empty, "retrain", "--json", "--set", setting)
         refused(ended, USAGE, *words)
     assert ended.out == ""
-    assert not (empty.root / ".plumbline").exists()
+    assert not (empty.root / ".plumbline/work").exists()
 
 
 def test_trainer_arguments_that_trl_knows_pass_the_check() -> None:
@@ -650,11 +653,9 @@ def size_of(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4 + 4 for path in folder.rglob("*") if path.is_file())
 
 
-def on_small_disk(built: Place, mount: Callable[[int], Path], spare_kib: int) -> Place:
-    """The built workspace on a disk with little to spare."""
-    disk = mount(size_of(built.root) + 400 + spare_kib)
-    place = copy_of(built, disk / "workspace")
-    return place
+def on_small_disk(built: Place, mount: Callable[[int], Path]) -> Place:
+    """The built workspace on a disk of its own, with 4 MiB to spare."""
+    return copy_of(built, mount(size_of(built.root) + 4096) / "workspace")
 
 
 def free_kib(folder: Path) -> int:
@@ -672,7 +673,7 @@ def fill(folder: Path, leave_kib: int) -> Path:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk(run: Run, built: Place, small_disk: Callable[[int], Path], stage: str, leave_kib: int) -> None:
     """At whatever point of a stage the space ends; and with space again the same command goes through."""
-    place = on_small_disk(built, small_disk, spare_kib=4096)
+    place = on_small_disk(built, small_disk)
     ballast = fill(place.root.parent, leave_kib)
     before = place.files()
     ended = run(place, "stage", stage)
@@ -684,3 +685,12 @@ def test_a_full_disk(run: Run, built: Place, small_disk: Callable[[int], Path], 
         assert ended.code == FAILED
     ballast.unlink()
     assert run(place, "stage", stage).code == DONE
+
+
+@pytest.mark.parametrize("stage", ["base", "reward", "finetune"])
+def test_a_limit_on_the_size_of_files(built: Place, copy: Place, stage: str) -> None:
+    """64 KiB a file let a model of 45 KiB through but no optimiser of twice that; 16 KiB let neither."""
+    kib = 16 if stage == "base" else 64
+    limited = ("bash", "-c", f'ulimit -f {kib}; exec "$@"', "bash")
+    with untouched(copy):
+        refused(in_a_process(copy, "stage", stage, prefix=limited), FAILED, "could not be written", "Free disk space")

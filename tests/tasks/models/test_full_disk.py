@@ -11,7 +11,7 @@ from data_contracts.errors import StageError
 from tasks.models.full_disk import full_disk_named
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, SafetensorError])
+@pytest.mark.parametrize("kind", [RuntimeError, SafetensorError, Exception])
 @pytest.mark.parametrize(
     "text",
     [
