@@ -139,7 +139,7 @@ def main() -> None:
     """Run the command line and end the process with the documented exit code."""
     environment.prepare()
     try:
-        app()
+        app(prog_name="plumbline")
     except PlumblineError as error:
         sys.stderr.write(f"plumbline: {error}\n")
         sys.exit(error.exit_code)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from data_contracts.errors import CheckFailed, UsageError
 from flows.output import Output
-from flows.params import load_params
+from flows.params import load_params, resolve_overlays
 
 
 def ingest(root: Path, source: str, files: Sequence[str], output: Output) -> None:
@@ -78,18 +77,8 @@ def restore(root: Path, model: str, to: Path, output: Output) -> None:
     output.result(restored, table)
 
 
-def resolve_overlays(root: Path, overlays: Sequence[Path]) -> list[Path]:
-    """Overlay paths as given, or inside the workspace where they do not exist here."""
-    return [path.resolve() if path.exists() else root / path for path in overlays]
-
-
 def _check_source(source: str) -> None:
     from tasks.feedback import SOURCES
 
     if source not in SOURCES:
         raise UsageError(f"{source}: unknown source of feedback; expected one of {', '.join(SOURCES)}.")
-
-
-def counts_of(facts: dict[str, Any]) -> dict[str, Any]:
-    """The accounting identity of a run, as printed and as JSON."""
-    return {name: facts[name] for name in ("read", "accepted", "merged", "quarantined", "reasons", "splits")}

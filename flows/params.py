@@ -84,6 +84,11 @@ def load_params(root: Path, overlays: Sequence[Path] = (), settings: Sequence[st
     return validate_params(document, root / PARAMS_FILE), document
 
 
+def resolve_overlays(root: Path, overlays: Sequence[str | Path]) -> list[Path]:
+    """Overlay paths as given, or inside the workspace where they do not exist here."""
+    return [Path(path).resolve() if Path(path).exists() else root / path for path in overlays]
+
+
 def save_params(root: Path, document: CommentedMap) -> list[str]:
     """Write the merged document to `params.yaml` if it changed; return the changed keys with old and new value."""
     before = dict(_flatten(_read(root / PARAMS_FILE)))
@@ -178,7 +183,8 @@ def _explain(detail: ErrorDetails, document: Mapping[str, Any], source: Path) ->
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}."
         return f"{where}: unknown key; {hint}"
-    return f"{where}: {detail['msg']}; found {detail['input']!r}.".replace("Value error, ", "")
+    found = "" if isinstance(detail["input"], Mapping) else f"; found {detail['input']!r}"
+    return f"{where}: {detail['msg'].removesuffix('.')}{found}.".replace("Value error, ", "")
 
 
 def _fields_at(path: Iterable[str]) -> Iterable[str]:

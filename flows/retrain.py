@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.params import Params, load_params
+from flows.params import Params, load_params, resolve_overlays, save_params
 from flows.stages import STAGES
 from tasks.ingest_feedback import ingest_feedback
 from tasks.isolation import warm_up
@@ -31,7 +31,8 @@ def retrain(root: str = ".", overlays: Sequence[str] = (), settings: Sequence[st
     command line. Raises the first stage's `PlumblineError`.
     """
     workspace = Path(root).resolve()
-    params, _ = load_params(workspace, [Path(name) for name in overlays], settings)
+    params, document = load_params(workspace, resolve_overlays(workspace, overlays), settings)
+    save_params(workspace, document)
     refuse_dirty(workspace, params.registry)
     warm_up()
     if params.feedback.path is not None:

@@ -13,12 +13,11 @@ from rich.console import Group, RenderableType
 
 from data_contracts.errors import UsageError
 from flows import environment
-from flows.commands import resolve_overlays
 from flows.output import Output
-from flows.params import Params, load_params, save_params
+from flows.params import Params, load_params, resolve_overlays, save_params
+from flows.preflight import check_sources, check_trainer_arguments
 from flows.report import payload_of, tables_of
 from flows.stages import STAGES
-from flows.trainer_arguments import check_trainer_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,7 @@ def _settle_params(root: Path, overlays: Sequence[Path], settings: Sequence[str]
     """Refuse wrong params before they reach the file, then write them there."""
     params, document = load_params(root, resolve_overlays(root, overlays), settings)
     _prepare(params)
+    check_sources(params)
     check_trainer_arguments(params)
     for line in save_params(root, document):
         output.remark(f"params.yaml: {line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_contracts.errors import ParamsError
 from data_contracts.records import CuratedPair, Message, load_conversations, load_jsonl
 from tasks.finetuning.params import SftParams
 from tasks.stage import Facts, Stage, StageContext
@@ -32,7 +33,13 @@ def _conversations(data: Path, params: SftParams) -> list[list[Message]]:
     if not params.enabled:
         return []
     if params.data == "world":
-        return load_conversations(data / "demonstrations.jsonl")
+        demonstrations = data / "demonstrations.jsonl"
+        if not demonstrations.is_file():
+            raise ParamsError(
+                "reference.sft.data: found world while sample_world.enabled is false. Set it to curated, or set "
+                "reference.sft.enabled: false to take the base as it is."
+            )
+        return load_conversations(demonstrations)
     pairs = load_jsonl(data / "train.jsonl", CuratedPair)
     return [[*pair.prompt, Message(role="assistant", content=pair.chosen)] for pair in pairs]
 

@@ -13,8 +13,14 @@ RAW = "data/raw"
 def ingest_feedback(root: Path, source: str, paths: list[str]) -> list[Batch]:
     """Store each file as an immutable batch named by its digest; known batches are left alone.
 
-    Raises `UsageError` for a missing, unreadable or empty file.
+    Raises `UsageError` for a missing, unreadable or empty file; the files before it stay ingested.
     """
-    batches = [store_batch(path, source, root / RAW) for path in paths]
-    Versions(root).track(RAW)  # also for known batches: a kill may have come between storing and tracking
+    batches: list[Batch] = []
+    try:
+        for path in paths:
+            batches.append(store_batch(path, source, root / RAW))
+    finally:
+        # Also where a later file is refused, and for known batches, which a killed ingest may have left unversioned.
+        if batches:
+            Versions(root).track(RAW)
     return batches

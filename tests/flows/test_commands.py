@@ -110,7 +110,7 @@ def test_an_unknown_record_is_said_to_be_unknown(trained: Trained) -> None:
     done = trained.run("audit", "--record", "nobody", "--json")
     assert done.code == 1
     assert done.payload["found"] is False
-    assert "nobody: in none of the 2 datasets" in done.err
+    assert "record nobody: no dataset" in done.err
 
 
 @pytest.mark.parametrize("model", ["models:/assistant/99", "models:/assistant@best", "models:/stranger/1", "stranger"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -61,5 +62,5 @@ def test_a_clone_pulls_the_same_objects_and_reuses_everything(copy: Workspace, t
     assert clone.hashes() == trained.hashes()
 
 
-def _files(workspace: Workspace, name: str) -> list:
+def _files(workspace: Workspace, name: str) -> list[Path]:
     return [path for path in (workspace.root / name).rglob("*") if path.is_file()]
