@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from data_contracts.artifact import full_disk_as_stage_error
 from data_contracts.errors import CheckFailed, PlumblineError
 from flows import environment
 from flows.output import Output
@@ -139,7 +140,8 @@ def main() -> None:
     """Run the command line and end the process with the documented exit code."""
     environment.prepare()
     try:
-        app(prog_name="plumbline")
+        with full_disk_as_stage_error(Path.cwd()):
+            app(prog_name="plumbline")
     except PlumblineError as error:
         sys.stderr.write(f"plumbline: {error}\n")
         sys.exit(error.exit_code)

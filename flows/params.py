@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from data_contracts.artifact import write_bytes
+from data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from data_contracts.errors import ParamsError, UsageError
 from data_contracts.params import Section
 from tasks.curation.params import CurationParams
@@ -97,7 +97,8 @@ def save_params(root: Path, document: CommentedMap) -> list[str]:
     if changed:
         buffer = io.BytesIO()
         _yaml().dump(document, buffer)
-        write_bytes(root / PARAMS_FILE, buffer.getvalue())
+        with full_disk_as_stage_error(root / PARAMS_FILE):
+            write_bytes(root / PARAMS_FILE, buffer.getvalue())
     return changed
 
 

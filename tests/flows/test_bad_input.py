@@ -706,6 +706,19 @@ def test_a_full_disk(run: Run, built: Place, small_disk: Callable[[int], Path], 
     assert run(place, "stage", stage).code == DONE
 
 
+@pytest.mark.parametrize("command", ["ingest", "retrain", "validate"])
+def test_a_full_disk_outside_of_stages(
+    run: Run, built: Place, small_disk: Callable[[int], Path], tmp_path: Path, command: str
+) -> None:
+    """No space for a raw batch, for the new `params.yaml`, for the quarantine of a dry run."""
+    place = on_small_disk(built, small_disk)
+    rows = write_rows(tmp_path / "rows.jsonl", pairs(40, 3))
+    fill(place.root.parent, 0)
+    arguments = ("--set", "seed=3") if command == "retrain" else ("human_pairs", rows)
+    with untouched(place):
+        refused(run(place, command, *arguments), FAILED, "Free disk space")
+
+
 @pytest.mark.parametrize("stage", ["base", "reward", "finetune"])
 def test_a_limit_on_the_size_of_files(run: Run, copy: Place, stage: str) -> None:
     """64 KiB a file let a model of 45 KiB through but no optimiser of twice that; 16 KiB let neither."""
