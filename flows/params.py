@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from data_contracts.errors import ParamsError, UsageError
@@ -216,9 +217,14 @@ def _flatten(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[st
 def _yaml() -> YAML:
     yaml = YAML()
     yaml.width = _WIDTH
-    yaml.representer.add_representer(type(None), _represent_null)
+    yaml.Representer = _NullRepresenter
     return yaml
 
 
-def _represent_null(representer: Any, _: None) -> Any:
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
+class _NullRepresenter(RoundTripRepresenter):
+    """Writes `null` where ruamel writes nothing. A class of its own, because DVC writes its lock with the parent."""
+
+
+_NullRepresenter.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)

@@ -12,7 +12,9 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.params import Params, load_params, resolve_overlays, save_params
+from flows.preflight import check_sources, check_trainer_arguments
 from flows.stages import STAGES
+from flows.workspaces import exclusive_run
 from tasks.ingest_feedback import ingest_feedback
 from tasks.isolation import warm_up
 from tasks.register_model import Registered, refuse_dirty, register_model
@@ -31,7 +33,14 @@ def retrain(root: str = ".", overlays: Sequence[str] = (), settings: Sequence[st
     command line. Raises the first stage's `PlumblineError`.
     """
     workspace = Path(root).resolve()
+    with exclusive_run(workspace):
+        return _retrain(workspace, overlays, settings)
+
+
+def _retrain(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) -> Registered:
     params, document = load_params(workspace, resolve_overlays(workspace, overlays), settings)
+    check_sources(params)
+    check_trainer_arguments(params)
     save_params(workspace, document)
     refuse_dirty(workspace, params.registry)
     warm_up()

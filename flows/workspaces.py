@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from data_contracts.artifact import write_bytes
 from data_contracts.errors import UsageError
@@ -55,6 +59,24 @@ def find_workspace(start: Path) -> Path:
         f"{start}: not inside a Plumbline workspace (expected {PARAMS_FILE}, dvc.yaml and .dvc here or above). "
         f"Make one with `plumbline init DIR`, then run the command there or with `-C DIR`."
     )
+
+
+@contextmanager
+def exclusive_run(root: Path) -> Iterator[None]:
+    """Hold the workspace for one run; the operating system lets go of it however the process ends.
+
+    Raises `UsageError` when another run holds it.
+    """
+    lock = root / ".plumbline" / "run.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise UsageError(
+            f"{root}: another run is under way in this workspace. Wait for it to end, or use another workspace "
+            f"(`plumbline init DIR`, or a git clone with `dvc pull`): two runs never share one."
+        ) from None
 
 
 def _write_missing(path: Path, data: bytes) -> bool:

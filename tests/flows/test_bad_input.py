@@ -490,7 +490,7 @@ def test_a_damaged_model_that_was_given(run: Run, built: Place, copy: Place, tmp
 
 @pytest.mark.parametrize("name", ["truncated weights", "pickle only", "no config"])
 @pytest.mark.parametrize(
-    ("stage", "model"), [("reference", "base"), ("reward", "reference"), ("finetune", "reward"), ("evaluate", "policy")]
+    ("stage", "model"), [("reference", "base"), ("reward", "base"), ("finetune", "reward"), ("evaluate", "policy")]
 )
 def test_a_damaged_model_of_the_workspace(run: Run, copy: Place, stage: str, model: str, name: str) -> None:
     damage, words = DAMAGE[name]
