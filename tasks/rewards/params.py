@@ -51,7 +51,7 @@ class RewardParams(EvaluatedOptimisation):
 
     init: Literal["reference", "base"] = Field(
         "base",
-        description="The model whose weights it starts from: pi_ref, or the base before SFT. The base suits a base that "
+        description="The model whose weights it starts from: pi_ref, or the base before SFT. The base suits where it "
         "knows the chat format (the sample world's does), and lets the reward model train beside pi_ref.",
     )
     epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training pairs.")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_every_key_is_documented(root: Path) -> None:
     lines = render_defaults().splitlines()
     bare = [
         line
-        for before, line in zip(lines, lines[1:], strict=False)
+        for before, line in itertools.pairwise(lines)
         if ":" in line and not line.lstrip().startswith(("#", "-")) and not before.lstrip().startswith("#")
     ]
     assert bare == []
