@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from data_contracts.errors import CheckFailed, UsageError
@@ -18,12 +19,13 @@ def ingest(root: Path, source: str, files: Sequence[str], output: Output) -> Non
     from tasks.ingest_feedback import ingest_feedback
 
     _check_source(source)
-    batches = ingest_feedback(root, source, list(files))
+    with output.working("ingesting"):
+        batches = ingest_feedback(root, source, list(files))
     table = Table("file", "batch", "", box=None)
     rows = []
     for name, batch in zip(files, batches, strict=True):
         path = batch.path.relative_to(root).as_posix()
-        table.add_row(name, path, "new" if batch.new else "already there")
+        table.add_row(escape(name), escape(path), "new" if batch.new else "already there")
         rows.append({"file": name, "batch": path, "sha256": batch.digest, "new": batch.new})
     output.result({"batches": rows}, table)
 
@@ -36,7 +38,8 @@ def validate(
 
     _check_source(source)
     params, _ = load_params(root, resolve_overlays(root, overlays), settings)
-    report = dry_run(root, source, list(files), params.feedback, params.curation, params.seed)
+    with output.working("validating and curating"):
+        report = dry_run(root, source, list(files), params.feedback, params.curation, params.seed)
     table = Table("rows", "", box=None)
     for name in ("read", "accepted", "merged", "quarantined"):
         table.add_row(name, str(report[name]))
@@ -59,7 +62,8 @@ def audit(root: Path, model: str | None, record: str | None, output: Output) -> 
         if not used.found:
             raise CheckFailed(f"record {record}: no dataset of any registered model has it ({used.searched} searched).")
         return
-    report = audit_lineage.audit_model(root, str(model), params.registry)
+    with output.working(f"re-hashing everything behind {model}"):
+        report = audit_lineage.audit_model(root, str(model), params.registry)
     output.result(asdict(report), audit_lineage.render_tree(report))
     if not report.verified:
         raise CheckFailed(f"audit of {report.model_uri}: {len(report.problems)} problems, listed above.")
@@ -70,7 +74,8 @@ def restore(root: Path, model: str, to: Path, output: Output) -> None:
     from tasks.restore_version import restore_version
 
     params, _ = load_params(root)
-    restored = restore_version(root, model, to, params.registry)
+    with output.working(f"restoring {model}"):
+        restored = restore_version(root, model, to, params.registry)
     table = Table("restored", "hash", box=None)
     for name, digest in restored["objects"].items():
         table.add_row(name, digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import orjson
@@ -22,6 +23,10 @@ class Output:
             sys.stdout.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode() + "\n")
         else:
             Console(highlight=False, markup=not isinstance(renderable, str)).print(renderable, soft_wrap=True)
+
+    def working(self, on: str) -> AbstractContextManager[object]:
+        """Show a spinner on stderr while the block runs; nothing where stderr is not a terminal."""
+        return self.remarks.status(on) if self.remarks.is_terminal else nullcontext()
 
     def remark(self, text: str) -> None:
         """Say something beside the result, on stderr."""

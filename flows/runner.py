@@ -54,9 +54,13 @@ def stage_here(root: Path, name: str) -> None:
         raise UsageError(f"{name}: unknown stage; expected one of {', '.join(STAGES)}.")
     params, _ = load_params(root)
     _prepare(params)
+    from flows.display import Display
     from tasks.stage import execute
 
-    execute(STAGES[name], root, params)
+    stage = STAGES[name]
+    with Display([stage]) as display:
+        display.started(stage)
+        execute(stage, root, params, display.progress(stage))
 
 
 def _settle_params(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:
