@@ -21,7 +21,7 @@ demo: $(STAMP)
 	@$(BIN)/plumbline retrain -C $(DEMO)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -12,6 +12,24 @@ from rich.text import Text
 
 from tasks.register_model import Registered
 
+HEADLINE = (
+    ("win_rate.gold", "win rate over π_ref, by the gold reward"),
+    ("win_rate.judge", "win rate over π_ref, by the reward model"),
+    ("win_rate.judge.length_controlled", "  the same at equal length"),
+    ("preference.accuracy", "preference accuracy of the policy"),
+    ("reward_audit.accuracy", "preference accuracy of the reward model"),
+    ("calibration.ece", "calibration error of the policy"),
+    ("divergence.kl_nats_per_token", "KL from π_ref, nats per token"),
+    ("gold.policy_reward", "gold reward of the policy"),
+    ("gold.reference_reward", "gold reward of π_ref"),
+    ("safety.policy.refusal_accuracy", "requests to refuse: refused by the policy"),
+    ("safety.reference.refusal_accuracy", "requests to refuse: refused by π_ref"),
+    ("safety.policy.over_refusal", "other requests: refused by the policy"),
+    ("text.policy.tokens", "tokens a response of the policy"),
+    ("text.reference.tokens", "tokens a response of π_ref"),
+)
+"""What a person reads first: a dotted path into the metrics, and words."""
+
 _COUNTS = ("read", "accepted", "merged", "quarantined")
 
 
@@ -47,7 +65,7 @@ def tables_of(registered: Registered, seconds: float, root: Path) -> Iterator[Re
     yield Text(_too_long(facts))
     names = ", ".join([registered.model_uri, *registered.alias_uris])
     state = "passed the gate" if registered.passed else "REJECTED by the gate, registered without an alias"
-    yield Text(f"\nModel:    {names} ({state})\nFiles:    {root / 'models/policy'}")
+    yield Text(f"\nModel:    {names} ({state})\nFiles:    {root / 'models/policy'}\nMetrics:  {root / 'reports/evaluation/metrics.json'}")
     yield Text(f"Audit it: plumbline audit {(registered.alias_uris or [registered.model_uri])[0]} -C {root}")
 
 
@@ -61,11 +79,15 @@ def _stages(registered: Registered, seconds: float) -> Table:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> Table:
-    table = Table("metric", "value", "95 % interval", "n", box=None, title="\nOn the test split", title_justify="left")
-    for name, value in _flat(metrics):
-        if isinstance(value, Mapping):
-            interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if value.get("low") is not None else ""
-            table.add_row(name, f"{value['value']:.3f}", interval, str(value.get("n", "")))
+    table = Table("metric", "value", "interval", "n", box=None, title="\nOn the test split", title_justify="left")
+    for path, words in HEADLINE:
+        figure = _look_up(metrics, path)
+        if isinstance(figure, Mapping):
+            table.add_row(
+                words, f"{figure['value']:.3f}", f"[{figure['low']:.3f}, {figure['high']:.3f}]", str(figure["n"])
+            )
+        elif figure is not None:
+            table.add_row(words, f"{figure:.3f}", "", "")
     return table
 
 
@@ -89,9 +111,9 @@ def _too_long(facts: Mapping[str, Any]) -> str:
     return f"Beyond the context, set aside: {aside or 'none'}"
 
 
-def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in metrics.items():
-        if isinstance(value, Mapping) and "value" not in value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _look_up(metrics: Mapping[str, Any], path: str) -> Any:
+    """A figure by its dotted path; None where the run has none (no gold reward, say)."""
+    found: Any = metrics
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
