@@ -65,7 +65,8 @@ def tables_of(registered: Registered, seconds: float, root: Path) -> Iterator[Re
     yield Text(_too_long(facts))
     names = ", ".join([registered.model_uri, *registered.alias_uris])
     state = "passed the gate" if registered.passed else "REJECTED by the gate, registered without an alias"
-    yield Text(f"\nModel:    {names} ({state})\nFiles:    {root / 'models/policy'}\nMetrics:  {root / 'reports/evaluation/metrics.json'}")
+    metrics = root / "reports/evaluation/metrics.json"
+    yield Text(f"\nModel:    {names} ({state})\nFiles:    {root / 'models/policy'}\nMetrics:  {metrics}")
     yield Text(f"Audit it: plumbline audit {(registered.alias_uris or [registered.model_uri])[0]} -C {root}")
 
 

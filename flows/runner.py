@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 
-from data_contracts.errors import UsageError
+from data_contracts.errors import StageError, UsageError
 from flows import environment
 from flows.output import Output
 from flows.params import Params, load_params, resolve_overlays, save_params
@@ -40,7 +41,7 @@ def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
     from flows.retrain import retrain
 
     _require_server()
-    with Display(list(STAGES.values())):
+    with Display(list(STAGES.values())), _naming_interrupts():
         registered = retrain(root=str(root))
     seconds = time.monotonic() - started
     return RetrainReport(
@@ -71,6 +72,24 @@ def _settle_params(root: Path, overlays: Sequence[Path], settings: Sequence[str]
     check_trainer_arguments(params)
     for line in save_params(root, document):
         output.remark(f"params.yaml: {line}")
+
+
+@contextmanager
+def _naming_interrupts() -> Iterator[None]:
+    """Turn Ctrl-C or a SIGTERM, wherever it struck, into one sentence. The stages' processes have ended by then."""
+    from prefect.exceptions import TerminationSignal
+
+    try:
+        yield
+    except BaseException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt | TerminationSignal):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise StageError(
+            "interrupted. Finished stages are kept and training resumes from its last checkpoint: run it again."
+        ) from None
 
 
 def _require_server() -> None:
