@@ -31,7 +31,7 @@ from data_contracts.errors import ArtifactError, StageError
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the limit of a file's size
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the limit of a file's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def full_disk_as_stage_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL_DISK:
             raise
         raise StageError(
             f"{path}: could not be written: {error.strerror}. Nothing half-written was left and what was there "

@@ -9,7 +9,8 @@ PlumblineError                 exit 3   a stage failed
 ├── ArtifactError              exit 3   an artifact is missing, half-written or not what it claims
 ├── ModelError                 exit 3   a checkpoint or tokenizer cannot be used
 ├── VersioningError            exit 3   DVC or git refused
-├── RegistryError              exit 3   MLflow refused or does not know the model
+├── RegistryError              exit 3   MLflow refused
+│   └── UnknownModelError      exit 2   no such model, version or alias
 └── StageError                 exit 3   a stage ended badly (killed, out of memory, disk full)
 ```
 
@@ -61,7 +62,13 @@ class VersioningError(PlumblineError):
 
 
 class RegistryError(PlumblineError):
-    """MLflow refused an operation or does not know what was asked for."""
+    """MLflow refused an operation."""
+
+
+class UnknownModelError(RegistryError):
+    """The registry has no such model, version or alias."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class StageError(PlumblineError):

@@ -12,7 +12,7 @@ import typer
 from data_contracts.artifact import full_disk_as_stage_error
 from data_contracts.errors import CheckFailed, PlumblineError
 from flows import environment
-from flows.output import Output
+from flows.output import Output, report_failure
 
 app = typer.Typer(
     name="plumbline",
@@ -139,11 +139,12 @@ def doctor(workspace: Directory = HERE, json: Json = False) -> None:
 def main() -> None:
     """Run the command line and end the process with the documented exit code."""
     environment.prepare()
+    Output.printed = False
     try:
         with full_disk_as_stage_error(Path.cwd()):
             app(prog_name="plumbline")
     except PlumblineError as error:
-        sys.stderr.write(f"plumbline: {error}\n")
+        report_failure(error, json="--json" in sys.argv[1:])
         sys.exit(error.exit_code)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from data_contracts.errors import CheckFailed, UsageError
+from data_contracts.errors import CheckFailed, ContractViolation, UsageError
 from flows.output import Output
 from flows.params import load_params, resolve_overlays
 
@@ -47,6 +47,8 @@ def validate(
         table.add_row(f"  {name}", str(count))
     table.add_row("quarantine", report["quarantine_path"])
     output.result(report, table)
+    if report["stopped"] is not None:
+        raise ContractViolation(report["stopped"])
 
 
 def audit(root: Path, model: str | None, record: str | None, output: Output) -> None:

@@ -15,7 +15,8 @@ from urllib.request import urlopen
 from packaging.requirements import Requirement
 from rich.table import Table
 
-from data_contracts.errors import CheckFailed, PlumblineError
+from data_contracts.errors import CheckFailed, PlumblineError, RegistryError, UsageError
+from data_contracts.secrets import mask
 from flows.output import Output
 
 _MIN_FREE_GB = 2.0
@@ -98,6 +99,42 @@ def _prefect(folder: Path) -> Iterator[Finding]:
         yield Finding("prefect", False, f"{url}: {error}", "start the server, or unset PREFECT_API_URL")
 
 
+def _mlflow(folder: Path) -> Iterator[Finding]:
+    from flows.params import load_params
+    from flows.workspaces import find_workspace
+    from tasks.registry.client import Store, store_uri
+
+    try:
+        root = find_workspace(folder)
+        registry = load_params(root)[0].registry
+        uri = store_uri(root, registry)
+        if uri.startswith("http"):
+            # the client itself would try again for minutes
+            with urlopen(f"{mask(uri).rstrip('/')}/health", timeout=3):
+                pass
+        elif registry.tracking_uri is not None or (root / ".plumbline" / "mlflow.db").exists():
+            Store(root, registry)
+        yield Finding("mlflow store", True, mask(uri))
+    except UsageError as error:
+        yield Finding("mlflow store", False, "unknown", str(error))
+    except (RegistryError, OSError, ValueError) as error:
+        yield Finding("mlflow store", False, str(error), "start it, or correct registry.tracking_uri in params.yaml")
+
+
+def _remote(folder: Path) -> Iterator[Finding]:
+    from flows.workspaces import find_workspace
+    from tasks.versioning.objects import ObjectStore
+
+    try:
+        url = ObjectStore(find_workspace(folder)).remote_url
+    except PlumblineError as error:
+        yield Finding("dvc remote", False, "unknown", str(error))
+        return
+    lost = url is None or (url.startswith("/") and not Path(url).is_dir())
+    advice = "`dvc remote add --default storage URL`, or mount the folder" if lost else ""
+    yield Finding("dvc remote", not lost, mask(url or "none"), advice)
+
+
 def _gpu(folder: Path) -> Iterator[Finding]:
     import torch
 
@@ -105,4 +142,13 @@ def _gpu(folder: Path) -> Iterator[Finding]:
     yield Finding("gpu", True, found)
 
 
-_LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (_versions, _git, _workspace, _disk, _prefect, _gpu)
+_LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
+    _versions,
+    _git,
+    _workspace,
+    _disk,
+    _prefect,
+    _mlflow,
+    _remote,
+    _gpu,
+)

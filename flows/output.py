@@ -1,17 +1,22 @@
-"""Where results and remarks go: results to stdout, as text or one JSON object; remarks to stderr."""
+"""Where results, remarks and failures go: results to stdout, as text or one JSON object; the rest to stderr."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from rich.console import Console, RenderableType
 
+from data_contracts.errors import PlumblineError
+from data_contracts.secrets import mask
+
 
 class Output:
     """One command's output. With `json`, stdout carries exactly one JSON object."""
+
+    printed: ClassVar[bool] = False  # whether the command of this process has printed its result
 
     def __init__(self, json: bool) -> None:
         self.json = json
@@ -19,8 +24,9 @@ class Output:
 
     def result(self, payload: dict[str, Any], renderable: RenderableType) -> None:
         """Print the command's result, once."""
+        Output.printed = True
         if self.json:
-            sys.stdout.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode() + "\n")
+            _write_json(payload)
         else:
             Console(highlight=False, markup=not isinstance(renderable, str)).print(renderable, soft_wrap=True)
 
@@ -31,3 +37,16 @@ class Output:
     def remark(self, text: str) -> None:
         """Say something beside the result, on stderr."""
         self.remarks.print(text, markup=False, highlight=False)
+
+
+def report_failure(error: PlumblineError, *, json: bool) -> None:
+    """Say on stderr what went wrong; with `json`, say it on stdout too where no result was printed before it."""
+    message = mask(str(error))
+    sys.stderr.write(f"plumbline: {message}\n")
+    if json and not Output.printed:
+        kind = type(error).__name__
+        _write_json({"error": {"kind": kind, "message": message, "exit_code": error.exit_code}})
+
+
+def _write_json(payload: dict[str, Any]) -> None:
+    sys.stdout.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -26,6 +26,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from data_contracts.errors import ParamsError, UsageError
 from data_contracts.params import Section
+from data_contracts.secrets import mask
 from tasks.curation.params import CurationParams
 from tasks.evaluation.params import EvaluationParams, GateParams
 from tasks.feedback.params import FeedbackParams
@@ -185,7 +186,7 @@ def _explain(detail: ErrorDetails, document: Mapping[str, Any], source: Path) ->
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}."
         return f"{where}: unknown key; {hint}"
-    found = "" if isinstance(detail["input"], Mapping) else f"; found {detail['input']!r}"
+    found = "" if isinstance(detail["input"], Mapping) else f"; found {mask(repr(detail['input']))}"
     return f"{where}: {detail['msg'].removesuffix('.')}{found}.".replace("Value error, ", "")
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_contracts.artifact import write_bytes
+from data_contracts.artifact import FULL_DISK, write_bytes
 from data_contracts.errors import UsageError
+from data_contracts.secrets import has_password, mask
 from flows.params import PARAMS_FILE, render_defaults
 from flows.stages import render_dvc_yaml
 
@@ -30,17 +31,25 @@ def template_files() -> dict[str, bytes]:
 def init_workspace(root: Path, remote: str | None = None) -> list[str]:
     """Make `root` a workspace: params, graph, git, DVC and a remote. Existing files are kept.
 
-    Returns the files written. Raises `UsageError` when `root` is a file or not writable.
+    Returns the files written. Raises `UsageError` when `root` is a file or not writable, or `remote` carries
+    a password.
     """
     from tasks.versioning.git import commit_git, head_commit
     from tasks.versioning.workspace import Versions, init_versioning
 
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root}: expected a folder or a new name, found a file. Choose another folder.")
+    if remote is not None and has_password(remote):
+        raise UsageError(
+            f"{mask(remote)}: expected a remote URL without a password, because git keeps it. Leave it out, then run "
+            f"`dvc remote modify --local storage password …` in the workspace."
+        )
     try:
         (root / RAW).mkdir(parents=True, exist_ok=True)
         written = [name for name, data in template_files().items() if _write_missing(root / name, data)]
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
         raise UsageError(f"{root}: cannot write there ({error.strerror}). Choose another folder.") from error
     init_versioning(root, remote)
     if not (root / f"{RAW}.dvc").exists():

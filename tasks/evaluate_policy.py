@@ -23,12 +23,13 @@ def evaluate_policy(
 
     known = read_artifact(context.dep("world")).facts["enabled"]
     reward = context.dep("reward")
+    judge = RewardModel.load(reward, trust_remote_code=reference_trust_remote_code)
     curves = {name: context.dep(name) / "training.jsonl" for name in ("base", "reference", "reward", "policy")}
     metrics = evaluate(
         context.dep("policy"),
         context.dep("reference"),
         list(load_jsonl(context.dep("curated") / "test.jsonl", CuratedPair)),
-        RewardModel.load(reward, trust_remote_code=reference_trust_remote_code).score,
+        judge.score,
         Gold(gold.gold_reward, gold.should_refuse, gold.is_refusal, gold.knows) if known else None,
         evaluation,
         seed=seed,
@@ -38,6 +39,7 @@ def evaluate_policy(
         beta=read_artifact(context.dep("policy")).facts["settings"]["beta"],
         curves={name: path for name, path in curves.items() if path.is_file()},
         reward_audit=_audit(reward),
+        judge_length=judge.max_length,
         trust_remote_code=reference_trust_remote_code,
     )
     return {"metrics": metrics}

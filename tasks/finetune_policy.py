@@ -16,11 +16,12 @@ def finetune_policy(
     from tasks.rewards.scoring import RewardModel
 
     curated, reward = context.dep("curated"), context.dep("reward")
+    judge = RewardModel.load(reward, trust_remote_code=reference_trust_remote_code)
     inputs = FinetuneInputs(
         reference=context.dep("reference"),
         train=list(load_jsonl(curated / "train.jsonl", CuratedPair)),
         validation=list(load_jsonl(curated / "validation.jsonl", CuratedPair)),
-        judge=RewardModel.load(reward, trust_remote_code=reference_trust_remote_code).score,
+        judge=judge.score,
         seed=seed,
         threads=threads,
         folder=context.folder,
@@ -28,6 +29,7 @@ def finetune_policy(
         progress=context.progress,
         trust_remote_code=reference_trust_remote_code,
         judge_digest=read_artifact(reward).digest,
+        judge_length=judge.max_length,
     )
     return METHODS[finetune.method].run(inputs, finetune)
 

@@ -60,6 +60,7 @@ def register_model(root: Path, params: RegistryParams, records: Sequence[StageRe
     key = results_key([artifacts[stage].digest for stage in PUBLISHED])
     manifest, texts = _describe(root, params.model_name, key, records, run)
     run.log_datasets(*_inputs(manifest))
+    run.log_files(artifacts["evaluate"].path / "plots", "plots")
     run.log_outcome(manifest["evaluation"], manifest["settings"], {"plumbline.key": key})
     version = register(
         run.store,

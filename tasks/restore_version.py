@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_contracts.artifact import write_bytes
+from data_contracts.artifact import FULL_DISK, write_bytes
 from data_contracts.errors import RegistryError, UsageError, VersioningError
 from tasks.registry.client import Store
 from tasks.registry.manifest import all_paths
@@ -37,8 +37,13 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
         raise RegistryError(f"{version.uri}: {pinned.problem()} What it names cannot be trusted; nothing was restored.")
     manifest = stored.manifest()
     paths = all_paths(manifest)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{to.name}.restore-", dir=to.parent))
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{to.name}.restore-", dir=to.parent))
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise UsageError(f"{to}: cannot write there ({error.strerror}). Choose another folder.") from error
     try:
         draft.chmod(0o755)
         _fill(ObjectStore(root), draft, to, manifest, paths)

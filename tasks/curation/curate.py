@@ -5,7 +5,7 @@
 3. exact duplicates are merged                        `exact`
 4. verified near duplicates are merged                `near_merge`, over `near_duplicates`
 5. contradictions are surfaced and resolved           `contradictions`
-6. train, validation and test by cluster of prompts   `split`
+6. train, validation and test by cluster of prompts   `split`, near duplicates and turns of one conversation together
 
 Steps 3 to 5 repeat until they change nothing, since how rare a shingle is depends on what is left: so curating
 what was curated changes nothing.
@@ -30,7 +30,7 @@ from tasks.curation.near_merge import merge_near
 from tasks.curation.pair_texts import Content, Pools, build_pools, contents
 from tasks.curation.params import SPLITS, CurationParams
 from tasks.curation.report import describe
-from tasks.curation.split import assign_clusters, cluster_name
+from tasks.curation.split import assign_clusters, cluster_name, conversations
 from tasks.curation.verdicts import Item, Outcome
 
 _STEPS = 6
@@ -106,8 +106,13 @@ def _match(
 def _split(
     items: Sequence[Item], found: Sequence[Content], pools: Pools, params: CurationParams, seed: int
 ) -> tuple[dict[str, list[CuratedPair]], list[str]]:
-    names = {group: cluster_name(texts) for group, texts in pools.prompts.members().items()}
-    clusters = [names[pools.prompts.group(content.prompt)] for content in found]
+    groups = [pools.prompts.group(content.prompt) for content in found]
+    joined = conversations([item.pair.prompt for item in items], groups, params.matching).tolist()
+    texts: dict[int, set[str]] = {}
+    for content, label in zip(found, joined, strict=True):
+        texts.setdefault(label, set()).add(content.prompt)
+    names = {label: cluster_name(sorted(members)) for label, members in texts.items()}
+    clusters = [names[label] for label in joined]
     sizes: dict[str, int] = {}
     for cluster in clusters:
         sizes[cluster] = sizes.get(cluster, 0) + 1
@@ -126,4 +131,4 @@ def _curated(item: Item, cluster: str) -> CuratedPair:
 def _check(report: dict[str, Any], splits: dict[str, list[CuratedPair]]) -> None:
     assert report["read"] == report["accepted"] + report["merged"] + report["quarantined"], "a pair was lost"
     held = [{pair.cluster for pair in pairs} for pairs in splits.values()]
-    assert sum(map(len, held)) == len(set().union(*held)), "a cluster of near-duplicate prompts crosses the split"
+    assert sum(map(len, held)) == len(set().union(*held)), "a cluster of prompts crosses the split"

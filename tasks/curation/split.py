@@ -1,17 +1,46 @@
-"""Step 6: train, validation and test, by whole clusters of near-duplicate prompts."""
+"""Step 6: train, validation and test, by whole clusters of near-duplicate prompts and of one conversation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
+import numpy as np
+
 from data_contracts.errors import CheckFailed
-from tasks.curation.params import SPLITS, SplitParams
+from data_contracts.records import Message
+from tasks.curation.canonical import canonical
+from tasks.curation.near_duplicates import components
+from tasks.curation.params import SPLITS, MatchingParams, SplitParams
+from tasks.curation.shingles import I64
 
 
 def cluster_name(texts: list[str]) -> str:
     """Name of a cluster: BLAKE2b of its first text in sorted order, so that the same texts give the same name."""
     return blake2b(min(texts).encode(), digest_size=8).hexdigest()
+
+
+def conversations(prompts: Sequence[tuple[Message, ...]], groups: Sequence[int], params: MatchingParams) -> I64:
+    """The cluster (n,) of each of n prompts: their groups of near duplicates, joined where they are one conversation.
+
+    A conversation is compared at several of its turns: the prompt at a later one holds the earlier prompt and a
+    response to it, so the two may not stand on both sides of a split. Prompts join where one is the beginning of the
+    other, and where both begin with the same turns up to the first of the assistant. A shared first question alone
+    joins nothing: people open with the same few words.
+    """
+    turns = [tuple((turn.role, canonical(turn.content, params)) for turn in prompt) for prompt in prompts]
+    first: dict[tuple[tuple[str, str], ...], int] = {}
+    for prompt, group in zip(turns, groups, strict=True):
+        first.setdefault(prompt, group)
+    links = []
+    for prompt, group in zip(turns, groups, strict=True):
+        opened = next((place for place, (role, _) in enumerate(prompt) if role == "assistant"), len(prompt))
+        for end in range(1, len(prompt)):
+            # of beginnings that hold a turn of the assistant the shortest is enough, since the others hold it too
+            if end == opened + 1 or prompt[:end] in first:
+                links.append((first.setdefault(prompt[:end], group), group))
+    joined = components(max(groups, default=-1) + 1, np.array(links, dtype=np.int64).reshape(-1, 2))
+    return joined[np.array(groups, dtype=np.int64)]
 
 
 def assign_clusters(sizes: Mapping[str, int], params: SplitParams, seed: int) -> tuple[dict[str, str], list[str]]:

@@ -3,7 +3,8 @@
 A pair has no natural order, and listing the chosen response first would make every outcome 1. So
 every pair enters in both orders, as (p, 1) and (1 - p, 0): the base rate is ½, a forecast of ½ is
 calibrated, and the curve is symmetric about (½, ½). Brier score and log loss are the same in either
-form. `n` counts pairs; the bins count both orders, 2n in all.
+form. `n` counts pairs; the bins count both orders, 2n in all. Their number is even: in a bin with ½ inside both
+orders of a pair would meet and cancel, and a policy that is right but barely says so would look calibrated.
 """
 
 from __future__ import annotations

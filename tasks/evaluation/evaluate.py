@@ -28,7 +28,15 @@ from tasks.evaluation.gold import Gold
 from tasks.evaluation.params import EvaluationParams
 from tasks.evaluation.preference import preference_accuracy
 from tasks.evaluation.safety import refusals
-from tasks.evaluation.samples import Samples, Scores, choose_prompts, draw, score_samples, write_samples
+from tasks.evaluation.samples import (
+    Samples,
+    Scores,
+    choose_prompts,
+    draw,
+    only_judgeable,
+    score_samples,
+    write_samples,
+)
 from tasks.evaluation.subjects import Subjects, load_subjects, pair_logps
 from tasks.evaluation.text import describe
 from tasks.evaluation.win_rate import Pointwise, Score, win_rate
@@ -61,13 +69,15 @@ def evaluate(
     beta: float,
     curves: Mapping[str, Path] | None = None,
     reward_audit: Mapping[str, Any] | None = None,
+    judge_length: int | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Evaluate and write `metrics.json`, `samples.jsonl` and `plots/*.png` into `folder`; return the metrics.
 
     `score(prompts, responses)` is the judge, a reward model. `beta` is that of the policy's objective: the
     implied probability of a pair is sigmoid(beta·margin). `curves` maps stage names to their `training.jsonl`.
-    `reward_audit` goes into the metrics for the gate. The same inputs give the same bytes.
+    `reward_audit` goes into the metrics for the gate. `judge_length` is the most tokens of prompt and response that
+    the judge takes; None: as many as the policies. The same inputs give the same bytes.
 
     Raises `StageError` on an empty test split, `ModelError` when the two checkpoints do not share a
     tokenizer, no prompt fits the context, or a score is not finite.
@@ -81,13 +91,17 @@ def evaluate(
     watch = _Watch(progress)
     subjects = load_subjects(policy, reference, trust_remote_code=trust_remote_code)
     kept, too_long = split_by_context(test, subjects.tokenizer, subjects.context)
-    chosen = choose_prompts(test, subjects, params)
+    judge_length = subjects.context if judge_length is None else judge_length
+    chosen = choose_prompts(test, subjects, params, judge_length)
     logps = pair_logps(kept, subjects, params, watch.start)
-    samples = draw(chosen, subjects, params, seed, [watch.phase(2), watch.phase(3)])
+    drawn = draw(chosen, subjects, params, seed, [watch.phase(2), watch.phase(3)])
+    samples = only_judgeable(drawn, subjects, judge_length)
+    unjudged = len(drawn.prompts) - len(samples.prompts)
     watch.start(_JUDGING)
     scores = _score(samples, score, gold)
     metrics: dict[str, Any] = {
-        "counts": chosen.counts | {"pairs": len(test), "pairs_over_context": len(too_long)},
+        "counts": chosen.counts
+        | {"prompts_not_judged": unjudged, "pairs": len(test), "pairs_over_context": len(too_long)},
         "preference": preference_accuracy(logps, params, _gold_margins(kept, gold)),
         "calibration": calibration(logps.margins(), beta, params),
         "win_rate": _win_rates(samples, scores, params, seed),

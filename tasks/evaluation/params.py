@@ -34,7 +34,14 @@ class EvaluationParams(Section):
         2000, ge=100, description="Bootstrap resamples of an interval (Efron & Tibshirani: ≥ 1,000)."
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of every interval.")
-    bins: int = Field(15, ge=2, le=100, description="Bins of the reliability diagram and ECE (15: Guo et al. 2017).")
+    bins: int = Field(
+        20,
+        ge=2,
+        le=100,
+        multiple_of=2,
+        description="Bins of the reliability diagram and ECE over [0, 1]. Even, so that none has ½ inside, where the "
+        "two orders of a pair would cancel; 20 leave 10 over the confidence in [½, 1].",
+    )
 
 
 class GateParams(Section):

@@ -43,14 +43,15 @@ def training_curves(curves: Mapping[str, Path], path: Path) -> None:
     """Loss and accuracy of each stage against its steps; evaluation metrics dashed with a mark a point.
 
     `curves`: stage name → `training.jsonl`, a JSON object a line with `step` and metrics. Metrics whose name
-    ends with "loss" or contains "accura" are drawn. Raises `ArtifactError` when a file cannot be read.
+    ends with "loss" or "win_rate", or contains "accura", are drawn. Raises `ArtifactError` when a file cannot be read.
     """
     stages = {stage: _read_curves(file) for stage, file in curves.items()}
     with _canvas(path, (8.0, 0.6 + 2.3 * len(stages))) as figure:
         grid = figure.subplots(len(stages), 2, squeeze=False)
         for row, (stage, found) in zip(grid, stages.items(), strict=True):
             _draw_curves(row[0], f"{stage}: loss", {name: c for name, c in found.items() if name.endswith("loss")})
-            _draw_curves(row[1], f"{stage}: accuracy", {name: c for name, c in found.items() if "accura" in name})
+            shares = {name: c for name, c in found.items() if "accura" in name or name.endswith("win_rate")}
+            _draw_curves(row[1], f"{stage}: accuracy", shares)
             row[0].set_xlabel("step")
             row[1].set_xlabel("step")
 

@@ -72,8 +72,10 @@ class Scores:
     judged: Judged
 
 
-def choose_prompts(test: Sequence[CuratedPair], subjects: Subjects, params: EvaluationParams) -> ChosenPrompts:
-    """Distinct prompts that leave room for `max_new_tokens`, at most `max_prompts`.
+def choose_prompts(
+    test: Sequence[CuratedPair], subjects: Subjects, params: EvaluationParams, judge_length: int
+) -> ChosenPrompts:
+    """At most `max_prompts` distinct prompts that leave room for `max_new_tokens` in both policies and for the judge.
 
     Raises `ModelError` when none does.
     """
@@ -82,12 +84,14 @@ def choose_prompts(test: Sequence[CuratedPair], subjects: Subjects, params: Eval
     first: dict[tuple[Message, ...], str] = {}
     for pair in test:
         first.setdefault(pair.prompt, pair.id)
-    room = subjects.context - params.max_new_tokens
+    # the judge reads an end token behind a response that did not reach its own
+    context = min(subjects.context, judge_length - 1)
+    room = context - params.max_new_tokens
     lengths = [len(ids) for ids in encode_prompts(subjects.tokenizer, list(first))]
     fitting = [item for item, length in zip(first.items(), lengths, strict=True) if length <= room]
     if not fitting:
         raise ModelError(
-            f"Expected test prompts of at most {room} tokens (context {subjects.context} less max_new_tokens "
+            f"Expected test prompts of at most {room} tokens (context {context} less max_new_tokens "
             f"{params.max_new_tokens}), found {len(first)} prompts, the shortest of {min(lengths)} tokens. "
             "Lower evaluation.max_new_tokens or use a model with a longer context."
         )
@@ -122,6 +126,26 @@ def draw(
         for model, watcher in zip(subjects.each(), progress, strict=True)
     )
     return Samples(chosen.prompts, chosen.pair_ids, policy, reference)
+
+
+def only_judgeable(samples: Samples, subjects: Subjects, judge_length: int) -> Samples:
+    """The rows whose prompt with either response has at most `judge_length` tokens.
+
+    A text can be longer in tokens than what was drawn: bytes that are no character decode to one of several tokens.
+    Raises `ModelError` when none is left.
+    """
+    from tasks.models.chat import encode_all
+
+    sides = [encode_all(subjects.tokenizer, samples.prompts, texts) for texts in samples.texts()]
+    longest = [max(len(head) + len(tail) for head, tail in row) for row in zip(*sides, strict=True)]
+    kept = [row for row, length in enumerate(longest) if length <= judge_length]
+    if not kept:
+        raise ModelError(
+            f"Expected samples of at most {judge_length} tokens with their prompts, which is what the judge takes, "
+            f"found {len(longest)}, the shortest of {min(longest)}. Lower evaluation.max_new_tokens or raise "
+            "reward.max_length."
+        )
+    return samples.only(kept)
 
 
 def score_samples(judge: Pointwise, samples: Samples, rows: Sequence[int] | None = None) -> Scores:

@@ -25,8 +25,9 @@ from tasks.finetuning.validation import Validation, draw_pairs, open_arena
 from tasks.models.callbacks import Patience, stop_reason, usual_callbacks
 from tasks.models.checkpoints import run_folder, weights_digest
 from tasks.models.full_disk import full_disk_named
+from tasks.models.length_groups import GroupsByLength
 from tasks.models.loading import context_length, load_policy, load_tokenizer, save_model, seed_everything
-from tasks.models.pairs import TokenisedPairs, TokenPair, digest_of_tokens, fitting_pairs
+from tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pairs
 from tasks.models.trainer_args import trainer_config
 from tasks.models.training import curve_rows, library_versions, train, write_curve
 
@@ -38,7 +39,7 @@ WATCHED = ("preference_accuracy", "win_rate")
 """Validation metrics that early stopping looks at."""
 
 
-class PairTrainer(DPOTrainer):  # type: ignore[misc]
+class PairTrainer(GroupsByLength, DPOTrainer):  # type: ignore[misc]
     """TRL's DPOTrainer on pairs that are tokens already and know their reference log-probabilities.
 
     The loss, its metrics and the loop are TRL's own. Replaced are the two steps that prepare the data
@@ -98,7 +99,7 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
 
     # 3. what π_ref says of the pairs, and how it answers validation prompts
     digest = weights_digest(inputs.reference)
-    runs_in = run_folder(inputs.work, _depends_on(inputs, params, digest, training.tokens, shown))
+    runs_in = run_folder(inputs.work, _depends_on(inputs, params, digest, training.tokens, validation.tokens))
     config = _config(params, inputs.seed, runs_in)
     model.to(config.device)
     logps = [
@@ -122,6 +123,7 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
             inputs.judge,
             params,
             context=context,
+            judge_length=inputs.judge_length,
             seed=inputs.seed,
             progress=inputs.progress,
         )
@@ -133,6 +135,7 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
         processing_class=tokenizer,
         train_dataset=_dataset(training.tokens, logps[0]),
         eval_dataset=_dataset(shown.tokens, logps[1]),
+        lengths=[pair.longest for pair in training.tokens] if params.group_by_length else None,
         peft_config=_lora_config(params.lora),
         callbacks=_callbacks(inputs, params),
         validation=Validation(tokenizer, shown, logps[1], params.beta, max_length, params.eval_batch_size, arena),
@@ -181,16 +184,18 @@ def _config(params: DpoParams, seed: int, folder: Path) -> DPOConfig:
 
 
 def _depends_on(
-    inputs: FinetuneInputs, params: DpoParams, digest: str, train: Sequence[TokenPair], shown: TokenisedPairs
+    inputs: FinetuneInputs, params: DpoParams, digest: str, train: Sequence[TokenPair], validation: Sequence[TokenPair]
 ) -> dict[str, Any]:
     return {
         "method": "dpo",
         "params": params.model_dump(mode="json"),
         "seed": inputs.seed,
+        "threads": inputs.threads,
         "reference": digest,
         "train": digest_of_tokens(train),
-        "validation": digest_of_tokens(shown.tokens),
-        "judge": inputs.judge_digest if inputs.judge else "none",
+        # all of it: the arena's prompts are not those of the pairs that are shown
+        "validation": digest_of_tokens(validation),
+        "judge": [inputs.judge_digest, inputs.judge_length] if inputs.judge else "none",
         "libraries": _libraries(),
     }
 

@@ -21,7 +21,8 @@ class FinetuneInputs:
     """What every method is given besides its params.
 
     `reference` is the folder of π_ref, which is only read. `folder` is the draft of the artifact;
-    `work` survives a kill. `judge_digest` names the judge, so that a run is never resumed under another one.
+    `work` survives a kill. `judge_digest` names the judge, so that a run is never resumed under another one;
+    `judge_length` is the most tokens of prompt and response that it takes (None: as many as the model).
     """
 
     reference: Path
@@ -35,6 +36,7 @@ class FinetuneInputs:
     progress: Progress = silent
     trust_remote_code: bool = False
     judge_digest: str | None = None
+    judge_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

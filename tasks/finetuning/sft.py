@@ -22,6 +22,7 @@ from tasks.finetuning.params import SftParams
 from tasks.models.callbacks import usual_callbacks
 from tasks.models.chat import as_dicts, end_token_id
 from tasks.models.checkpoints import run_folder, weights_digest
+from tasks.models.length_groups import GroupsByLength
 from tasks.models.loading import (
     context_length,
     describe,
@@ -49,6 +50,10 @@ _PROBE = (
 
 Example = tuple[list[int], list[int]]
 """Token ids and labels of one conversation, of one length."""
+
+
+class ConversationTrainer(GroupsByLength, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer, batches grouped by length where params say so."""
 
 
 def check_params(params: SftParams) -> None:
@@ -101,16 +106,18 @@ def build_reference(
             "method": "sft",
             "params": params.model_dump(mode="json"),
             "seed": seed,
+            "threads": threads,
             "base": facts["base_weights"],
             "examples": content,
             "libraries": libraries,
         },
     )
-    trainer = SFTTrainer(
+    trainer = ConversationTrainer(
         model=model,
         args=_config(params, seed, runs_in),
         processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"input_ids": [ids for ids, _ in kept], "labels": [row for _, row in kept]}),
+        lengths=[len(ids) for ids, _ in kept] if params.group_by_length else None,
         callbacks=usual_callbacks(progress),
     )
     state = train(trainer, runs_in)

@@ -3,6 +3,8 @@
 1. Preference accuracy: share of pairs whose implicit reward beta * (log π - log π_ref) is higher for the chosen
    response (Rafailov et al. 2023, eq. 5); ties count half.
 2. Win rate: the policy and π_ref each answer the same prompts, π_ref once; the judge scores both, ties half.
+   A sampled text may be longer in the judge's tokens than in those drawn (bytes that are no character, an end
+   token added): where it is longer than the judge takes, the prompt is left out of this win rate.
    Sampling repeats the same random draws at each evaluation, so two evaluations differ by the policy alone.
 3. KL(π ‖ π_ref) in nats per token, estimated on the policy's own samples by mean log-ratio.
 """
@@ -23,7 +25,7 @@ from data_contracts.progress import Progress, silent
 from data_contracts.records import Message
 from tasks.finetuning.methods import Judge
 from tasks.finetuning.params import DpoParams, ValidationParams
-from tasks.models.chat import encode_prompts
+from tasks.models.chat import encode_all, encode_prompts
 from tasks.models.logps import token_logps
 from tasks.models.pairs import TokenisedPairs
 from tasks.models.sampling import Completion, sample
@@ -39,9 +41,10 @@ class Arena:
     """Prompts on which the policy meets π_ref, whose scored answers are fixed."""
 
     prompts: Sequence[Prompt]
-    reference_scores: torch.Tensor  # (N,) of the judge
+    reference_scores: torch.Tensor  # (N,) of the judge, NaN where the answer is longer than it takes
     reference: PreTrainedModel | None  # None: the policy with its adapter off
     judge: Judge
+    judge_length: int  # tokens of prompt and response
     settings: ValidationParams
     seed: int
 
@@ -74,9 +77,10 @@ class Validation:
 
     def _meet(self, model: PreTrainedModel, arena: Arena) -> dict[str, float]:
         completions = _answer(model, self.tokenizer, arena.prompts, arena.settings, arena.seed, self.batch_size)
-        scores = _scores(arena.judge, arena.prompts, completions)
+        scores = _scores(arena.judge, self.tokenizer, arena.prompts, completions, arena.judge_length)
+        differences = scores - arena.reference_scores  # (N,)
         return {
-            "win_rate": share_won(scores - arena.reference_scores),
+            "win_rate": share_won(differences[~differences.isnan()]),
             "kl_per_token": self._kl(model, arena, completions),
             "response_tokens": sum(len(each.token_ids) for each in completions) / len(completions),
             "finished": sum(each.finished for each in completions) / len(completions),
@@ -94,7 +98,9 @@ class Validation:
 
 
 def share_won(differences: torch.Tensor) -> float:
-    """Share of positive differences, zeros counted half."""
+    """Share of positive differences, zeros counted half; of none, half."""
+    if differences.numel() == 0:
+        return 0.5
     won = (differences > 0).double() + 0.5 * (differences == 0).double()
     return float(won.mean())
 
@@ -114,26 +120,32 @@ def open_arena(
     *,
     context: int,
     seed: int,
+    judge_length: int | None = None,
     progress: Progress = silent,
 ) -> Arena | None:
     """Let π_ref (`model`, not yet trained) answer validation prompts once and keep the judge's scores.
 
-    Prompts that leave no room for `max_new_tokens` are passed over. None when `validation.prompts` is 0.
+    Prompts that leave no room for `max_new_tokens`, in the model or for the judge, are passed over. None when
+    `validation.prompts` is 0.
     With full fine-tuning a frozen copy of π_ref stays in memory for the KL; with adapters none is needed.
     """
     settings = params.validation
     if settings.prompts == 0:
         return None
-    prompts = _distinct_prompts(pairs, tokenizer, context - settings.max_new_tokens)[: settings.prompts]
+    judge_length = context if judge_length is None else judge_length
+    # the judge reads an end token behind a response that did not reach its own
+    room = min(context, judge_length - 1)
+    prompts = _distinct_prompts(pairs, tokenizer, room - settings.max_new_tokens)[: settings.prompts]
     if not prompts:
         raise StageError(
             f"Expected validation prompts with room for {settings.max_new_tokens} new tokens in a context of "
-            f"{context}, found none. Lower validation.max_new_tokens, or set validation.prompts: 0 and "
+            f"{room}, found none. Lower validation.max_new_tokens, or set validation.prompts: 0 and "
             f"best_by: preference_accuracy."
         )
     completions = _answer(model, tokenizer, prompts, settings, seed, params.eval_batch_size, progress)
     reference = None if params.lora is not None else _frozen_copy(model)
-    return Arena(prompts, _scores(judge, prompts, completions), reference, judge, settings, seed)
+    scores = _scores(judge, tokenizer, prompts, completions, judge_length)
+    return Arena(prompts, scores, reference, judge, judge_length, settings, seed)
 
 
 def _distinct_prompts(
@@ -166,14 +178,24 @@ def _answer(
     )
 
 
-def _scores(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> torch.Tensor:
-    scores = torch.tensor(judge(prompts, [each.text for each in completions]), dtype=torch.float64)  # (N,)
-    if scores.shape != (len(prompts),) or not bool(torch.isfinite(scores).all()):
+def _scores(
+    judge: Judge,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    judge_length: int,
+) -> torch.Tensor:
+    """Scores (N,) of the judge, NaN where prompt and response together are longer than it takes."""
+    texts = [each.text for each in completions]
+    lengths = torch.tensor([len(head) + len(tail) for head, tail in encode_all(tokenizer, prompts, texts)])
+    rows = (lengths <= judge_length).nonzero().squeeze(1)
+    found = torch.tensor(judge([prompts[row] for row in rows], [texts[row] for row in rows]), dtype=torch.float64)
+    if found.shape != rows.shape or not bool(torch.isfinite(found).all()):
         raise StageError(
-            f"Expected {len(prompts)} finite scores from the judge, found shape {tuple(scores.shape)} with "
-            f"{int((~torch.isfinite(scores)).sum())} not finite. Check the reward model's audit."
+            f"Expected {len(rows)} finite scores from the judge, found shape {tuple(found.shape)} with "
+            f"{int((~torch.isfinite(found)).sum())} not finite. Check the reward model's audit."
         )
-    return scores
+    return torch.full((len(prompts),), torch.nan, dtype=torch.float64).index_put((rows,), found)
 
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

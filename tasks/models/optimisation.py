@@ -18,6 +18,7 @@ OWN_KEYS = {
     "weight_decay": "weight_decay",
     "max_length": "max_length",
     "bf16": "bf16",
+    "train_sampling_strategy": "group_by_length",
     "gradient_checkpointing": "gradient_checkpointing",
     "activation_checkpointing": "gradient_checkpointing",
     "logging_steps": "log_every",
@@ -92,6 +93,12 @@ class Optimisation(Section):
         ge=8,
         description="Longest prompt plus completion in tokens; the model's context caps it. "
         "Longer examples are set aside and counted, never truncated.",
+    )
+    group_by_length: bool = Field(
+        False,
+        description="Put examples of similar length into a batch, in an order fixed by seed and epoch: less padding, "
+        "so less time where lengths differ much. Memory is that of the longest batch either way. Batches are then less "
+        "alike: where length tells the kind of request, as in the sample world, the model learns a little less.",
     )
     log_every: int = Field(20, ge=1, description="Optimiser steps between two rows of training.jsonl.")
     bf16: bool = Field(

@@ -1,24 +1,49 @@
-"""The model card: a manifest in Markdown, for people. Every figure comes from the manifest."""
+"""The model card: a manifest in Markdown, for people. Every figure comes from the manifest.
+
+It opens with what the model is, its key figures, its use and limits; every figure and setting stands at the end.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tasks.registry.runs import flatten
+
+# The figures that a reader asks for first: dotted name -> its words. Absent ones (no gold reward) are left out.
+KEY_FIGURES = {
+    "win_rate.gold": "win rate over π_ref, gold reward",
+    "win_rate.judge": "win rate over π_ref, reward model as judge",
+    "win_rate.judge.length_controlled": "the same at equal length",
+    "preference.accuracy": "held-out preference accuracy of the policy",
+    "reward_audit.accuracy": "held-out accuracy of the reward model",
+    "calibration.ece": "calibration error (ECE) of the policy's implied probabilities",
+    "divergence.kl_nats_per_token": "KL from π_ref, nats per token",
+    "text.policy.tokens": "tokens a response",
+    "text.reference.tokens": "tokens a response, π_ref",
+    "text.policy.finished": "responses that end before the limit of tokens",
+    "safety.policy.refusal_accuracy": "requests to refuse that are refused",
+    "safety.policy.over_refusal": "harmless requests that are refused",
+}
+_MOSTLY_FINISHED = 0.95  # below this share of responses that end by themselves the card warns
+_FIELD = re.compile(r"\{([^}:]+):?([^}]*)\}")
 
 
 def render_card(manifest: Mapping[str, Any]) -> str:
     """The card's text. `manifest` may lack `files`, since the card is one of them."""
     parts = [
         _head(manifest),
-        _data(manifest),
-        _training(manifest),
-        _evaluation(manifest["evaluation"]),
-        _gate(manifest["gate"]),
+        _summary(manifest),
+        _key_figures(manifest),
+        _use(manifest),
         _limits(manifest),
+        _data(manifest),
+        _gate(manifest["gate"]),
         _lineage(manifest),
         _commands(manifest),
+        _evaluation(manifest["evaluation"]),
+        _training(manifest),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -30,6 +55,81 @@ def _head(manifest: Mapping[str, Any]) -> str:
         f"# {name}\n\nA language model aligned with human preferences by Plumbline. This version {verdict}.\n"
         f"Results key `{manifest['model']['key']}`."
     )
+
+
+def _summary(manifest: Mapping[str, Any]) -> str:
+    run = manifest["as_run"]
+    lines = {
+        "base": _sentence(
+            run.get("base", {}),
+            "{source}",
+            "revision {revision}",
+            "{architecture}",
+            "{parameters:,} parameters",
+            "context of {context_length:,} tokens",
+        ),
+        "reference policy π_ref": _sentence(
+            run.get("reference", {}), "{method}", "{examples.used:,} conversations", "{steps:,} steps"
+        ),
+        "reward model": _sentence(run.get("reward", {}), "{architecture}", "{pairs.train:,} pairs", "{steps:,} steps"),
+        "method": _sentence(
+            run.get("finetune", {}),
+            "{method}",
+            "β {settings.beta}",
+            "loss {settings.loss_type}",
+            "SFT weight {settings.sft_weight}",
+            "LoRA of rank {settings.lora.r}",
+            "{pairs.train:,} pairs",
+            "{steps.run:,} of {steps.planned:,} steps",
+            "best checkpoint by {best.metric} at step {best.step:,}",
+        ),
+        "data": _sentence(
+            manifest["counts"], "{read:,} records read", "{accepted:,} accepted", "{splits.train:,} for training"
+        ),
+    }
+    rows = [(name, text) for name, text in lines.items() if text]
+    return f"## What it is\n\n{_table(('part', 'as run'), rows)}"
+
+
+def _sentence(facts: Mapping[str, Any], *pieces: str) -> str:
+    """The pieces whose facts are all known, filled in."""
+    known = {name: value for name, value in flatten(facts) if value is not None}
+    return ", ".join(filter(None, (_fill(piece, known) for piece in pieces)))
+
+
+def _fill(piece: str, known: Mapping[str, Any]) -> str | None:
+    if not all(name in known for name, _ in _FIELD.findall(piece)):
+        return None
+    return _FIELD.sub(lambda match: format(known[match[1]], match[2]), piece)
+
+
+def _key_figures(manifest: Mapping[str, Any]) -> str:
+    found = {name: (_number(value), interval, n) for name, value, interval, n in estimates(manifest["evaluation"])}
+    rows = [(words, *found[name]) for name, words in KEY_FIGURES.items() if name in found]
+    return f"## Key figures, on the test split\n\n{_table(('figure', 'value', _interval_title(manifest), 'n'), rows)}"
+
+
+def _interval_title(manifest: Mapping[str, Any]) -> str:
+    confidence = dict(flatten(manifest["settings"])).get("evaluation.confidence")
+    return f"{100 * confidence:g} % interval" if isinstance(confidence, float) else "interval"
+
+
+def _use(manifest: Mapping[str, Any]) -> str:
+    world = manifest["as_run"].get("sample_world", {}).get("enabled", False)
+    batches = [batch["path"] for batch in manifest["raw_batches"]]
+    if world and not batches:
+        text = (
+            "A demonstration. It learned from Plumbline's sample world, a made-up support desk, and from nothing else; "
+            "it shows that the loop works and is of no use to people."
+        )
+    else:
+        text = (
+            "Answering prompts like those of its feedback, in the languages and domains found there. Read samples of "
+            "its answers (`evaluation/samples.jsonl`) before people meet them, and do not rely on it where nobody "
+            "checks its facts."
+        )
+        text += " Part of the feedback is Plumbline's made-up sample world." if world else ""
+    return f"## Intended use\n\n{text}"
 
 
 def _data(manifest: Mapping[str, Any]) -> str:
@@ -49,32 +149,44 @@ def _training(manifest: Mapping[str, Any]) -> str:
         for key, value in flatten(manifest["as_run"].get(stage, {}))
         if not isinstance(value, list | dict)
     ]
-    return f"## Training, as run\n\n{_table(('setting or figure', 'value'), rows)}"
+    return f"## Every setting and figure of training\n\n{_table(('setting or figure', 'value'), rows)}"
 
 
 def _evaluation(metrics: Mapping[str, Any]) -> str:
     rows = [(name, _number(value), interval, count) for name, value, interval, count in estimates(metrics)]
-    return f"## Evaluation on the test split\n\n{_table(('metric', 'value', 'interval', 'n'), rows)}"
+    return f"## Every figure on the test split\n\n{_table(('metric', 'value', 'interval', 'n'), rows)}"
 
 
 def _gate(gate: Mapping[str, Any]) -> str:
-    rows = []
-    for reason in gate["reasons"]:
-        entry = reason if isinstance(reason, Mapping) else {"text": reason, "passed": gate["passed"]}
-        rows.append(("yes" if entry.get("passed") else "**no**", entry.get("text", entry.get("name", ""))))
+    rows = [("yes" if entry["passed"] else "**no**", entry["text"]) for entry in _reasons(gate)]
     return f"## Gate: {'passed' if gate['passed'] else 'rejected'}\n\n{_table(('passed', 'check'), rows)}"
+
+
+def _reasons(gate: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(gate["reasons"])
 
 
 def _limits(manifest: Mapping[str, Any]) -> str:
     lines = [
-        "The figures hold for prompts like those of the test split, judged as the metrics' names say. "
-        "The reward model that judges was trained on the same feedback: see its audit among the stages.",
+        "The figures hold for prompts like those of the test split, judged as their names say. The reward model that "
+        "judges was trained on the same feedback; its own audit is below.",
+        "Languages, facts about the world and harms beyond the figures above were not measured.",
     ]
-    if manifest["git"]["dirty"]:
-        lines.append("The workspace had uncommitted changes; the manifest holds them as a diff.")
+    lines += [f"The gate said no: {entry['text']}" for entry in _reasons(manifest["gate"]) if not entry["passed"]]
+    metrics = manifest["evaluation"]
+    beyond = metrics.get("counts", {}).get("pairs_over_context", 0)
+    if beyond:
+        lines.append(f"{beyond} of {metrics['counts']['pairs']} test pairs exceed the context and were not measured.")
+    finished = metrics.get("text", {}).get("policy", {}).get("finished", {}).get("value", 1.0)
+    if finished < _MOSTLY_FINISHED:
+        lines.append(
+            f"{1 - finished:.0%} of the sampled responses were cut at `evaluation.max_new_tokens` and judged so."
+        )
     dropped = manifest["counts"].get("quarantined", 0)
     if dropped:
         lines.append(f"{dropped} records were set aside and taught the model nothing.")
+    if manifest["git"]["dirty"]:
+        lines.append("The workspace had uncommitted changes; the manifest holds them as a diff.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_contracts.errors import RegistryError
+from data_contracts.errors import ParamsError, RegistryError
+from data_contracts.secrets import mask
 from tasks.registry.params import RegistryParams
 
 if TYPE_CHECKING:
@@ -31,8 +32,22 @@ def silence() -> None:
 
 
 def store_uri(root: Path, params: RegistryParams) -> str:
-    """The store's URI: as given, or SQLite under `.plumbline` of the workspace."""
-    return params.tracking_uri or f"sqlite:///{root.resolve() / '.plumbline' / 'mlflow.db'}"
+    """The store's URI: as given, from the environment variable given, or SQLite under `.plumbline` of the workspace.
+
+    Raises `ParamsError` when the variable is not set.
+    """
+    given = params.tracking_uri
+    if given is None:
+        return f"sqlite:///{root.resolve() / '.plumbline' / 'mlflow.db'}"
+    if not given.startswith("$"):
+        return given
+    uri = os.environ.get(given[1:])
+    if not uri:
+        raise ParamsError(
+            f"registry.tracking_uri: expected an MLflow URI in the environment variable {given[1:]}, found it "
+            f"unset. Export it, or set registry.tracking_uri to a URI or to null."
+        )
+    return uri
 
 
 class Store:
@@ -44,13 +59,18 @@ class Store:
         self.uri = store_uri(root, params)
         self.client = self._open()
 
+    @property
+    def name(self) -> str:
+        """The URI for messages, its password masked."""
+        return mask(self.uri)
+
     def _open(self) -> MlflowClient:
         silence()
         from mlflow import MlflowClient
 
         if self.params.tracking_uri is None:
             (self.root / ".plumbline").mkdir(parents=True, exist_ok=True)
-        with refusals(f"MLflow store {self.uri} cannot be opened"), _OPENING:
+        with refusals(f"MLflow store {self.name} cannot be opened"), _OPENING:
             client = MlflowClient(self.uri, self.uri)
             client.get_experiment_by_name(self.params.experiment)
         return client
@@ -98,7 +118,7 @@ def refusals(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        note = " ".join(str(error).split())[:400]
+        note = mask(" ".join(str(error).split()))[:400]
         raise RegistryError(
             f"{what}: MLflow refused: {note} Check registry.tracking_uri (`plumbline doctor`)."
         ) from error

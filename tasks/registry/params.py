@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_contracts.params import Section
+from data_contracts.secrets import has_password
+
+_TRACKING_URI = re.compile(
+    r"\$[A-Za-z_]\w*|(https?|sqlite|(postgresql|mysql|mssql)(\+\w+)?)://\S+|databricks(-uc)?(://\S+)?"
+)
 
 
 class RegistryParams(Section):
@@ -19,8 +25,9 @@ class RegistryParams(Section):
     )
     tracking_uri: str | None = Field(
         default=None,
-        description="MLflow tracking and registry URI (http(s)://… or sqlite:///…); null: SQLite and artifacts under "
-        ".plumbline in the workspace.",
+        description="MLflow tracking and registry URI (http(s)://…, postgresql://…, sqlite:///…), or $NAME, the "
+        "environment variable that holds it (the place for a password); null: SQLite and artifacts under .plumbline "
+        "in the workspace.",
     )
     experiment: str = Field(default="plumbline", min_length=1, description="MLflow experiment that holds the runs.")
     on_dirty: Literal["record", "refuse"] = Field(
@@ -31,3 +38,18 @@ class RegistryParams(Section):
     push: bool = Field(
         default=True, description="Push every DVC object to the default remote before a version is registered."
     )
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _is_a_store_without_a_password(cls, uri: str | None) -> str | None:
+        if uri is not None and has_password(uri):
+            raise ValueError(
+                "expected a URI without a password, because every model's manifest keeps these params. Put the whole "
+                "URI into the environment variable MLFLOW_TRACKING_URI and set this to $MLFLOW_TRACKING_URI"
+            )
+        if uri is not None and not _TRACKING_URI.fullmatch(uri):
+            raise ValueError(
+                "expected http(s)://…, sqlite:///…, postgresql://…, mysql://…, mssql://…, databricks, "
+                "or $NAME of an environment variable"
+            )
+        return uri

@@ -91,6 +91,11 @@ class Run:
         with self._lock, refusals("dataset inputs"):
             self.store.client.log_inputs(self.run_id, datasets=inputs)
 
+    def log_files(self, folder: Path, name: str) -> None:
+        """Log a folder's files as artifacts of the parent run, under a name, for whoever looks at the run."""
+        with self._lock, refusals(f"artifacts {name} of the run"):
+            self.store.client.log_artifacts(self.run_id, str(folder), name)
+
     def log_outcome(self, metrics: Mapping[str, Any], settings: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Log the flow's metrics, its params and its outcome on the parent run."""
         from mlflow.entities import Param, RunTag

@@ -24,7 +24,7 @@ from urllib.request import url2pathname
 import orjson
 
 from data_contracts.artifact import sha256_file, write_bytes
-from data_contracts.errors import RegistryError
+from data_contracts.errors import RegistryError, UnknownModelError
 from data_contracts.verification import HashCheck
 from tasks.registry.client import Store, refusals
 
@@ -33,7 +33,9 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 KEY_TAG, MANIFEST_TAG, GATE_TAG = "plumbline.key", "plumbline.manifest_sha256", "plumbline.gate"
 OBJECT_TAG = "plumbline.md5."
 _FIRST_CHAMPION = "plumbline.first_champion"
-_URI = re.compile(r"^(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))?$")
+_URI = re.compile(
+    r"^(?:models:/)?(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))?$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +148,15 @@ def resolve(store: Store, uri: str) -> Version:
     """The version that a URI names: `models:/NAME@ALIAS`, `models:/NAME/NUMBER`, or NAME alone.
 
     NAME alone means its champion, or else its candidate, or else its latest version.
+    Raises `UnknownModelError` when there is none.
     """
     match = _URI.match(uri)
     if match is None:
-        raise RegistryError(f"{uri}: expected models:/NAME@ALIAS, models:/NAME/VERSION or NAME.")
+        raise UnknownModelError(f"{uri}: expected models:/NAME@ALIAS, models:/NAME/VERSION or NAME.")
     name, alias, number = match["name"], match["alias"], match["version"]
     versions = all_versions(store, name)
     if not versions:
-        raise RegistryError(f"{uri}: no version of {name!r} in {store.uri}. `plumbline retrain` registers one.")
+        raise UnknownModelError(f"{uri}: no version of {name!r} in {store.name}. `plumbline retrain` registers one.")
     if number is not None:
         chosen = [version for version in versions if version.number == number]
     elif alias is not None:
@@ -163,7 +166,7 @@ def resolve(store: Store, uri: str) -> Version:
         chosen = (ranked or versions[-1:])[:1]
     if not chosen:
         known = sorted({alias for version in versions for alias in version.aliases})
-        raise RegistryError(
+        raise UnknownModelError(
             f"{uri}: no such version; {name} has versions {versions[0].number} to {versions[-1].number} "
             f"and aliases {', '.join(known) or 'none'}."
         )

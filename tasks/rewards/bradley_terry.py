@@ -27,6 +27,7 @@ from data_contracts.progress import Progress
 from data_contracts.records import CuratedPair
 from tasks.models.callbacks import usual_callbacks
 from tasks.models.checkpoints import run_folder, weights_digest
+from tasks.models.length_groups import GroupsByLength
 from tasks.models.loading import (
     check_vocabulary,
     context_length,
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 
 _NORMALISED_ON = 2048  # training pairs whose rewards give mean and spread: ±2 % on the spread
 WHERE = "reward"
+
+
+class PairTrainer(GroupsByLength, RewardTrainer):  # type: ignore[misc]
+    """TRL's RewardTrainer, batches grouped by length where params say so."""
 
 
 def check_params(params: RewardParams) -> None:
@@ -84,7 +89,7 @@ def train_reward(
         "validation": fitting_pairs(validation, tokenizer, max_length, "validation", WHERE),
     }
     runs_in = run_folder(work, _depends_on(init, splits, params, seed, threads))
-    trainer = _trainer(model, tokenizer, _config(params, seed, runs_in), splits, progress)
+    trainer = _trainer(model, tokenizer, _config(params, seed, runs_in), splits, params, progress)
     state = train(trainer, runs_in)
     responses = [ids for pair in splits["train"].tokens[:_NORMALISED_ON] for ids in _sides(pair)]
     rewards = score_tokens(model, responses, max_length, params.eval_batch_size)
@@ -141,6 +146,8 @@ def _config(params: RewardParams, seed: int, folder: Path) -> RewardConfig:
         data_seed=seed,
         center_rewards_coefficient=params.center_rewards,
         metric_for_best_model="accuracy",
+        # each pair is two sequences
+        per_device_eval_batch_size=max(1, params.eval_batch_size // 2),
     )
 
 
@@ -149,15 +156,18 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     config: RewardConfig,
     splits: dict[str, TokenisedPairs],
+    params: RewardParams,
     progress: Progress,
 ) -> RewardTrainer:
     padding = padding_id(tokenizer)
-    trainer = RewardTrainer(
+    trainer = PairTrainer(
         model=model,
         args=config,
         data_collator=DataCollatorForPreference(pad_token_id=padding),
         train_dataset=_dataset(splits["train"].tokens),
-        eval_dataset=_dataset(splits["validation"].tokens),
+        # evaluated in this order: batches of similar lengths hold little padding
+        eval_dataset=_dataset(sorted(splits["validation"].tokens, key=lambda pair: -pair.longest)),
+        lengths=[pair.longest for pair in splits["train"].tokens] if params.group_by_length else None,
         processing_class=tokenizer,
         callbacks=usual_callbacks(progress),
     )

@@ -49,12 +49,12 @@ class ObjectStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self._places = _places(self.root)
+        self._places, self._remote_url = _places(self.root)
 
     @property
     def remote_url(self) -> str | None:
-        """Where the default remote is, or None without one."""
-        return next((str(place.odb.path) for place in self._places if place.where == "remote"), None)
+        """The URL of the default remote, as DVC's configuration has it, or None without one."""
+        return self._remote_url
 
     def check(self, digest: str, name: str, kind: str) -> list[HashCheck]:
         """Re-hash every copy of one object; one failed check where there is none at all."""
@@ -160,7 +160,8 @@ def check_tree(folder: Path, files: dict[str, str], name: str, kind: str, where:
     return checks
 
 
-def _places(root: Path) -> list[_Place]:
+def _places(root: Path) -> tuple[list[_Place], str | None]:
+    """Where objects lie, and the URL of the default remote."""
     silence()
     from dvc.config import NoRemoteError
     from dvc.exceptions import DvcException
@@ -168,12 +169,13 @@ def _places(root: Path) -> list[_Place]:
 
     try:
         with Repo(os.fspath(root)) as repo:
-            places = [_Place("cache", repo.cache.local)]
+            places, url = [_Place("cache", repo.cache.local)], None
             with suppress(NoRemoteError):
                 places.append(_Place("remote", repo.cloud.get_remote_odb()))
-    except DvcException as error:
+                url = str(repo.config["remote"][repo.config["core"]["remote"]]["url"])
+    except (DvcException, ImportError) as error:  # ImportError: a kind of remote whose plugin is not installed
         raise VersioningError(f"{root}: cannot open its DVC cache and remote: {error}") from error
-    return places
+    return places, url
 
 
 def _md5(stream: IO[bytes]) -> str:

@@ -62,7 +62,7 @@ def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = B
                         f"Wait for it or end it, then run again; two runs never share a workspace."
                     ) from error
                 time.sleep(_BUSY_POLL_S)
-            except DvcException as error:
+            except (DvcException, ImportError) as error:  # ImportError: a remote's plugin is not installed
                 raise VersioningError(f"{root}: DVC refused: {_first_lines(error)}") from error
 
 

@@ -329,7 +329,7 @@ def test_a_whole_retraining_stops_with_the_report(
     base = f"reference.base={built.root / 'models/base'}"
     ended = in_a_process(place, "retrain", "--json", "--set", base, PREFECT_API_URL=server)
     assert ended.code == SAID_NO, ended.err
-    assert ended.out == ""
+    assert json.loads(ended.out)["error"]["exit_code"] == ended.code
     assert "Traceback" not in ended.err
     report = place.root / ".plumbline/work/validate/report.json"
     assert all(word in ended.err for word in (*words, str(report)))
@@ -560,7 +560,7 @@ def test_wrong_params_are_refused_before_anything_starts(
     with untouched(empty):
         ended = run(empty, "retrain", "--json", "--set", setting)
         refused(ended, USAGE, *words)
-    assert ended.out == ""
+    assert json.loads(ended.out)["error"]["exit_code"] == ended.code
     assert not (empty.root / ".plumbline/work").exists()
 
 
@@ -741,7 +741,7 @@ def test_a_disk_that_fills_up_during_a_whole_retraining(
     fill(place.root.parent, 512)
     ended = in_a_process(place, "retrain", "--json", PREFECT_API_URL=server)
     assert ended.code == FAILED, ended.err
-    assert ended.out == ""
+    assert json.loads(ended.out)["error"]["exit_code"] == ended.code
     assert "Traceback" not in ended.err
     assert "space" in ended.err
     after = place.files()

@@ -118,7 +118,8 @@ def test_an_unknown_record_is_said_to_be_unknown(trained: Trained) -> None:
 def test_an_unknown_model_is_named(trained: Trained, tmp_path: Path, command: str, model: str) -> None:
     extra = ["--to", tmp_path / "new"] if command == "restore" else []
     done = trained.run(command, model, *extra, "--json")
-    assert (done.code, done.out) == (3, "")
+    assert done.code == 2
+    assert done.payload["error"]["kind"] == "UnknownModelError"
     assert model in done.err
     assert not (tmp_path / "new").exists()
 
@@ -182,8 +183,15 @@ def test_validate_says_no_when_too_many_rows_are_bad(trained: Trained, tmp_path:
     with batch.open("ab") as file:
         file.write(b"not json\n")
     done = trained.run("validate", "human_pairs", batch, "--json")
-    assert (done.code, done.out) == (1, "")
+    assert done.code == 1
     assert "found 1 of 5 = 20.0%" in done.err
+    assert f"{batch} line 5" in done.err
+    report = done.payload
+    assert (report["read"], report["accepted"], report["merged"], report["quarantined"]) == (5, 4, 0, 1)
+    assert report["reasons"] == {"broken_json": 1}
+    assert "found 1 of 5 = 20.0%" in report["stopped"]
+    (row,) = map(orjson.loads, Path(report["quarantine_path"]).read_bytes().splitlines())
+    assert (row["file"], row["line"]) == (str(batch), 5)
 
 
 @pytest.mark.parametrize("command", ["ingest", "validate"])
@@ -193,8 +201,9 @@ def test_files_and_sources_that_are_not_there_are_named(trained: Trained, tmp_pa
         ("rankigns", tmp_path, "expected one of human_pairs"),
     ):
         done = trained.run(command, source, file, "--json")
-        assert (done.code, done.out) == (2, "")
+        assert done.code == 2
         assert message in done.err
+        assert done.payload == {"error": {"kind": "UsageError", "message": done.err[11:-1], "exit_code": 2}}
 
 
 # --- every command ---------------------------------------------------------------------------------------------------
@@ -224,9 +233,32 @@ def test_outside_a_workspace_a_command_says_how_to_make_one(tmp_path: Path, comm
 
 def test_outside_a_workspace_the_process_ends_without_a_traceback(tmp_path: Path) -> None:
     done = Workspace(tmp_path, "http://127.0.0.1:9/api").shell("plumbline", "retrain", "--json")
-    assert (done.code, done.out) == (2, "")
+    assert (done.code, done.payload["error"]["exit_code"]) == (2, 2)
     assert done.err.startswith("plumbline: ")
     assert done.err.count("\n") == 1
+
+
+def test_a_command_line_never_shows_a_password(tmp_path: Path) -> None:
+    """Refused wherever it would be kept, and masked in the refusal: params, and DVC's remote."""
+    place = Workspace(tmp_path, "http://127.0.0.1:9/api")
+    assert place.run("init", "ws").code == 0
+    for arguments in (
+        ("retrain", "-C", "ws", "--set", "registry.tracking_uri=postgresql://me:hunter2@host/db", "--json"),
+        ("init", "other", "--remote", "https://me:hunter2@host/x", "--json"),
+    ):
+        done = place.run(*arguments)
+        assert done.code == 2
+        assert "://me:***@host" in done.payload["error"]["message"]
+        assert "hunter2" not in done.out + done.err
+    assert "hunter2" not in (tmp_path / "ws/params.yaml").read_text()
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("command", "path"), [("init", "/proc/new"), ("restore", "/proc/new/x")])
+def test_a_folder_that_cannot_be_made_is_named(trained: Trained, command: str, path: str) -> None:
+    done = trained.run(*(("init", path) if command == "init" else ("restore", "assistant", "--to", path)))
+    assert done.code == 2
+    assert f"{path}: cannot write there" in done.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -254,10 +286,42 @@ def test_doctor_looks_at_everything(trained: Trained, monkeypatch: pytest.Monkey
     done = trained.run("doctor", "--json")
     report = done.payload
     findings = {finding["name"]: finding for finding in report["findings"]}
-    assert {"torch", "trl", "prefect", "mlflow", "dvc", "git", "workspace", "disk", "gpu"} <= set(findings)
+    assert {
+        "torch",
+        "trl",
+        "prefect",
+        "mlflow",
+        "mlflow store",
+        "dvc",
+        "dvc remote",
+        "git",
+        "workspace",
+        "disk",
+        "gpu",
+    } <= set(findings)
     ill = [name for name, finding in findings.items() if not finding["ok"]]
     assert (report["ok"], done.code) == (not ill, 1 if ill else 0)
     assert findings["workspace"]["found"] == str(trained.root)
+    assert findings["mlflow store"]["ok"]
+    assert findings["dvc remote"]["found"] == str(trained.root / ".plumbline/remote")
+
+
+def test_doctor_finds_a_store_that_is_down_and_a_remote_that_is_gone(tmp_path: Path) -> None:
+    place = Workspace(tmp_path, "http://127.0.0.1:9/api")
+    assert place.run("init", ".").code == 0
+    place.set_params("registry.tracking_uri=http://127.0.0.1:9")
+    (tmp_path / ".plumbline/remote").rmdir()
+    done = place.run("doctor", "--json")
+    ill = {finding["name"]: finding for finding in done.payload["findings"] if not finding["ok"]}
+    assert "refused" in ill["mlflow store"]["found"]
+    assert "registry.tracking_uri" in ill["mlflow store"]["advice"]
+    assert "mount the folder" in ill["dvc remote"]["advice"]
+
+    assert place.run("init", ".", "--remote", "s3://bucket/x").code == 0
+    done = place.run("doctor", "--json")
+    (remote,) = (finding for finding in done.payload["findings"] if finding["name"] == "dvc remote")
+    assert not remote["ok"]
+    assert "requires 'dvc-s3' to be installed" in remote["advice"]
 
 
 def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

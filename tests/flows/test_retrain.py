@@ -224,7 +224,7 @@ def test_a_file_edited_by_hand_is_refused_and_kept(copy: Workspace) -> None:
     edited = train.read_bytes().replace(b"chosen", b"CHOSEN", 1)
     train.write_bytes(edited)
     done = copy.run("retrain", "--json")
-    assert (done.code, done.out) == (3, "")
+    assert (done.code, done.payload["error"]["exit_code"]) == (3, 3)
     assert "data/curated" in done.err
     assert "train.jsonl" in done.err
     assert "dvc checkout data/curated" in done.err
@@ -246,7 +246,7 @@ def test_uncommitted_changes_are_refused_before_any_work(copy: Workspace) -> Non
 def test_a_server_that_does_not_answer_is_named_without_a_traceback(trained: Trained) -> None:
     nowhere = Workspace(trained.root, "http://127.0.0.1:9/api")
     done = nowhere.run("retrain", "--json")
-    assert (done.code, done.out) == (2, "")
+    assert (done.code, done.payload["error"]["kind"]) == (2, "UsageError")
     assert "http://127.0.0.1:9/api" in done.err
     assert "Traceback" not in done.err
 

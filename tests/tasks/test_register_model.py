@@ -66,6 +66,7 @@ def test_version_and_run_are_found_by_the_hash_of_a_dataset(registered_world: An
     (run,) = store.client.search_runs([store.experiment_id()], f"dataset.digest = '{curated}'")
     assert run.info.run_id == version.run_id
     assert run.data.metrics["win_rate.judge.value"] == 0.7
+    assert [item.path for item in store.client.list_artifacts(run.info.run_id, "plots")] == ["plots/reliability.png"]
 
 
 def test_the_card_tells_the_facts(registered_world: Any) -> None:
@@ -73,6 +74,8 @@ def test_the_card_tells_the_facts(registered_world: Any) -> None:
     for fact in (
         "was **rejected** by the gate",
         "| quarantined: leaked_label | 1 |",
+        "| win rate over π_ref, reward model as judge | 0.7 | [0.68, 0.72] | 2048 |",
+        "| data | 7 records read, 3 accepted, 1 for training |",
         "| win_rate.judge | 0.7 | [0.68, 0.72] | 2048 |",
         "| **no** | win rate 0.68 ≥ 0.5 |",
         "| finetune: beta | 0.1 |",
@@ -80,6 +83,10 @@ def test_the_card_tells_the_facts(registered_world: Any) -> None:
         "plumbline restore models:/assistant/VERSION --to DIR",
     ):
         assert fact in card
+    titles = [line.removeprefix("## ") for line in card.splitlines() if line.startswith("## ")]
+    assert titles[:4] == ["What it is", "Key figures, on the test split", "Intended use", "Limits"]
+    assert titles[-2:] == ["Every figure on the test split", "Every setting and figure of training"]
+    assert "- The gate said no: win rate 0.68 ≥ 0.5" in card
 
 
 def test_another_registered_name_leaves_the_first_one_untouched(world: Any) -> None:

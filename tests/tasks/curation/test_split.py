@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_contracts.errors import CheckFailed
-from tasks.curation.params import SplitParams
-from tasks.curation.split import assign_clusters, cluster_name
+from data_contracts.records import Message
+from tasks.curation.params import MatchingParams, SplitParams
+from tasks.curation.split import assign_clusters, cluster_name, conversations
 
 SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=4), st.integers(1, 40), min_size=3, max_size=40)
 
@@ -61,3 +62,34 @@ def test_too_few_clusters_stop_or_warn():
 
 def test_cluster_name_depends_on_its_texts_alone():
     assert cluster_name(["b", "a"]) == cluster_name(["a", "b"]) != cluster_name(["b"])
+
+
+def _turns(*texts):
+    return tuple(Message(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(texts))
+
+
+def test_turns_of_one_conversation_stay_together():
+    """0 begins 1 (in another case); 2 parts from 1 behind its first answer; 3 is 2's near duplicate (one group).
+
+    4 and 5 share a question with each other, and neither an answer nor a prompt that is the question alone; 6 is
+    apart from all of them.
+    """
+    prompts = [
+        _turns("Hi, a pen?"),
+        _turns("hi, a pen?", "Which?", "Red", "Why?", "So"),
+        _turns("Hi, a pen?", "Which?", "Blue"),
+        _turns("Hi, some pen?", "Which?", "Blue"),
+        _turns("Help", "With what?", "Cats"),
+        _turns("Help", "Sure.", "Dogs"),
+        _turns("Else"),
+    ]
+    found = conversations(prompts, [0, 1, 2, 2, 3, 4, 5], MatchingParams()).tolist()
+    assert found == [0, 0, 0, 0, 1, 2, 3]
+    assert conversations([], [], MatchingParams()).tolist() == []
+
+
+def test_a_later_turn_joins_whatever_the_order():
+    late, early = _turns("a", "b", "c", "d", "e"), _turns("a", "b", "c")
+    assert conversations([late, early], [0, 1], MatchingParams()).tolist() == [0, 0]
+    alone = [_turns("a", "b", "c"), _turns("a")]
+    assert conversations(alone, [0, 1], MatchingParams()).tolist() == [0, 0]

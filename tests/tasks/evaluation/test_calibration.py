@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tasks.evaluation.calibration import calibration
 from tasks.evaluation.params import EvaluationParams
 
-PARAMS = EvaluationParams(bins=15)
+PARAMS = EvaluationParams(bins=20)
 
 
 def test_by_hand():
@@ -31,6 +31,17 @@ def test_no_preference_is_calibrated():
     assert found["ece"] == pytest.approx(0.0)
     assert found["brier"] == 0.25
     assert found["logistic_loss_nats"] == pytest.approx(math.log(2))
+
+
+def test_a_policy_that_is_right_but_hardly_says_so_is_found_out():
+    """p = 0.52 on pairs that are all labelled so: the confidence is 0.52, the frequency 1, the error 0.48.
+
+    An odd number of bins would hold 0.52 and 0.48 in one, with mean ½ and frequency ½, and find 0.
+    """
+    margins = np.full(50, math.log(0.52 / 0.48))
+    assert calibration(margins, 1.0, EvaluationParams())["ece"] == pytest.approx(0.48)
+    with pytest.raises(ValueError, match="multiple of 2"):
+        EvaluationParams(bins=15)
 
 
 def test_a_policy_that_is_too_sure_is_found_out():

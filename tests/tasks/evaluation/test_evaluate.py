@@ -83,6 +83,7 @@ def test_everything_is_written_and_counted(checkpoints, test_split, curves, tmp_
         "prompts_over_context": 1,
         "prompts_beyond_max": 4,
         "prompts_sampled": 20,
+        "prompts_not_judged": 0,
     }
     assert metrics["preference"]["accuracy"]["n"] == metrics["calibration"]["n"] == 25
     assert metrics["win_rate"]["judge"]["n"] == metrics["win_rate"]["gold"]["n"] == 20
@@ -194,6 +195,28 @@ def test_one_prompt_has_a_value_and_no_interval(checkpoints, test_split, tmp_pat
     assert found["value"] in (0.0, 0.5, 1.0)
     assert found["low"] is found["high"] is None
     assert not decide(metrics, GateParams()).passed
+
+
+def test_the_judge_never_sees_more_tokens_than_it_takes(checkpoints, tokenizer, test_split, tmp_path):
+    """Random bytes that are no character decode to U+FFFD, three tokens for the one that was drawn.
+
+    Short prompts have 19 or 20 tokens here ("where is order", a number, a mark); 12 new tokens and an end fit 34, what
+    grew does not. Whatever is left out is counted, and no figure rests on it.
+    """
+    from tasks.models.chat import encode_all
+
+    def judge(prompts, responses):
+        assert all(len(head) + len(tail) <= 34 for head, tail in encode_all(tokenizer, prompts, responses))
+        return letters(prompts, responses)
+
+    metrics = run(checkpoints, test_split, tmp_path / "out", score=judge, judge_length=34)
+    counts = metrics["counts"]
+    assert 0 < counts["prompts_not_judged"] < counts["prompts_sampled"]
+    judged = counts["prompts_sampled"] - counts["prompts_not_judged"]
+    assert metrics["win_rate"]["judge"]["n"] == metrics["text"]["policy"]["tokens"]["n"] == judged
+    assert len((tmp_path / "out/samples.jsonl").read_bytes().splitlines()) == judged
+    with pytest.raises(ModelError, match=r"raise reward\.max_length"):
+        run(checkpoints, test_split[:1], tmp_path / "none", score=judge, judge_length=33)
 
 
 def test_no_pairs_are_refused(checkpoints, tmp_path):

@@ -161,6 +161,23 @@ def test_checkpoints_of_other_params_are_not_resumed(
     assert seen[0] == 1
 
 
+def test_checkpoints_of_other_threads_are_not_resumed(
+    inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs]
+) -> None:
+    """Sums over two threads round otherwise than over one: the resumed run would be neither of both."""
+    with pytest.raises(Killed):
+        dpo.run(dataclasses.replace(inputs, progress=killed_at(7)), QUICK)
+    seen: list[int] = []
+    second = elsewhere(
+        "second",
+        share_work=True,
+        threads=2,
+        progress=lambda done, total, note: seen.append(done) if total == 12 else None,
+    )
+    dpo.run(second, QUICK)
+    assert seen[0] == 1
+
+
 def test_reference_logps_are_reused_across_beta_and_lr(
     inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:

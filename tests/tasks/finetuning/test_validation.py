@@ -10,12 +10,13 @@ import torch
 
 from data_contracts.errors import StageError
 from data_contracts.records import CuratedPair
+from tasks.finetuning import validation
 from tasks.finetuning.params import DpoParams, ValidationParams
 from tasks.finetuning.validation import Validation, draw_pairs, open_arena, share_won
-from tasks.models.chat import encode_prompts
+from tasks.models.chat import encode_prompts, fits
 from tasks.models.loading import load_policy, load_tokenizer
 from tasks.models.pairs import tokenise_pairs
-from tasks.models.sampling import sample
+from tasks.models.sampling import Completion, sample
 
 PARAMS = DpoParams(validation=ValidationParams(pairs=5, prompts=4, max_new_tokens=6), eval_batch_size=3)
 
@@ -94,6 +95,29 @@ def test_policy_equal_to_the_reference(reference: Path, pairs: Callable[..., lis
     assert model.training
 
 
+def test_what_is_longer_than_the_judge_takes_is_left_out(
+    reference: Path, pairs: Callable[..., list[CuratedPair]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """π_ref answers "one" everywhere, the policy "one" or, to the second of four prompts, twenty words: the judge,
+    who takes 15 tokens, ties the three others. With the long answer counted the rate would be another."""
+    model, tokenizer = load_policy(reference), load_tokenizer(reference)
+    shown = tokenise_pairs(pairs(9, seed=6), tokenizer, 64)
+    answers = iter([["one"] * 4, ["one", "yes " * 20, "one", "one"]])
+
+    def judge(prompts: Any, responses: Any) -> list[float]:
+        assert all(fits(tokenizer, *each, 15) for each in zip(prompts, responses, strict=True))
+        return [float("yes" in response) for response in responses]
+
+    def answer(*_: Any, **__: Any) -> list[Completion]:
+        return [Completion(text, (3, 4), (0.0, 0.0), True) for text in next(answers)]
+
+    monkeypatch.setattr(validation, "_answer", answer)
+    arena = open_arena(model, tokenizer, shown, judge, PARAMS, context=64, judge_length=15, seed=3)
+    assert arena is not None
+    assert all(len(head) <= 15 - 1 - 6 for head in encode_prompts(tokenizer, arena.prompts))
+    assert Validation(tokenizer, shown, torch.zeros(9, 2), 0.1, 64, 3, arena).measure(model)["win_rate"] == 0.5
+
+
 def test_draw_is_seeded_and_bounded(reference: Path, pairs: Callable[..., list[CuratedPair]]) -> None:
     tokenised = tokenise_pairs(pairs(20, seed=6), load_tokenizer(reference), 64)
     one, again, other = (draw_pairs(tokenised, PARAMS, seed).pairs for seed in (1, 1, 2))
@@ -106,7 +130,7 @@ def test_draw_is_seeded_and_bounded(reference: Path, pairs: Callable[..., list[C
     [
         ([float("nan")] * 4, 64, "4 finite scores from the judge"),
         ([1.0], 64, "found shape \\(1,\\)"),
-        ([1.0] * 4, 8, "room for 6 new tokens in a context of 8, found none"),
+        ([1.0] * 4, 8, "room for 6 new tokens in a context of 7, found none"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from data_contracts.artifact import Artifact, read_artifact, writing
-from data_contracts.errors import RegistryError
+from data_contracts.errors import ParamsError, RegistryError
 from tasks.registry.client import Store, refusals
 from tasks.registry.params import RegistryParams
 from tasks.registry.runs import figures, open_run
@@ -109,3 +110,22 @@ def test_the_default_store_leaves_no_trace_in_the_environment(root: Path) -> Non
 def test_figures_are_the_finite_numbers_by_dotted_key() -> None:
     values = {"a": 1, "b": {"c": 2.5, "d": float("nan"), "e": "text"}, "f": True, "g": [1, 2], "h": float("inf")}
     assert figures(values) == {"a": 1.0, "b.c": 2.5, "f": 1.0}
+
+
+def test_a_store_may_be_named_by_an_environment_variable(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = RegistryParams(tracking_uri="$MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ParamsError, match="MLFLOW_TRACKING_URI, found it unset"):
+        Store(root, params)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "bogus://me:pw@host/db")
+    with pytest.raises(RegistryError, match=r"store bogus://me:\*\*\*@host/db cannot be opened") as refused:
+        Store(root, params)
+    assert "pw@" not in str(refused.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / '.plumbline/mlflow.db'}")
+    assert Store(root, params).client.search_experiments()
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me:pw@host/db", "bogus://host", "mlruns", "$1"])
+def test_a_store_that_cannot_be_or_must_not_be_written_down_is_refused(uri: str) -> None:
+    with pytest.raises(ValidationError, match="expected"):
+        RegistryParams(tracking_uri=uri)

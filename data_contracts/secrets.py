@@ -1,0 +1,17 @@
+"""Passwords in URLs: found before they are kept, and masked before anything is shown."""
+
+from __future__ import annotations
+
+import re
+
+_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]+@")
+
+
+def has_password(text: str) -> bool:
+    """Whether a URL in the text carries a password (`scheme://user:password@host`)."""
+    return _PASSWORD.search(text) is not None
+
+
+def mask(text: str) -> str:
+    """The text with `***` for the password of every URL in it."""
+    return _PASSWORD.sub(r"\1:***@", text)
