@@ -46,6 +46,9 @@ OWNED_ARGS = frozenset(
         "eval_on_start",
         "eval_strategy",
         "greater_is_better",
+        "hub_model_id",
+        "hub_token",
+        "push_to_hub",
         "ignore_data_skip",
         "ld_alpha",
         "load_best_model_at_end",
@@ -117,8 +120,8 @@ class Optimisation(Section):
         for name in self.trainer_args:
             if name in OWNED_ARGS:
                 raise ValueError(
-                    f"trainer_args.{name}: set by Plumbline, because resuming, determinism or the frozen "
-                    f"reference depend on it. Remove it."
+                    f"trainer_args.{name}: set by Plumbline, because resuming, determinism, the frozen "
+                    f"reference or the secrecy of tokens depend on it. Remove it."
                 )
             if key := self._own_keys().get(name):
                 raise ValueError(f"trainer_args.{name}: this one has its own key. Set `{key}` instead.")
