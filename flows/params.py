@@ -25,7 +25,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from data_contracts.errors import ParamsError, UsageError
-from data_contracts.params import Section
+from data_contracts.params import Section, flatten
 from data_contracts.secrets import mask
 from tasks.curation.params import CurationParams
 from tasks.evaluation.params import EvaluationParams, GateParams
@@ -93,8 +93,8 @@ def resolve_overlays(root: Path, overlays: Sequence[str | Path]) -> list[Path]:
 
 def save_params(root: Path, document: CommentedMap) -> list[str]:
     """Write the merged document to `params.yaml` if it changed; return the changed keys with old and new value."""
-    before = dict(_flatten(_read(root / PARAMS_FILE)))
-    after = dict(_flatten(document))
+    before = dict(flatten(_read(root / PARAMS_FILE)))
+    after = dict(flatten(document))
     changed = [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
     if changed:
         buffer = io.BytesIO()
@@ -205,14 +205,6 @@ def _line_of(document: Any, path: Sequence[str]) -> str:
         return f":{document.lc.key(path[-1])[0] + 1}"
     except (AttributeError, KeyError, TypeError, IndexError):
         return ""
-
-
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in document.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _yaml() -> YAML:

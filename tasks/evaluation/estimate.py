@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tasks.evaluation.params import EvaluationParams
-from tasks.statistics import paired_bootstrap, wilson_interval
+from tasks.statistics import clustered_interval, paired_bootstrap, wilson_interval
 
 Estimate = dict[str, Any]
 
@@ -21,6 +22,13 @@ def proportion(outcomes: ArrayLike, params: EvaluationParams) -> Estimate:
         return {"value": None, "low": None, "high": None, "n": 0}
     low, high = wilson_interval(float(values.sum()), values.size, params.confidence)
     return {"value": float(values.mean()), "low": low, "high": high, "n": int(values.size)}
+
+
+def clustered_proportion(outcomes: ArrayLike, clusters: Sequence[str], params: EvaluationParams) -> Estimate:
+    """`proportion` of outcomes (n,) in clusters (n,), counted too; the interval allows for likeness inside."""
+    values = np.asarray(outcomes, dtype=np.float64)
+    ends = dict(zip(("low", "high"), clustered_interval(values, clusters, params.confidence), strict=True))
+    return proportion(values, params) | (ends if values.size else {}) | {"clusters": len(set(clusters))}
 
 
 def mean(values: ArrayLike, params: EvaluationParams, seed: int) -> Estimate:

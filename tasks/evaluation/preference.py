@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evaluation.estimate import proportion
+from tasks.evaluation.estimate import clustered_proportion
 from tasks.evaluation.params import EvaluationParams
 
 Floats = NDArray[np.float64]
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
-    """Summed log-probabilities (n,), in nats, of the responses of n pairs, and their lengths (n,) in tokens."""
+    """Summed log-probabilities (n,), in nats, of the responses of n pairs, their lengths in tokens, their clusters."""
 
     policy_chosen: Floats
     policy_rejected: Floats
@@ -29,6 +29,7 @@ class PairLogps:
     reference_rejected: Floats
     chosen_tokens: NDArray[np.int64]
     rejected_tokens: NDArray[np.int64]
+    clusters: NDArray[np.str_]
 
     def margins(self) -> Floats:
         """(log π - log π_ref) of the chosen minus that of the rejected response, (n,), nats."""
@@ -40,6 +41,8 @@ def preference_accuracy(
 ) -> dict[str, Any]:
     """Accuracy (margin > 0, ties half) with Wilson intervals; the split by length says what length explains.
 
+    Pairs of a cluster are not independent: intervals are those of the effective number of pairs.
+
     An implied reward that only counts tokens scores 1 on one side of the split and 0 on the other;
     `accuracy_length_balanced`, the mean of both sides, is then ½ whatever lengths people prefer.
     With `gold_margins` (gold reward of chosen minus rejected, per pair) the accuracy is also taken
@@ -48,15 +51,18 @@ def preference_accuracy(
     margins = logps.margins()
     hits = (np.sign(margins) + 1) / 2  # (n,) in {0, ½, 1}
     difference = logps.chosen_tokens - logps.rejected_tokens
-    shorter = proportion(hits[difference < 0], params)
-    longer = proportion(hits[difference > 0], params)
+
+    def accuracy(of: Floats, rows: NDArray[np.bool_]) -> dict[str, Any]:
+        return clustered_proportion(of[rows], logps.clusters[rows].tolist(), params)
+
+    shorter, longer = accuracy(hits, difference < 0), accuracy(hits, difference > 0)
     sides = [side["value"] for side in (shorter, longer) if side["value"] is not None]
     return {
-        "accuracy": proportion(hits, params),
+        "accuracy": accuracy(hits, np.ones(hits.shape, dtype=np.bool_)),
         "accuracy_chosen_shorter": shorter,
         "accuracy_chosen_longer": longer,
         "accuracy_length_balanced": sum(sides) / 2 if len(sides) == 2 else None,
-        "accuracy_gold": _against_gold(hits, gold_margins, params),
+        "accuracy_gold": None if gold_margins is None else accuracy(*_against_gold(hits, gold_margins)),
         "margin_nats": {
             "mean": float(margins.mean()) if margins.size else None,
             "std": float(margins.std()) if margins.size else None,
@@ -65,13 +71,10 @@ def preference_accuracy(
     }
 
 
-def _against_gold(
-    hits: Floats, gold_margins: Sequence[float] | None, params: EvaluationParams
-) -> dict[str, Any] | None:
-    if gold_margins is None:
-        return None
+def _against_gold(hits: Floats, gold_margins: Sequence[float]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Hits (n,) on the gold reward's own favourite, and the rows (n,) where it has one."""
     truth = np.sign(np.asarray(gold_margins, dtype=np.float64))
-    return proportion(np.where(truth > 0, hits, 1 - hits)[truth != 0], params)
+    return np.where(truth > 0, hits, 1 - hits), truth != 0
 
 
 def _correlation(margins: Floats, difference: NDArray[np.int64]) -> float | None:

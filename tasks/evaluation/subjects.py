@@ -66,4 +66,5 @@ def pair_logps(
         logps = token_logps(model, sides, max_length=subjects.context, batch_size=params.batch_size)
         sums.append(np.array([float(row.double().sum()) for row in logps]).reshape(2, len(pairs)))
     tokens = np.array([len(tail) for _, tail in sides], dtype=np.int64).reshape(2, len(pairs))
-    return PairLogps(sums[0][0], sums[0][1], sums[1][0], sums[1][1], tokens[0], tokens[1])
+    clusters = np.array([pair.cluster for pair in pairs], dtype=np.str_)
+    return PairLogps(sums[0][0], sums[0][1], sums[1][0], sums[1][1], tokens[0], tokens[1], clusters)

@@ -24,12 +24,13 @@ from tasks.finetuning.reference_logps import reference_logps
 from tasks.finetuning.validation import Validation, draw_pairs, open_arena
 from tasks.models.callbacks import Patience, stop_reason, usual_callbacks
 from tasks.models.checkpoints import run_folder, weights_digest
+from tasks.models.curve import curve_rows, write_curve
 from tasks.models.full_disk import full_disk_named
 from tasks.models.length_groups import GroupsByLength
 from tasks.models.loading import context_length, load_policy, load_tokenizer, save_model, seed_everything
 from tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pairs
 from tasks.models.trainer_args import trainer_config
-from tasks.models.training import curve_rows, library_versions, train, write_curve
+from tasks.models.training import library_versions, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState

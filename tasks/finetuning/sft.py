@@ -22,6 +22,7 @@ from tasks.finetuning.params import SftParams
 from tasks.models.callbacks import usual_callbacks
 from tasks.models.chat import as_dicts, end_token_id
 from tasks.models.checkpoints import run_folder, weights_digest
+from tasks.models.curve import curve_rows, write_curve
 from tasks.models.length_groups import GroupsByLength
 from tasks.models.loading import (
     context_length,
@@ -33,7 +34,7 @@ from tasks.models.loading import (
 )
 from tasks.models.pairs import TokenPair, digest_of_tokens
 from tasks.models.trainer_args import trainer_config
-from tasks.models.training import curve_rows, library_versions, train, write_curve
+from tasks.models.training import library_versions, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

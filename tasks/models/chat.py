@@ -137,12 +137,6 @@ def encode(
     return encode_all(tokenizer, [prompt], [completion])[0]
 
 
-def fits(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int) -> bool:
-    """Whether prompt and completion together have at most `max_length` tokens."""
-    head, tail = encode(tokenizer, prompt, completion)
-    return len(head) + len(tail) <= max_length
-
-
 def split_by_context(
     pairs: Sequence[AnyPair], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[AnyPair], list[AnyPair]]:

@@ -15,32 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_contracts.errors import ModelError
-from data_contracts.records import Message
-from tasks.models.chat import encode_all
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Tokens = Sequence[int]
-
-
-def completion_logps(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[Message]],
-    completions: Sequence[str],
-    *,
-    max_length: int,
-    batch_size: int,
-    temperature: float = 1.0,
-) -> list[torch.Tensor]:
-    """Log-probability (nats) of each token of each completion given its prompt, end token included.
-
-    Returns one float32 tensor of shape (completion tokens,) a pair, on the CPU, in the order given.
-    Raises `ModelError` when pairs exceed `max_length` tokens: split them off first (`chat.split_by_context`).
-    """
-    pairs = encode_all(tokenizer, prompts, completions)
-    return token_logps(model, pairs, max_length=max_length, batch_size=batch_size, temperature=temperature)
 
 
 def token_logps(
@@ -51,7 +30,12 @@ def token_logps(
     batch_size: int,
     temperature: float = 1.0,
 ) -> list[torch.Tensor]:
-    """`completion_logps` for (prompt ids, completion ids), such as the very tokens that a sampler drew."""
+    """Log-probability (nats) of each token of each completion given its prompt.
+
+    `pairs` are (prompt ids, completion ids), as `chat.encode_all` gives them (end token included) or as a sampler
+    drew them. Returns one float32 tensor of shape (completion tokens,) a pair, on the CPU, in the order given.
+    Raises `ModelError` when pairs exceed `max_length` tokens: split them off first (`chat.split_by_context`).
+    """
     refuse_too_long([len(head) + len(tail) for head, tail in pairs], max_length)
     results: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
     was_training = model.training

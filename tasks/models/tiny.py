@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +22,7 @@ from torch.nn import functional
 from data_contracts.errors import ModelError, StageError
 from data_contracts.progress import Progress, silent
 from data_contracts.records import Message
+from tasks.models.curve import write_curve
 from tasks.models.loading import describe, save_model, seed_everything
 from tasks.models.params import TinyModelParams
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 END = "<|end|>"
 PAD = "<|pad|>"
 ROLES = {role: f"<|{role}|>" for role in ("system", "user", "assistant", "tool")}
-CURVE = "training.jsonl"
 
 # `generation` marks what the assistant says, its end token included: TRL takes its loss mask from there.
 CHAT_TEMPLATE = (
@@ -84,7 +83,7 @@ def train_base(
     curve = _train(model, encoded, params, seed, progress)
     model.eval()
     save_model(model, tokenizer, folder)
-    (folder / CURVE).write_bytes(b"".join(orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in curve))
+    write_curve(folder, curve)
     return {
         "source": "trained from scratch",
         **describe(model, tokenizer),

@@ -1,40 +1,19 @@
-"""What every training around TRL shares: resuming, failures with a name, the curve.
-
-A curve holds no clock and nothing that a resumed run counts anew, so that two runs write the same bytes.
-"""
+"""What every training around TRL shares: resuming, and failures with a name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import orjson
 import torch
 from transformers import PrinterCallback, Trainer, TrainerState
 
-from data_contracts.artifact import write_bytes
 from data_contracts.errors import StageError
 from tasks.models.callbacks import stop_reason
 from tasks.models.checkpoints import drop_unfinished, newest_whole, read_state
 from tasks.models.full_disk import full_disk_named
-
-CURVE = "training.jsonl"
-_CLOCKED = ("_runtime", "_per_second")
-_COUNTED_ANEW = ("num_tokens", "eval_num_tokens", "epoch", "step", "total_flos")
-_NAMES = {
-    "rewards/accuracies": "accuracy",
-    "rewards/margins": "margin",
-    "rewards/chosen": "reward_chosen",
-    "rewards/rejected": "reward_rejected",
-    "logps/chosen": "logps_chosen",
-    "logps/rejected": "logps_rejected",
-    "logits/chosen": "logits_chosen",
-    "logits/rejected": "logits_rejected",
-    "mean_token_accuracy": "token_accuracy",
-}
 
 
 def train(trainer: Trainer, runs_in: Path) -> TrainerState:
@@ -67,25 +46,6 @@ def _named_failures(runs_in: Path) -> Iterator[None]:
     except StageError:
         drop_unfinished(runs_in)
         raise
-
-
-def curve_rows(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a logged step, training and validation figures (`validation_…`) together, under Plumbline's names."""
-    rows: dict[int, dict[str, Any]] = {}
-    for entry in log_history:
-        if "train_runtime" in entry:  # the summary of a whole run
-            continue
-        row = rows.setdefault(int(entry["step"]), {"step": int(entry["step"])})
-        for name, value in entry.items():
-            if name not in _COUNTED_ANEW and not name.endswith(_CLOCKED):
-                row[f"validation_{name[5:]}" if name.startswith("eval_") else _NAMES.get(name, name)] = value
-    return [rows[step] for step in sorted(rows)]
-
-
-def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `training.jsonl`, a JSON object a logged step."""
-    lines = b"".join(orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in rows)
-    write_bytes(folder / CURVE, lines)
 
 
 def library_versions(*others: str) -> dict[str, str]:

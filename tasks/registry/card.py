@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tasks.registry.runs import flatten
+from data_contracts.params import flatten
 
 # The figures that a reader asks for first: dotted name -> its words. Absent ones (no gold reward) are left out.
 KEY_FIGURES = {

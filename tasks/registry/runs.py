@@ -17,6 +17,7 @@ import orjson
 import psutil
 
 from data_contracts.artifact import Artifact
+from data_contracts.params import flatten
 from tasks.registry.client import Store, refusals
 from tasks.registry.params import RegistryParams
 
@@ -164,15 +165,6 @@ def _close_orphans(store: Store, experiment_id: str) -> None:
             pid = run.data.tags.get(_PID, "")
             if pid.isdigit() and int(pid) != os.getpid() and not psutil.pid_exists(int(pid)):
                 store.client.set_terminated(run.info.run_id, "KILLED")
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings by dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def figures(values: Mapping[str, Any]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from data_contracts.errors import ModelError, StageError
 from tasks.rewards.params import RewardThresholds
-from tasks.statistics import brier, expected_calibration_error, logistic_loss, reliability, wilson_interval
+from tasks.statistics import brier, clustered_interval, expected_calibration_error, logistic_loss, reliability
 
 BINS = 20
 """Equal-width bins over [0, 1], hence 10 over the confidence in [½, 1]."""
@@ -32,18 +32,23 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
-    """Rewards and response lengths (characters) of held-out pairs, each of shape (N,)."""
+    """Rewards, response lengths (characters) and clusters of held-out pairs, each of shape (N,)."""
 
     chosen: Array
     rejected: Array
     chosen_length: Array
     rejected_length: Array
+    clusters: NDArray[np.str_]
 
 
 def score_pairs(
-    chosen: Sequence[float], rejected: Sequence[float], chosen_texts: Sequence[str], rejected_texts: Sequence[str]
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    chosen_texts: Sequence[str],
+    rejected_texts: Sequence[str],
+    clusters: Sequence[str],
 ) -> ScoredPairs:
-    """Bring rewards and texts together. Raises `StageError` on no pairs, `ModelError` on rewards not finite."""
+    """Bring the columns together. Raises `StageError` on no pairs, `ModelError` on rewards not finite."""
     if not chosen:
         raise StageError("Expected held-out pairs to audit the reward model on, found none. Enlarge the test split.")
     rewards = np.array([chosen, rejected], dtype=np.float64)  # (2, N)
@@ -54,7 +59,7 @@ def score_pairs(
             "Train the reward model again with a lower learning rate."
         )
     lengths = np.array([[len(text) for text in texts] for texts in (chosen_texts, rejected_texts)], dtype=np.float64)
-    return ScoredPairs(rewards[0], rewards[1], lengths[0], lengths[1])
+    return ScoredPairs(rewards[0], rewards[1], lengths[0], lengths[1], np.array(clusters, dtype=np.str_))
 
 
 def audit_reward(pairs: ScoredPairs, params: RewardThresholds) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def audit_reward(pairs: ScoredPairs, params: RewardThresholds) -> dict[str, Any]
     margins = pairs.chosen - pairs.rejected
     figures = {
         "pairs": len(margins),
-        "accuracy": _accuracy(margins),
+        "accuracy": _accuracy(margins, pairs.clusters),
         "calibration": _calibration(margins),
         "length": _length(pairs, margins),
         "rewards": {
@@ -75,13 +80,14 @@ def audit_reward(pairs: ScoredPairs, params: RewardThresholds) -> dict[str, Any]
     return {**figures, "passed": not reasons, "reasons": reasons}
 
 
-def _accuracy(margins: Array) -> dict[str, Any]:
-    """Share of margins above 0, ties half, with its Wilson interval at 95 %."""
+def _accuracy(margins: Array, clusters: NDArray[np.str_]) -> dict[str, Any]:
+    """Share of margins above 0, ties half, with its Wilson interval at 95 % at the effective number of pairs."""
     if len(margins) == 0:
-        return {"n": 0, "value": None, "low": None, "high": None}
-    right = float((margins > 0).sum() + 0.5 * (margins == 0).sum())
-    low, high = wilson_interval(right, len(margins))
-    return {"n": len(margins), "value": right / len(margins), "low": low, "high": high}
+        return {"n": 0, "clusters": 0, "value": None, "low": None, "high": None}
+    right = (np.sign(margins) + 1) / 2  # (N,) in {0, ½, 1}
+    low, high = clustered_interval(right, clusters.tolist())
+    value = float(right.sum()) / len(right)
+    return {"n": len(right), "clusters": len(np.unique(clusters)), "value": value, "low": low, "high": high}
 
 
 def _calibration(margins: Array) -> dict[str, Any]:
@@ -110,8 +116,8 @@ def _length(pairs: ScoredPairs, margins: Array) -> dict[str, Any]:
         ),
         "longer_chosen": _share(difference[unequal] > 0),
         "longer_preferred_by_model": _share(favours_longer > 0),
-        "accuracy_longer_chosen": _accuracy(margins[difference > 0]),
-        "accuracy_shorter_chosen": _accuracy(margins[difference < 0]),
+        "accuracy_longer_chosen": _accuracy(margins[difference > 0], pairs.clusters[difference > 0]),
+        "accuracy_shorter_chosen": _accuracy(margins[difference < 0], pairs.clusters[difference < 0]),
     }
 
 
@@ -133,8 +139,9 @@ def _reasons(figures: dict[str, Any], params: RewardThresholds) -> list[str]:
     reasons = []
     if accuracy["low"] < params.min_accuracy:
         reasons.append(
-            f"accuracy {accuracy['value']:.3f} on {accuracy['n']} held-out pairs: the lower end of its 95 % interval, "
-            f"{accuracy['low']:.3f}, is below {params.min_accuracy:g} (min_accuracy)"
+            f"accuracy {accuracy['value']:.3f} on {accuracy['n']} held-out pairs in {accuracy['clusters']} clusters: "
+            f"the lower end of its 95 % interval, {accuracy['low']:.3f}, "
+            f"is below {params.min_accuracy:g} (min_accuracy)"
         )
     if ece > params.max_ece:
         reasons.append(f"calibration error {ece:.3f} is above {params.max_ece:g} (max_ece)")

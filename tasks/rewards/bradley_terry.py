@@ -27,6 +27,7 @@ from data_contracts.progress import Progress
 from data_contracts.records import CuratedPair
 from tasks.models.callbacks import usual_callbacks
 from tasks.models.checkpoints import run_folder, weights_digest
+from tasks.models.curve import curve_rows, write_curve
 from tasks.models.length_groups import GroupsByLength
 from tasks.models.loading import (
     check_vocabulary,
@@ -39,7 +40,7 @@ from tasks.models.loading import (
 )
 from tasks.models.pairs import TokenisedPairs, TokenPair, digest_of_tokens, fitting_pairs
 from tasks.models.trainer_args import trainer_config
-from tasks.models.training import curve_rows, library_versions, train, write_curve
+from tasks.models.training import library_versions, train
 from tasks.rewards.params import RewardParams
 from tasks.rewards.scoring import FACTS, padding_id, score_tokens
 

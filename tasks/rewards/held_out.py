@@ -21,5 +21,6 @@ def audit_held_out(
     kept, too_long = split_by_context(pairs, model.tokenizer, model.max_length)
     prompts = [pair.prompt for pair in kept]
     chosen, rejected = [pair.chosen for pair in kept], [pair.rejected for pair in kept]
-    scored = score_pairs(model.score(prompts, chosen), model.score(prompts, rejected), chosen, rejected)
+    rewards = model.score(prompts, chosen), model.score(prompts, rejected)
+    scored = score_pairs(*rewards, chosen, rejected, [pair.cluster for pair in kept])
     return {**audit_reward(scored, params.audit), "too_long": len(too_long)}

@@ -38,13 +38,11 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A reward model ready to score. `mean` and `std` are those of its rewards on training responses."""
+    """A reward model ready to score."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_length: int
-    mean: float
-    std: float
     batch_size: int = 64
 
     @classmethod
@@ -59,7 +57,7 @@ class RewardModel:
             ) from error
         model = load_reward(folder, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        return cls(model.eval(), tokenizer, facts["max_length"], facts["mean"], facts["std"], batch_size)
+        return cls(model.eval(), tokenizer, facts["max_length"], batch_size)
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
         """Reward of each response to its prompt, in the order given.

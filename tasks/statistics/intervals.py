@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 _CELLS = 1 << 22  # indices drawn at once: bounds memory at 32 MiB whatever n and resamples are
 
 
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval (low, high) of a proportion (Wilson 1927; no continuity correction).
 
-    `successes` may hold halves, one for each tie. No trials say nothing: n = 0 gives (0, 1).
+    `successes` may hold halves, one for each tie, and `n` be an effective size (`effective_size`). No trials say
+    nothing: n = 0 gives (0, 1).
     Raises ValueError unless 0 ≤ successes ≤ n and 0 < confidence < 1.
     """
     _check_confidence(confidence)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +24,6 @@ if TYPE_CHECKING:
 
 _TRANSFER_ATTEMPTS = 3
 _EXAMPLES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class StageStatus:
-    """Whether a stage is up to date; if not, what changed. Params appear as `params.yaml:KEY`."""
-
-    clean: bool
-    changed_deps: tuple[str, ...]
-    changed_outs: tuple[str, ...]
-    why: str
 
 
 def init_versioning(root: Path, remote: str | None = None) -> None:
@@ -89,10 +78,6 @@ class Versions:
         self._wait_s = wait_s
         self._params_seen: dict[str, Any] = {}
 
-    def stage_status(self, name: str) -> StageStatus:
-        """Compare a stage's dependencies, params and outputs with `dvc.lock`."""
-        return self._locked(lambda repo: self._status(repo, _load_stage(repo, name)))
-
     def require_clean_inputs(self, name: str) -> None:
         """Refuse to run on, or to overwrite, what a person edited by hand.
 
@@ -122,11 +107,13 @@ class Versions:
 
         def attempt(repo: Repo) -> bool:
             stage = _load_stage(repo, name)
-            status = self._status(repo, stage)
-            if status.clean:
+            recorded = any(out.hash_info for out in stage.outs)
+            same_inputs = recorded and not any(dep.status() for dep in stage.deps)
+            changed_outs = any(out.status() for out in stage.outs)
+            if same_inputs and not changed_outs and not stage.changed_stage():
                 return True
-            only_uncached = status.changed_outs and not any(out.workspace_status() for out in stage.outs)
-            if not (only_uncached and not status.changed_deps) and not _restore_from_run_cache(stage):
+            only_uncached = same_inputs and changed_outs and not any(out.workspace_status() for out in stage.outs)
+            if not only_uncached and not _restore_from_run_cache(stage):
                 return False
             _commit(repo, name)
             return True
@@ -171,19 +158,6 @@ class Versions:
 
         return self._locked(add)
 
-    def hash_of(self, path: str) -> str:
-        """The DVC hash on record for an output or tracked folder (md5, ending in ".dir" for a folder)."""
-
-        def find(repo: Repo) -> str:
-            out = _find_out(repo, self.root / path)
-            if out is None or not out.hash_info:
-                raise VersioningError(
-                    f"{path}: expected a path that DVC has recorded, found none. Run `plumbline retrain` first."
-                )
-            return str(out.hash_info.value)
-
-        return self._locked(find)
-
     def push(self) -> None:
         """Copy every recorded object, and the run-cache, to the default remote."""
         self._transfer("push", lambda repo: repo.push(run_cache=True))
@@ -195,11 +169,6 @@ class Versions:
     def checkout(self) -> None:
         """Make the workspace what `dvc.lock` says, from the cache. Refuses to overwrite unsaved files."""
         self._locked(lambda repo: repo.checkout())
-
-    def lock_text(self) -> str:
-        """`dvc.lock` as it stands; empty before the first stage."""
-        path = self.root / "dvc.lock"
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def _locked(self, action: Callable[[Repo], Result]) -> Result:
         return with_repo(self.root, action, wait_s=self._wait_s)
@@ -216,31 +185,6 @@ class Versions:
                         f"access and free space) and run again; what was moved already is kept."
                     ) from error
                 time.sleep(2.0 ** (attempt - 1) / 2)
-
-    def _status(self, repo: Repo, stage: Stage) -> StageStatus:
-        deps = tuple(change for dep in stage.deps for change in self._changes(dep))
-        outs = tuple(change for out in stage.outs for change in self._changes(out))
-        recorded = any(out.hash_info for out in stage.outs)
-        command = recorded and stage.changed_stage() and not deps and not outs
-        if not recorded:
-            why = "never ran in this workspace"
-        elif deps or outs or command:
-            why = "; ".join([*deps, *outs] or ["its command or wiring in dvc.yaml changed"])
-        else:
-            why = "up to date"
-        clean = recorded and not deps and not outs and not command
-        return StageStatus(clean, deps, outs, why)
-
-    def _changes(self, entry: Output) -> list[str]:
-        """An entry's differences from the record as `path (what)`."""
-        status = entry.status()
-        if not status:
-            return []
-        path = self._name(entry)
-        (what,) = status.values()
-        if isinstance(what, dict):
-            return [f"{path}:{key} ({state})" for key, state in what.items()]
-        return [f"{path} ({what})"]
 
     def _name(self, entry: Output) -> str:
         return os.path.relpath(entry.fs_path, self.root)

@@ -51,7 +51,7 @@ def test_a_restored_folder_is_a_clean_workspace(registered_world: Any, tmp_path:
     versions = Versions(tmp_path / "back")
     for stage in ("validate", "curate", "finetune", "gate"):
         versions.require_clean_inputs(stage)
-        assert versions.stage_status(stage).clean
+        assert versions.reuse(stage)
     assert verify_artifact(tmp_path / "back/models/policy") == []
     back = type(registered_world)(tmp_path / "back")
     assert "Data and pipelines are up to date" in back.dvc("repro")
@@ -83,7 +83,7 @@ def test_a_corrupt_cache_is_made_good_by_the_remote_and_a_lost_object_leaves_not
 ) -> None:
     world.register()
     objects = ObjectStore(world.root)
-    digest = objects.listing(Versions(world.root).hash_of("models/policy"))["model.safetensors"]
+    digest = objects.listing(current_hashes(world.root)["models/policy"])["model.safetensors"]
     cached = objects.cache_path(digest)
     cached.chmod(0o644)
     cached.write_bytes(b"corrupt")

@@ -184,7 +184,7 @@ def test_pairs_that_do_not_fit_are_not_measured_and_the_gate_says_so(checkpoints
     metrics = run(checkpoints, pairs, tmp_path / "out")
     assert metrics["counts"]["pairs_over_context"] == 3
     assert metrics["counts"]["prompts_sampled"] == 3
-    assert metrics["preference"]["accuracy"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert metrics["preference"]["accuracy"] == {"value": None, "low": None, "high": None, "n": 0, "clusters": 0}
     failed = {reason.name for reason in decide(metrics, GateParams()).reasons if "not measured" in reason.text}
     assert failed == {"min_preference_accuracy", "max_ece", "min_refusal_accuracy"}
 

@@ -8,17 +8,19 @@ from tasks.statistics import wilson_interval
 PARAMS = EvaluationParams()
 
 
-def logps(margins, chosen_tokens, rejected_tokens):
-    """The margin put on the chosen response under the policy; a common offset must cancel."""
+def logps(margins, chosen_tokens, rejected_tokens, clusters=None):
+    """Margins put on the chosen responses by the policy; a common offset must cancel. Clusters of one unless given."""
     margins = np.asarray(margins, dtype=float)
     offset = np.full(margins.shape, -7.0)
-    return PairLogps(margins + offset, offset, offset, offset, np.asarray(chosen_tokens), np.asarray(rejected_tokens))
+    tokens = np.asarray(chosen_tokens), np.asarray(rejected_tokens)
+    clusters = np.array(range(len(margins)) if clusters is None else clusters, dtype=str)
+    return PairLogps(margins + offset, offset, offset, offset, *tokens, clusters)
 
 
 def test_margin_by_hand():
     """(-3 - -5) - (-4 - -1) = 2 + 3 = 5: the policy raised the chosen by 2 nats and lowered the rejected by 3."""
     one = np.array
-    found = PairLogps(one([-3.0]), one([-4.0]), one([-5.0]), one([-1.0]), one([2]), one([2])).margins()
+    found = PairLogps(one([-3.0]), one([-4.0]), one([-5.0]), one([-1.0]), one([2]), one([2]), one(["a"])).margins()
     assert found.tolist() == [5.0]
 
 
@@ -29,13 +31,24 @@ def test_accuracy_by_hand():
     """
     found = preference_accuracy(logps([2, -1, 0, 3], [1, 2, 4, 9], [5, 6, 4, 2]), PARAMS)
     low, high = wilson_interval(2.5, 4)
-    assert found["accuracy"] == {"value": 0.625, "low": low, "high": high, "n": 4}
+    assert found["accuracy"] == {"value": 0.625, "low": low, "high": high, "n": 4, "clusters": 4}
     assert found["accuracy_chosen_shorter"]["value"] == 0.5
     assert found["accuracy_chosen_shorter"]["n"] == 2
-    assert found["accuracy_chosen_longer"] | {"low": 0, "high": 0} == {"value": 1.0, "low": 0, "high": 0, "n": 1}
+    assert (found["accuracy_chosen_longer"]["value"], found["accuracy_chosen_longer"]["n"]) == (1.0, 1)
     assert found["accuracy_length_balanced"] == 0.75
     assert found["margin_nats"]["mean"] == 1.0
     assert found["accuracy_gold"] is None
+
+
+def test_pairs_of_a_cluster_are_not_taken_for_independent():
+    """30 of 40 right, each cluster of 10 as a whole: an interval as of 3 of 4, also against the truth and by length."""
+    margins, clusters = np.repeat([1.0, -1.0], [30, 10]), np.repeat(["a", "b", "c", "d"], 10)
+    found = preference_accuracy(logps(margins, np.full(40, 2), np.full(40, 5), clusters), PARAMS, [1.0] * 40)
+    low, high = wilson_interval(3, 4, PARAMS.confidence)
+    expected = {"value": 0.75, "low": pytest.approx(low), "high": pytest.approx(high), "n": 40, "clusters": 4}
+    for name in ("accuracy", "accuracy_gold", "accuracy_chosen_shorter"):
+        assert found[name] == expected
+    assert found["accuracy_chosen_longer"] == {"value": None, "low": None, "high": None, "n": 0, "clusters": 0}
 
 
 def test_a_reward_that_only_counts_tokens_is_found_out():

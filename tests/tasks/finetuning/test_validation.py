@@ -13,7 +13,7 @@ from data_contracts.records import CuratedPair
 from tasks.finetuning import validation
 from tasks.finetuning.params import DpoParams, ValidationParams
 from tasks.finetuning.validation import Validation, draw_pairs, open_arena, share_won
-from tasks.models.chat import encode_prompts, fits
+from tasks.models.chat import encode_all, encode_prompts
 from tasks.models.loading import load_policy, load_tokenizer
 from tasks.models.pairs import tokenise_pairs
 from tasks.models.sampling import Completion, sample
@@ -105,7 +105,7 @@ def test_what_is_longer_than_the_judge_takes_is_left_out(
     answers = iter([["one"] * 4, ["one", "yes " * 20, "one", "one"]])
 
     def judge(prompts: Any, responses: Any) -> list[float]:
-        assert all(fits(tokenizer, *each, 15) for each in zip(prompts, responses, strict=True))
+        assert all(len(head) + len(tail) <= 15 for head, tail in encode_all(tokenizer, prompts, responses))
         return [float("yes" in response) for response in responses]
 
     def answer(*_: Any, **__: Any) -> list[Completion]:

@@ -95,8 +95,7 @@ def test_split_by_context_looks_at_both_responses(tiny: tuple[Any, Any]) -> None
     length = sum(map(len, chat.encode(tokenizer, ASK, "no")))
     assert chat.split_by_context([short, long], tokenizer, length) == ([short], [long])
     assert chat.split_by_context([short, long], tokenizer, length + 1) == ([short, long], [])
-    assert chat.fits(tokenizer, ASK, "no", length)
-    assert not chat.fits(tokenizer, ASK, "no", length - 1)
+    assert chat.split_by_context([short], tokenizer, length - 1) == ([], [short])
     assert chat.split_by_context([], tokenizer, 8) == ([], [])
 
 

@@ -7,8 +7,8 @@ import torch
 
 from data_contracts.errors import ModelError
 from data_contracts.records import Message
-from tasks.models.chat import encode
-from tasks.models.logps import completion_logps, length_sorted_batches, pad_right, token_logps
+from tasks.models.chat import encode, encode_all
+from tasks.models.logps import length_sorted_batches, pad_right, token_logps
 
 PROMPTS = [(Message(role="user", content=text),) for text in ("one", "please refund the order", "a", "is one two")]
 COMPLETIONS = ["yes please", "no", "the order is three two one", ""]
@@ -26,9 +26,8 @@ def naive_logps(model: Any, head: list[int], tail: list[int], temperature: float
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_equals_a_full_forward_a_sequence(tiny: tuple[Any, Any], batch_size: int, temperature: float) -> None:
     model, tokenizer = tiny
-    found = completion_logps(
-        model, tokenizer, PROMPTS, COMPLETIONS, max_length=128, batch_size=batch_size, temperature=temperature
-    )
+    pairs = encode_all(tokenizer, PROMPTS, COMPLETIONS)
+    found = token_logps(model, pairs, max_length=128, batch_size=batch_size, temperature=temperature)
     for prompt, completion, logps in zip(PROMPTS, COMPLETIONS, found, strict=True):
         expected = naive_logps(model, *encode(tokenizer, prompt, completion), temperature)
         assert logps.shape == expected.shape
@@ -39,7 +38,7 @@ def test_story_model_with_pad_equal_to_eos(stories_folder: Any) -> None:
     from tasks.models.loading import load_policy, load_tokenizer
 
     model, tokenizer = load_policy(stories_folder), load_tokenizer(stories_folder)
-    found = completion_logps(model, tokenizer, PROMPTS, COMPLETIONS, max_length=512, batch_size=4)
+    found = token_logps(model, encode_all(tokenizer, PROMPTS, COMPLETIONS), max_length=512, batch_size=4)
     for prompt, completion, logps in zip(PROMPTS, COMPLETIONS, found, strict=True):
         expected = naive_logps(model, *encode(tokenizer, prompt, completion), 1.0)
         torch.testing.assert_close(logps, expected, atol=1e-5, rtol=0)
@@ -47,9 +46,9 @@ def test_story_model_with_pad_equal_to_eos(stories_folder: Any) -> None:
 
 def test_a_model_without_the_shortcut_gives_the_same(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny
-    fast = completion_logps(model, tokenizer, PROMPTS, COMPLETIONS, max_length=128, batch_size=2)
+    fast = token_logps(model, encode_all(tokenizer, PROMPTS, COMPLETIONS), max_length=128, batch_size=2)
     monkeypatch.setattr("tasks.models.logps.accepts", lambda *_: False)
-    plain = completion_logps(model, tokenizer, PROMPTS, COMPLETIONS, max_length=128, batch_size=2)
+    plain = token_logps(model, encode_all(tokenizer, PROMPTS, COMPLETIONS), max_length=128, batch_size=2)
     for one, other in zip(fast, plain, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 

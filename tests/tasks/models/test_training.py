@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from data_contracts.errors import StageError
-from tasks.models.training import curve_rows, train
+from tasks.models.curve import curve_rows
+from tasks.models.training import train
 
 
 def test_curve_merges_train_and_validation_rows_of_a_step() -> None:

@@ -10,12 +10,22 @@ from hypothesis import strategies as st
 from data_contracts.errors import ModelError, StageError
 from tasks.rewards.audit import audit_reward, score_pairs
 from tasks.rewards.params import RewardThresholds
+from tasks.statistics import wilson_interval
 
 PERMISSIVE = RewardThresholds(min_accuracy=0, max_ece=0.5, max_length_correlation=1, min_accuracy_shorter_chosen=0)
 
 
-def audit(chosen: list[float], rejected: list[float], lengths: list[tuple[int, int]], **thresholds: float) -> dict:
-    pairs = score_pairs(chosen, rejected, ["x" * one for one, _ in lengths], ["x" * other for _, other in lengths])
+def audit(
+    chosen: list[float],
+    rejected: list[float],
+    lengths: list[tuple[int, int]],
+    clusters: list[str] | None = None,
+    **thresholds: float,
+) -> dict:
+    """The audit of pairs that share no cluster, unless `clusters` says so."""
+    texts = ["x" * one for one, _ in lengths], ["x" * other for _, other in lengths]
+    own = [str(row) for row in range(len(chosen))]
+    pairs = score_pairs(chosen, rejected, *texts, own if clusters is None else clusters)
     return audit_reward(pairs, PERMISSIVE.model_copy(update=thresholds))
 
 
@@ -40,6 +50,19 @@ def test_accuracy_and_its_interval_by_hand() -> None:
     assert figures["value"] == 0.625
     assert figures["low"] == pytest.approx(0.2196, abs=1e-3)
     assert figures["high"] == pytest.approx(0.9080, abs=1e-3)
+
+
+def test_pairs_of_a_cluster_are_not_taken_for_independent() -> None:
+    """40 pairs, 30 right: each cluster of 10 is right or wrong as a whole, so that they are worth 4 pairs."""
+    rewards, clusters = [1.0] * 30 + [-1.0] * 10, [str(row // 10) for row in range(40)]
+    lengths = [(2, 1), (1, 2)] * 20
+    alone = audit(rewards, [0.0] * 40, lengths)["accuracy"]
+    found = audit(rewards, [0.0] * 40, lengths, clusters)
+    together = found["accuracy"]
+    assert (together["n"], together["clusters"], together["value"]) == (40, 4, 0.75)
+    assert (alone["low"], alone["high"]) == wilson_interval(30, 40)
+    assert (together["low"], together["high"]) == pytest.approx(wilson_interval(3, 4))
+    assert found["length"]["accuracy_shorter_chosen"]["clusters"] == 4
 
 
 def test_calibration_by_hand() -> None:
@@ -126,14 +149,14 @@ def test_no_correlation_where_nothing_varies() -> None:
     length = audit([1, 1], [1, 1], [(2, 2), (2, 2)])["length"]
     assert length["spearman"] is None
     assert length["longer_chosen"] is None
-    assert length["accuracy_shorter_chosen"] == {"n": 0, "value": None, "low": None, "high": None}
+    assert length["accuracy_shorter_chosen"] == {"n": 0, "clusters": 0, "value": None, "low": None, "high": None}
 
 
 def test_each_threshold_gives_its_reason() -> None:
     """2 of 4 right with margins ±4: accuracy 0.5, ECE |0.5 - sigmoid(4)| = 0.482."""
     found = audit([4, 4, 0, 0], [0, 0, 4, 4], [(2, 1), (1, 2)] * 2, min_accuracy=0.55, max_ece=0.15)
     assert not found["passed"]
-    assert found["reasons"][0].startswith("accuracy 0.500 on 4 held-out pairs")
+    assert found["reasons"][0].startswith("accuracy 0.500 on 4 held-out pairs in 4 clusters: the lower end")
     assert found["reasons"][1] == "calibration error 0.482 is above 0.15 (max_ece)"
     assert audit([4, 4, 0, 0], [0, 0, 4, 4], [(2, 1), (1, 2)] * 2)["passed"]
 
@@ -146,6 +169,6 @@ def test_huge_margins_stay_finite() -> None:
 
 def test_no_pairs_and_rewards_that_are_no_numbers() -> None:
     with pytest.raises(StageError, match="found none"):
-        score_pairs([], [], [], [])
+        score_pairs([], [], [], [], [])
     with pytest.raises(ModelError, match="NaN or infinity on 1 of 2"):
-        score_pairs([1.0, math.nan], [0.0, 0.0], ["a", "b"], ["c", "d"])
+        score_pairs([1.0, math.nan], [0.0, 0.0], ["a", "b"], ["c", "d"], ["e", "f"])

@@ -118,32 +118,30 @@ def test_dvc_repro_after_our_driver_is_up_to_date_and_the_other_way_round(chain:
 def test_one_changed_param_reruns_only_what_depends_on_it(chain: Chain) -> None:
     chain.flow()
     chain.set(times=3)
-    status = chain.versions.stage_status("double")
-    assert (status.clean, status.changed_deps) == (False, ("params.yaml:times (modified)",))
-    assert chain.versions.stage_status("upper").clean
+    assert chain.versions.reuse("upper")
+    assert not chain.versions.reuse("double")
     assert chain.flow() == ["double"]
 
 
-def test_status_of_a_stage_that_never_ran(chain: Chain) -> None:
-    assert chain.versions.stage_status("upper").why == "never ran in this workspace"
+def test_a_stage_that_never_ran_is_not_reused(chain: Chain) -> None:
     assert not chain.versions.reuse("upper")
 
 
 def test_an_unknown_stage_is_named(chain: Chain) -> None:
     with pytest.raises(VersioningError, match="stage nosuch: expected it in"):
-        chain.versions.stage_status("nosuch")
+        chain.versions.reuse("nosuch")
 
 
 def test_going_back_to_earlier_params_reuses_the_run_cache(chain: Chain) -> None:
     """Param 2, then 3, then 2 again: the third run finds the first one's output, byte for byte."""
     chain.flow()
-    first = chain.versions.hash_of("data/double")
+    first = current_hashes(chain.root)["data/double"]
     chain.set(times=3)
     assert chain.flow() == ["double"]
-    assert chain.versions.hash_of("data/double") != first
+    assert current_hashes(chain.root)["data/double"] != first
     chain.set(times=2)
     assert chain.flow() == []
-    assert chain.versions.hash_of("data/double") == first
+    assert current_hashes(chain.root)["data/double"] == first
     assert (chain.root / "data/double/a.txt").read_text() == "ABCxABCx"
     assert "Data and pipelines are up to date" in chain.dvc("repro")
 
@@ -238,7 +236,7 @@ def test_an_input_edited_during_a_stage_is_not_recorded_for_its_output(chain: Ch
 
 
 def test_raw_data_is_append_only(chain: Chain) -> None:
-    before = chain.versions.hash_of("data/raw")
+    before = current_hashes(chain.root)["data/raw"]
     (chain.root / "data/raw/b.txt").write_text("more")
     after = chain.versions.track("data/raw")
     assert after != before
@@ -246,7 +244,7 @@ def test_raw_data_is_append_only(chain: Chain) -> None:
     (chain.root / "data/raw/a.txt").write_text("rewritten")
     with pytest.raises(VersioningError, match=r"append-only, but 1 recorded file\(s\) changed or vanished: a.txt"):
         chain.versions.track("data/raw")
-    assert chain.versions.hash_of("data/raw") == after
+    assert current_hashes(chain.root)["data/raw"] == after
 
 
 def test_a_second_clone_pulls_the_same_bytes_and_reruns_nothing(chain: Chain, tmp_path: Path) -> None:
@@ -277,9 +275,9 @@ def test_a_busy_workspace_is_waited_for_and_then_refused(chain: Chain) -> None:
     held = zc.lockfile.LockFile(str(chain.root / ".dvc/tmp/lock"))
     try:
         with pytest.raises(VersioningError, match="another DVC process has held the workspace"):
-            Versions(chain.root, wait_s=1).stage_status("upper")
+            Versions(chain.root, wait_s=1).reuse("upper")
         threading.Timer(1.0, held.close).start()
-        assert Versions(chain.root, wait_s=30).stage_status("upper").clean
+        assert Versions(chain.root, wait_s=30).reuse("upper")
     finally:
         held.close()
 
@@ -292,7 +290,7 @@ def test_threads_of_one_process_take_turns(chain: Chain) -> None:
         try:
             for _ in range(2):
                 chain.versions.require_clean_inputs(stage)
-                results.append(chain.versions.stage_status(stage).clean)
+                results.append(chain.versions.reuse(stage))
         except VersioningError as error:
             results.append(error)
 
