@@ -404,7 +404,7 @@ def only_long(place: Place, *splits: str) -> None:
         ("reward", "train", ("Expected training pairs of at most 256 tokens", "found none among")),
         ("reward", "test", ("held-out pairs", "found none")),
         ("finetune", "train", ("Expected training pairs of at most 256 tokens", "found none among")),
-        ("evaluate", "test", ("test prompts of at most 248 tokens", "use a model with a longer context")),
+        ("evaluate", "test", ("test prompts of at most 247 tokens", "use a model with a longer context")),
     ],
 )
 def test_every_prompt_is_too_long(run: Run, copy: Place, stage: str, split: str, words: tuple[str, ...]) -> None:
