@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from data_contracts.errors import ParamsError
-from flows.params import Params
+from flows import environment
+from flows.params import Params, load_params, resolve_overlays, save_params
+
+
+def settle_params(root: Path, overlays: Sequence[str | Path], settings: Sequence[str]) -> tuple[Params, list[str]]:
+    """Refuse wrong params before they reach `params.yaml`, then write them there.
+
+    Returns the params and a line for each key that changed. Raises `ParamsError`.
+    """
+    params, document = load_params(root, resolve_overlays(root, overlays), settings)
+    environment.prepare(params.threads)
+    check_sources(params)
+    check_trainer_arguments(params)
+    return params, save_params(root, document)
 
 
 def check_sources(params: Params) -> None:

@@ -11,8 +11,8 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.params import Params, load_params, resolve_overlays, save_params
-from flows.preflight import check_sources, check_trainer_arguments
+from flows.params import Params
+from flows.preflight import settle_params
 from flows.stages import STAGES
 from flows.workspaces import exclusive_run
 from tasks.ingest_feedback import ingest_feedback
@@ -38,10 +38,7 @@ def retrain(root: str = ".", overlays: Sequence[str] = (), settings: Sequence[st
 
 
 def _retrain(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) -> Registered:
-    params, document = load_params(workspace, resolve_overlays(workspace, overlays), settings)
-    check_sources(params)
-    check_trainer_arguments(params)
-    save_params(workspace, document)
+    params, _ = settle_params(workspace, overlays, settings)
     refuse_dirty(workspace, params.registry)
     warm_up()
     if params.feedback.path is not None:

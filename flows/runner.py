@@ -15,8 +15,8 @@ from rich.console import Group, RenderableType
 from data_contracts.errors import StageError, UsageError
 from flows import environment
 from flows.output import Output
-from flows.params import Params, load_params, resolve_overlays, save_params
-from flows.preflight import check_sources, check_trainer_arguments
+from flows.params import load_params
+from flows.preflight import settle_params
 from flows.report import payload_of, tables_of
 from flows.stages import STAGES
 
@@ -33,7 +33,10 @@ class RetrainReport:
 def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> RetrainReport:
     """Validate params, write them to `params.yaml`, run the flow and report on it."""
     started = time.monotonic()
-    _settle_params(root, overlays, settings, output)
+    _, changed = settle_params(root, overlays, settings)
+    for line in changed:
+        output.remark(f"params.yaml: {line}")
+    _quiet_prefect()
     from tasks.isolation import warm_up
 
     warm_up()
@@ -54,7 +57,7 @@ def stage_here(root: Path, name: str) -> None:
     if name not in STAGES:
         raise UsageError(f"{name}: unknown stage; expected one of {', '.join(STAGES)}.")
     params, _ = load_params(root)
-    _prepare(params)
+    environment.prepare(params.threads)
     from flows.display import Display
     from tasks.stage import execute
 
@@ -62,16 +65,6 @@ def stage_here(root: Path, name: str) -> None:
     with Display([stage]) as display:
         display.started(stage)
         execute(stage, root, params, display.progress(stage))
-
-
-def _settle_params(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:
-    """Refuse wrong params before they reach the file, then write them there."""
-    params, document = load_params(root, resolve_overlays(root, overlays), settings)
-    _prepare(params)
-    check_sources(params)
-    check_trainer_arguments(params)
-    for line in save_params(root, document):
-        output.remark(f"params.yaml: {line}")
 
 
 @contextmanager
@@ -106,7 +99,6 @@ def _require_server() -> None:
         )
 
 
-def _prepare(params: Params) -> None:
-    environment.prepare(params.threads)
+def _quiet_prefect() -> None:
     # A person watches the display and reads one message; Prefect's own log stays on its server.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")

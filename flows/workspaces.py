@@ -14,8 +14,7 @@ from data_contracts.errors import UsageError
 from data_contracts.secrets import has_password, mask
 from flows.params import PARAMS_FILE, render_defaults
 from flows.stages import render_dvc_yaml
-
-RAW = "data/raw"
+from tasks.validate_feedback import RAW
 
 
 def template_files() -> dict[str, bytes]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.feedback.batches import Batch, store_batch
+from tasks.validate_feedback import RAW
 from tasks.versioning.workspace import Versions
-
-RAW = "data/raw"
 
 
 def ingest_feedback(root: Path, source: str, paths: list[str]) -> list[Batch]:

@@ -6,6 +6,8 @@ from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import raw_batches, validate
 from tasks.stage import Facts, Stage, StageContext
 
+RAW = "data/raw"
+
 
 def validate_feedback(context: StageContext, *, feedback: FeedbackParams) -> Facts:
     """Sort every raw row into accepted or quarantined, with a reason."""
@@ -20,7 +22,7 @@ STAGE = Stage(
     name="validate",
     title="Validate feedback",
     body=validate_feedback,
-    deps={"raw": "data/raw", "world": "data/world"},
+    deps={"raw": RAW, "world": "data/world"},
     params=("feedback",),
     out="data/validated",
     contract="validated_feedback",
