@@ -8,6 +8,8 @@ PlumblineError                 exit 3   a stage failed
 │   └── ContractViolation      exit 1   feedback breaks its contract beyond what params allow
 ├── ArtifactError              exit 3   an artifact is missing, half-written or not what it claims
 ├── ModelError                 exit 3   a checkpoint or tokenizer cannot be used
+├── RewardError                exit 3   a reward function gave what no stated fallback covers
+├── JudgeError                 exit 3   a judge cannot be reached, or is worse than params allow
 ├── VersioningError            exit 3   DVC or git refused
 ├── RegistryError              exit 3   MLflow refused
 │   └── UnknownModelError      exit 2   no such model, version or alias
@@ -55,6 +57,14 @@ class ArtifactError(PlumblineError):
 
 class ModelError(PlumblineError):
     """A checkpoint or tokenizer cannot be loaded or used."""
+
+
+class RewardError(PlumblineError):
+    """A reward function raised, or returned NaN, None or the wrong number of values, and no fallback is stated."""
+
+
+class JudgeError(PlumblineError):
+    """A judge cannot be reached, answers nothing usable, or agrees with people less than params allow."""
 
 
 class VersioningError(PlumblineError):

@@ -51,7 +51,8 @@ def check_trainer_arguments(params: Params) -> None:
         from tasks.rewards import bradley_terry
 
         bradley_terry.check_params(params.reward)
-    if getattr(params.finetune, params.finetune.method).trainer_args:
-        from tasks.finetuning.methods import METHODS
+    for name in params.finetune.methods:
+        if getattr(params.finetune, name).trainer_args:
+            from tasks.finetuning.methods import METHODS
 
-        METHODS[params.finetune.method].check(params.finetune)
+            METHODS[name].check(params.finetune)

@@ -18,6 +18,7 @@ def finetune_policy(
     curated, reward = context.dep("curated"), context.dep("reward")
     judge = RewardModel.load(reward, trust_remote_code=reference_trust_remote_code)
     inputs = FinetuneInputs(
+        start=context.dep("reference"),
         reference=context.dep("reference"),
         train=list(load_jsonl(curated / "train.jsonl", CuratedPair)),
         validation=list(load_jsonl(curated / "validation.jsonl", CuratedPair)),
@@ -30,8 +31,9 @@ def finetune_policy(
         trust_remote_code=reference_trust_remote_code,
         judge_digest=read_artifact(reward).digest,
         judge_length=judge.max_length,
+        reward_model=reward,
     )
-    return METHODS[finetune.method].run(inputs, finetune)
+    return METHODS[finetune.methods[0]].run(inputs, finetune)
 
 
 STAGE = Stage(

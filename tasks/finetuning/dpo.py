@@ -18,10 +18,12 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from data_contracts.errors import ParamsError
+from tasks.finetuning.arena import open_arena
 from tasks.finetuning.methods import FinetuneInputs
-from tasks.finetuning.params import DpoParams, LoraParams
+from tasks.finetuning.params import DpoParams
 from tasks.finetuning.reference_logps import reference_logps
-from tasks.finetuning.validation import Validation, draw_pairs, open_arena
+from tasks.finetuning.sections import LoraParams
+from tasks.finetuning.validation import Validation, draw_pairs
 from tasks.models.callbacks import Patience, stop_reason, usual_callbacks
 from tasks.models.checkpoints import run_folder, weights_digest
 from tasks.models.curve import curve_rows, write_curve
@@ -96,7 +98,7 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
     max_length = min(params.max_length, context)
     training = fitting_pairs(inputs.train, tokenizer, max_length, "training", WHERE)
     validation = fitting_pairs(inputs.validation, tokenizer, max_length, "validation", WHERE)
-    shown = draw_pairs(validation, params, inputs.seed)
+    shown = draw_pairs(validation, params.validation.pairs, inputs.seed)
 
     # 3. what π_ref says of the pairs, and how it answers validation prompts
     digest = weights_digest(inputs.reference)
@@ -120,12 +122,14 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
         arena = open_arena(
             model,
             tokenizer,
-            validation,
+            validation.pairs,
             inputs.judge,
-            params,
+            params.validation,
+            batch_size=params.eval_batch_size,
             context=context,
-            judge_length=inputs.judge_length,
             seed=inputs.seed,
+            judge_length=inputs.judge_length,
+            adapter=params.lora is not None,
             progress=inputs.progress,
         )
 
@@ -139,7 +143,7 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
         lengths=[pair.longest for pair in training.tokens] if params.group_by_length else None,
         peft_config=_lora_config(params.lora),
         callbacks=_callbacks(inputs, params),
-        validation=Validation(tokenizer, shown, logps[1], params.beta, max_length, params.eval_batch_size, arena),
+        validation=Validation(shown, logps[1], params.beta, max_length, params.eval_batch_size, arena),
     )
     trainable = sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad)
     state = train(trainer, runs_in)

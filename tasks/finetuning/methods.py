@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from data_contracts.params import Section
 from data_contracts.progress import Progress, silent
 from data_contracts.records import CuratedPair, Message
-from tasks.finetuning.params import DpoParams, FinetuneParams
+from tasks.finetuning.params import FinetuneParams
+from tasks.models.judging import Judge, Reward
 
-Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
+Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 """Scores responses to prompts, higher is better; only the order of two responses to one prompt counts."""
 
 
@@ -20,15 +22,20 @@ Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 class FinetuneInputs:
     """What every method is given besides its params.
 
-    `reference` is the folder of π_ref, which is only read. `folder` is the draft of the artifact;
-    `work` survives a kill. `judge_digest` names the judge, so that a run is never resumed under another one;
-    `judge_length` is the most tokens of prompt and response that it takes (None: as many as the model).
+    `start` is the folder of the policy that training starts from, `reference` that of π_ref; both are only read, and
+    they are one folder except in a later stage of a stack. `folder` is the draft of the policy; `work` survives a kill.
+
+    `judge` is the held-out judge that chooses the best checkpoint; `judge_digest` names it, so that a run is never
+    resumed under another one; `judge_length` is the most tokens of prompt and response that it takes (None: as many
+    as the model). `reward` is what PPO maximises and GRPO may add, `ranker` ranks GRPO's candidates, `reward_model`
+    is the folder that a critic starts from. `temperatures` are drawn from, an update at a time, by methods that sample.
     """
 
+    start: Path
     reference: Path
     train: Sequence[CuratedPair]
     validation: Sequence[CuratedPair]
-    judge: Judge | None
+    judge: Score | None
     seed: int
     threads: int
     folder: Path
@@ -37,29 +44,42 @@ class FinetuneInputs:
     trust_remote_code: bool = False
     judge_digest: str | None = None
     judge_length: int | None = None
+    reward: Reward | None = None
+    ranker: Judge | None = None
+    reward_model: Path | None = None
+    temperatures: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method: its params section, how it runs, and the check of its params that needs its library."""
+    """One method: its key in `finetune`, and the module whose `run(inputs, params)` and `check_params(params)` do it.
 
-    params: type[Section]
-    run: Callable[[FinetuneInputs, FinetuneParams], dict[str, Any]]
-    check: Callable[[FinetuneParams], None]
+    The module is imported when the method runs: it needs torch and TRL, which a command line should not wait for.
+    """
 
+    name: str
+    module: str
 
-def _run_dpo(inputs: FinetuneInputs, params: FinetuneParams) -> dict[str, Any]:
-    from tasks.finetuning import dpo
+    def section(self, params: FinetuneParams) -> Section:
+        """The method's own section of `finetune`."""
+        section: Section = getattr(params, self.name)
+        return section
 
-    return dpo.run(inputs, params.dpo)
+    def run(self, inputs: FinetuneInputs, params: FinetuneParams) -> dict[str, Any]:
+        """Train the policy into `inputs.folder` and return facts for the manifest."""
+        facts: dict[str, Any] = import_module(self.module).run(inputs, self.section(params))
+        return facts
 
-
-def _check_dpo(params: FinetuneParams) -> None:
-    from tasks.finetuning import dpo
-
-    dpo.check_params(params.dpo)
+    def check(self, params: FinetuneParams) -> None:
+        """Raise `ParamsError` for arguments that the method's library does not know or refuses."""
+        import_module(self.module).check_params(self.section(params))
 
 
 METHODS: dict[str, Method] = {
-    "dpo": Method(params=DpoParams, run=_run_dpo, check=_check_dpo),
+    "sft": Method("sft", "tasks.finetuning.sft"),
+    "dpo": Method("dpo", "tasks.finetuning.dpo"),
+    "kto": Method("kto", "tasks.finetuning.kto"),
+    "orpo": Method("orpo", "tasks.finetuning.orpo"),
+    "grpo": Method("grpo", "tasks.finetuning.grpo.run"),
+    "ppo": Method("ppo", "tasks.finetuning.ppo.run"),
 }

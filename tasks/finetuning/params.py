@@ -7,7 +7,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from data_contracts.params import Section
+from tasks.finetuning.grpo.params import GrpoParams
+from tasks.finetuning.ppo.params import PpoParams
+from tasks.finetuning.sections import EarlyStoppingParams, LoraParams, ValidationParams
 from tasks.models.optimisation import EvaluatedOptimisation, Optimisation
+
+MethodName = Literal["sft", "dpo", "kto", "orpo", "grpo", "ppo"]
 
 LossType = Literal[
     "sigmoid",
@@ -81,50 +86,6 @@ class ReferenceParams(Section):
         return self
 
 
-class LoraParams(Section):
-    """Low-rank adapters (Hu et al. 2021) in place of full fine-tuning; merged into the saved policy."""
-
-    r: int = Field(16, ge=1, le=1024, description="Rank of the adapters.")
-    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / r.")
-    dropout: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Dropout before the adapters. Above 0 the base's own dropout, if it has any, is active as well.",
-    )
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", description="Names of the linear layers to adapt (peft); `lm_head` is not possible with DPO."
-    )
-
-    @model_validator(mode="after")
-    def _no_lm_head(self) -> Self:
-        if "lm_head" in self.target_modules:
-            raise ValueError(
-                "lora.target_modules: `lm_head` cannot be adapted, because TRL reads its weight directly. "
-                "Remove it, or choose 'all-linear', which leaves it out."
-            )
-        return self
-
-
-class EarlyStoppingParams(Section):
-    """End training when neither validation metric improves any more."""
-
-    patience: int = Field(3, ge=1, description="Evaluations in a row without improvement of either metric.")
-    min_delta: float = Field(0.0, ge=0, lt=1, description="Smallest rise of a metric (a share) that counts.")
-
-
-class ValidationParams(Section):
-    """What is measured on the validation split while training; kept small because it is repeated."""
-
-    pairs: int = Field(256, ge=1, le=512, description="At most this many validation pairs, drawn with the run's seed.")
-    prompts: int = Field(
-        128, ge=0, le=256, description="Validation prompts sampled from the policy for the win rate; 0 skips it."
-    )
-    max_new_tokens: int = Field(48, ge=1, le=4096, description="Longest sampled completion in tokens.")
-    temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature; KL is of the model as sampled at 1.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling threshold; 1 samples the full distribution.")
-
-
 class DpoParams(EvaluatedOptimisation):
     """Direct preference optimisation (Rafailov et al. 2023) with TRL's DPOTrainer."""
 
@@ -188,8 +149,39 @@ class DpoParams(EvaluatedOptimisation):
         return super()._own_keys() | DPO_KEYS
 
 
-class FinetuneParams(Section):
-    """How π_ref becomes the policy: the method, and a section for each method."""
+class KtoParams(EvaluatedOptimisation):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024) with TRL's KTOTrainer."""
 
-    method: Literal["dpo"] = Field("dpo", description="Fine-tuning method.")
+    lr: float = Field(5e-4, gt=0, le=1, description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models.")
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the examples; a fraction stops within a pass.")
+    beta: float = Field(0.1, gt=0, le=10, description="Strength of the tie to π_ref.")
+
+
+class OrpoParams(EvaluatedOptimisation):
+    """Odds-ratio preference optimisation (Hong et al. 2024) with TRL's ORPOTrainer."""
+
+    lr: float = Field(5e-4, gt=0, le=1, description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models.")
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the pairs; a fraction stops within a pass.")
+    beta: float = Field(0.1, gt=0, le=10, description="Weight of the odds-ratio term.")
+
+
+class FinetuneParams(Section):
+    """How π_ref becomes the policy: the methods, one after the other, and a section for each."""
+
+    methods: tuple[MethodName, ...] = Field(
+        ("dpo",),
+        min_length=1,
+        max_length=8,
+        description="Fine-tuning methods in order; each starts from the policy that the one before it left "
+        "(such as [sft, dpo, ppo]).",
+    )
+    stage_reference: Literal["reference", "previous"] = Field(
+        "reference",
+        description="What a later method is tied to: π_ref itself, or the policy that the method before it left.",
+    )
+    sft: SftParams = Field(default_factory=lambda: SftParams(data="curated"), description="Supervised fine-tuning.")
     dpo: DpoParams = Field(default_factory=DpoParams, description="Direct preference optimisation.")
+    kto: KtoParams = Field(default_factory=KtoParams, description="Kahneman-Tversky optimisation.")
+    orpo: OrpoParams = Field(default_factory=OrpoParams, description="Odds-ratio preference optimisation.")
+    grpo: GrpoParams = Field(default_factory=GrpoParams, description="Group relative policy optimisation.")
+    ppo: PpoParams = Field(default_factory=PpoParams, description="Proximal policy optimisation.")

@@ -56,7 +56,7 @@ def test_writing_back_without_a_change_leaves_the_bytes(root: Path) -> None:
         ("finetune.dpo.betta=0.1", r"finetune\.dpo\.betta: unknown key; did you mean 'finetune\.dpo\.beta'\?"),
         ("finetune.dpo.beta=-1", r"finetune\.dpo\.beta: Input should be greater than 0; found -1"),
         ("threads=0", "threads: Input should be greater than or equal to 1; found 0"),
-        ("finetune.method=ppa", "finetune.method: Input should be 'dpo'; found 'ppa'"),
+        ("finetune.methods=[ppa]", "finetune.methods.0: Input should be 'sft', 'dpo', .*; found 'ppa'"),
         ("finetune=3", "finetune is a section with keys"),
         ("seed", "expected KEY=VALUE"),
         ("seed=[1", "not readable as YAML"),

@@ -93,6 +93,7 @@ def inputs(reference: Path, tmp_path: Path) -> FinetuneInputs:
     """Inputs of 48 training and 12 validation pairs."""
     (tmp_path / "policy").mkdir()
     return FinetuneInputs(
+        start=reference,
         reference=reference,
         train=make_pairs(48, seed=1),
         validation=make_pairs(12, seed=2),

@@ -18,7 +18,8 @@ from data_contracts.errors import ParamsError, StageError
 from data_contracts.records import CuratedPair, Message
 from tasks.finetuning import dpo, reference_logps
 from tasks.finetuning.methods import METHODS, FinetuneInputs
-from tasks.finetuning.params import DpoParams, EarlyStoppingParams, FinetuneParams, LoraParams, ValidationParams
+from tasks.finetuning.params import DpoParams, FinetuneParams
+from tasks.finetuning.sections import EarlyStoppingParams, LoraParams, ValidationParams
 from tasks.models.chat import encode
 from tasks.models.loading import load_policy, load_tokenizer
 from tasks.models.pairs import tokenise_pairs

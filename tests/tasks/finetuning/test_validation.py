@@ -10,15 +10,17 @@ import torch
 
 from data_contracts.errors import StageError
 from data_contracts.records import CuratedPair
-from tasks.finetuning import validation
-from tasks.finetuning.params import DpoParams, ValidationParams
-from tasks.finetuning.validation import Validation, draw_pairs, open_arena, share_won
+from tasks.finetuning import arena as arena_module
+from tasks.finetuning.arena import open_arena, share_won
+from tasks.finetuning.sections import ValidationParams
+from tasks.finetuning.validation import Validation, draw_pairs
 from tasks.models.chat import encode_all, encode_prompts
 from tasks.models.loading import load_policy, load_tokenizer
 from tasks.models.pairs import tokenise_pairs
 from tasks.models.sampling import Completion, sample
 
-PARAMS = DpoParams(validation=ValidationParams(pairs=5, prompts=4, max_new_tokens=6), eval_batch_size=3)
+SETTINGS = ValidationParams(pairs=5, prompts=4, max_new_tokens=6)
+OPEN = {"batch_size": 3, "context": 64, "seed": 3}
 
 
 def moved(model: Any) -> Any:
@@ -57,9 +59,9 @@ def test_metrics_against_naive_ones(reference: Path, pairs: Callable[..., list[C
         return [float(len(response.split())) for response in responses]
 
     before = torch.stack([both(model, each) for each in shown.tokens])
-    arena = open_arena(model, tokenizer, shown, judge, PARAMS, context=64, seed=3)
+    arena = open_arena(model, tokenizer, shown.pairs, judge, SETTINGS, **OPEN)
     assert arena is not None
-    metrics = Validation(tokenizer, shown, before, 0.1, 64, 3, arena).measure(policy)
+    metrics = Validation(shown, before, 0.1, 64, 3, arena).measure(policy)
 
     after = torch.stack([both(policy, each) for each in shown.tokens])
     ratios = after - before
@@ -86,8 +88,8 @@ def test_policy_equal_to_the_reference(reference: Path, pairs: Callable[..., lis
     in the mode it was in."""
     model, tokenizer = load_policy(reference), load_tokenizer(reference)
     shown = tokenise_pairs(pairs(9, seed=6), tokenizer, 64)
-    arena = open_arena(model, tokenizer, shown, lambda p, r: [float(len(t)) for t in r], PARAMS, context=64, seed=3)
-    validation = Validation(tokenizer, shown, torch.zeros(9, 2), 0.1, 64, 3, arena)
+    arena = open_arena(model, tokenizer, shown.pairs, lambda p, r: [float(len(t)) for t in r], SETTINGS, **OPEN)
+    validation = Validation(shown, torch.zeros(9, 2), 0.1, 64, 3, arena)
     model.train()
     metrics = validation.measure(model)
     assert metrics["win_rate"] == 0.5
@@ -111,16 +113,16 @@ def test_what_is_longer_than_the_judge_takes_is_left_out(
     def answer(*_: Any, **__: Any) -> list[Completion]:
         return [Completion(text, (3, 4), (0.0, 0.0), True) for text in next(answers)]
 
-    monkeypatch.setattr(validation, "_answer", answer)
-    arena = open_arena(model, tokenizer, shown, judge, PARAMS, context=64, judge_length=15, seed=3)
+    monkeypatch.setattr(arena_module, "_answer", answer)
+    arena = open_arena(model, tokenizer, shown.pairs, judge, SETTINGS, judge_length=15, **OPEN)
     assert arena is not None
     assert all(len(head) <= 15 - 1 - 6 for head in encode_prompts(tokenizer, arena.prompts))
-    assert Validation(tokenizer, shown, torch.zeros(9, 2), 0.1, 64, 3, arena).measure(model)["win_rate"] == 0.5
+    assert Validation(shown, torch.zeros(9, 2), 0.1, 64, 3, arena).measure(model)["win_rate"] == 0.5
 
 
 def test_draw_is_seeded_and_bounded(reference: Path, pairs: Callable[..., list[CuratedPair]]) -> None:
     tokenised = tokenise_pairs(pairs(20, seed=6), load_tokenizer(reference), 64)
-    one, again, other = (draw_pairs(tokenised, PARAMS, seed).pairs for seed in (1, 1, 2))
+    one, again, other = (draw_pairs(tokenised, 5, seed).pairs for seed in (1, 1, 2))
     assert len(one) == 5
     assert one == again != other
 
@@ -139,4 +141,11 @@ def test_what_cannot_be_judged_is_refused(
     tokenizer = load_tokenizer(reference)
     shown = tokenise_pairs(pairs(9, seed=6), tokenizer, 64)
     with pytest.raises(StageError, match=message):
-        open_arena(load_policy(reference), tokenizer, shown, lambda p, r: scores, PARAMS, context=context, seed=3)
+        open_arena(
+            load_policy(reference),
+            tokenizer,
+            shown.pairs,
+            lambda p, r: scores,
+            SETTINGS,
+            **(OPEN | {"context": context}),
+        )

@@ -1,0 +1,1 @@
+"""Group relative policy optimisation: TRL's trainer, with judges that rank and gains that reward."""

@@ -1,0 +1,130 @@
+"""The vocabulary of judged text: completions of a policy, their rewards, and judgements of groups of them.
+
+`tasks.rewards` implements `Reward` and `Judge`; fine-tuning and evaluation only know these shapes, and the verb
+injects the implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_contracts.records import Message
+
+Floats = NDArray[np.float64]
+Prompt = Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """N completions of one policy, as text and as the tokens that were drawn.
+
+    `token_ids` includes the stop token where `finished`; `texts` are without it.
+    """
+
+    prompts: Sequence[Prompt]
+    texts: Sequence[str]
+    token_ids: Sequence[Sequence[int]]
+    finished: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class TermValues:
+    """One reward term on N completions; NaN where the term gave no value and its fallback leaves the row out."""
+
+    raw: Floats  # (N,) as the function returned it
+    normalised: Floats  # (N,) after normalisation and clipping, before the weight
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Rewards of N completions: `total` (N,) is the sum of weight times normalised over the terms, always finite.
+
+    `fallbacks` counts, by "term: reason", the rows for which a stated fallback stood in for a value.
+    """
+
+    total: Floats
+    terms: Mapping[str, TermValues]
+    fallbacks: Mapping[str, int]
+
+
+class Reward(Protocol):
+    """A reward for on-policy training: a weighted mixture of terms, with a state that a checkpoint keeps."""
+
+    @property
+    def digest(self) -> str:
+        """Names terms, weights, normalisation and models: a run resumes only under the same reward."""
+        ...
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of prompt and response that every term takes; None: no limit of its own."""
+        ...
+
+    def score(self, answers: Answers) -> Scored:
+        """Score completions. Raises `RewardError` for what no stated fallback covers."""
+        ...
+
+    def calibrate(self, answers: Answers) -> None:
+        """Fix what normalisation needs (mean and spread of each term) on completions of π_ref, once."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What normalisation has learned, JSON-able."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a judge says of the K candidates of one prompt.
+
+    `ranks` (K,): 1 is best, ties share the mean of their places (1, 2.5, 2.5, 4). `wins` (K, K): P(row beats column),
+    `wins + wins.T == 1`, ½ on the diagonal; a judge that only orders gives 1, 0 and ½ there.
+    """
+
+    ranks: Floats
+    wins: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """Judgements of G groups, in order; None where the judge gave no usable answer, which is never guessed.
+
+    `counts` holds what the judging cost and met, such as `requests`, `cached`, `retries`, `unusable`,
+    `prompt_tokens`, `completion_tokens`, `seconds`.
+    """
+
+    judgements: Sequence[Judgement | None]
+    counts: Mapping[str, float]
+
+
+class Judge(Protocol):
+    """Ranks candidates. A judge says how it is called, what it depends on, and how noisy it was measured to be."""
+
+    @property
+    def name(self) -> str:
+        """Short name for logs: rule, reward_model, llm."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Names rubric, model and settings."""
+        ...
+
+    @property
+    def noise(self) -> float | None:
+        """Measured chance, in [0, ½], that a comparison comes out the wrong way; None: not measured."""
+        ...
+
+    def judge(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> Verdicts:
+        """Judge G prompts with K candidates each (K may differ). Raises `JudgeError` when it cannot work at all."""
+        ...

@@ -1,0 +1,1 @@
+"""Judges that rank candidates: rules, a reward model, a language model."""
