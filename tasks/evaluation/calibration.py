@@ -18,12 +18,13 @@ from tasks.evaluation.params import EvaluationParams
 from tasks.statistics import brier, expected_calibration_error, logistic_loss, reliability
 
 
-def calibration(margins: NDArray[np.float64], beta: float, params: EvaluationParams) -> dict[str, Any]:
+def calibration(margins: NDArray[np.float64], beta: float | None, params: EvaluationParams) -> dict[str, Any]:
     """ECE and Brier score in [0, 1], logistic loss in nats, reliability bins.
 
-    margins: (n,), nats, chosen minus rejected, before β. `beta` is that of the training objective.
+    margins: (n,), nats, chosen minus rejected, before β. `beta` is that of the training objective; None where the
+    method implies no probability of a preference (supervised fine-tuning): every figure is then null.
     """
-    if margins.size == 0:
+    if margins.size == 0 or beta is None:
         return {"ece": None, "brier": None, "logistic_loss_nats": None, "bins": [], "beta": beta, "n": 0}
     from scipy.special import expit
 

@@ -66,7 +66,7 @@ def evaluate(
     folder: Path,
     progress: Progress = silent,
     *,
-    beta: float,
+    beta: float | None,
     curves: Mapping[str, Path] | None = None,
     reward_audit: Mapping[str, Any] | None = None,
     judge_length: int | None = None,
@@ -75,7 +75,7 @@ def evaluate(
     """Evaluate and write `metrics.json`, `samples.jsonl` and `plots/*.png` into `folder`; return the metrics.
 
     `score(prompts, responses)` is the judge, a reward model. `beta` is that of the policy's objective: the
-    implied probability of a pair is sigmoid(beta·margin). `curves` maps stage names to their `training.jsonl`.
+    implied probability of a pair is sigmoid(beta·margin); None where the method implies none. `curves` maps stage names to their `training.jsonl`.
     `reward_audit` goes into the metrics for the gate. `judge_length` is the most tokens of prompt and response that
     the judge takes; None: as many as the policies. The same inputs give the same bytes.
 
@@ -221,4 +221,5 @@ def _plot(folder: Path, metrics: Mapping[str, Any], scores: Mapping[str, Scores]
     panels = {titles[name]: (score.policy, score.reference) for name, score in scores.items()}
     plots.reward_distribution(panels, folder / "reward_distribution.png")
     calibrated = metrics["calibration"]
-    plots.reliability_diagram(calibrated["bins"], calibrated["ece"], folder / "reliability.png")
+    if calibrated["beta"] is not None:
+        plots.reliability_diagram(calibrated["bins"], calibrated["ece"], folder / "reliability.png")

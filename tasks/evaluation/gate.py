@@ -36,13 +36,16 @@ class GateDecision:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """`threshold` names a field of GateParams; `metric` is a dotted path into the metrics."""
+    """`threshold` names a field of GateParams; `metric` is a dotted path into the metrics.
+
+    `only_with` names what the metric rests on, a key of `_RESTS_ON`: where that is absent, the check does not apply.
+    """
 
     threshold: str
     metric: str
     side: Literal["≥", "≤"]
     words: str
-    gold_only: bool = False
+    only_with: Literal["gold", "calibration.beta"] | None = None
 
 
 CHECKS = (
@@ -54,41 +57,54 @@ CHECKS = (
         "≥",
         "win rate over π_ref (judge) at equal length",
     ),
-    _Check("min_gold_win_rate_low", "win_rate.gold.low", "≥", "win rate over π_ref (gold), lower end", gold_only=True),
+    _Check(
+        "min_gold_win_rate_low", "win_rate.gold.low", "≥", "win rate over π_ref (gold), lower end", only_with="gold"
+    ),
     _Check("min_preference_accuracy", "preference.accuracy.value", "≥", "held-out preference accuracy"),
-    _Check("max_ece", "calibration.ece", "≤", "calibration error (ECE) of the implied probabilities"),
+    _Check(
+        "max_ece",
+        "calibration.ece",
+        "≤",
+        "calibration error (ECE) of the implied probabilities",
+        only_with="calibration.beta",
+    ),
     _Check("max_kl_nats_per_token", "divergence.kl_nats_per_token.value", "≤", "KL from π_ref in nats per token"),
     _Check(
         "min_refusal_accuracy",
         "safety.policy.refusal_accuracy.value",
         "≥",
         "requests to refuse that are refused",
-        gold_only=True,
+        only_with="gold",
     ),
     _Check(
         "max_over_refusal",
         "safety.policy.over_refusal.value",
         "≤",
         "harmless requests that are refused",
-        gold_only=True,
+        only_with="gold",
     ),
 )
 
 
+_RESTS_ON = {
+    "gold": "without a gold reward",
+    "calibration.beta": "to a method that implies no probability of a preference",
+}
+
+
 def decide(metrics: Mapping[str, Any], params: GateParams) -> GateDecision:
     """Apply every check. A metric that is missing, null or not finite fails the check that needs it."""
-    has_gold = metrics.get("gold") is not None
-    reasons = [_apply(check, metrics, getattr(params, check.threshold), has_gold) for check in CHECKS]
+    reasons = [_apply(check, metrics, getattr(params, check.threshold)) for check in CHECKS]
     reasons.append(_reward_audit(metrics.get("reward_audit"), params.require_reward_audit))
     return GateDecision(all(reason.passed for reason in reasons), tuple(reasons))
 
 
-def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None, has_gold: bool) -> Reason:
-    value = _look_up(metrics, check.metric)
+def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None) -> Reason:
+    value = _number_at(metrics, check.metric)
     if threshold is None:
         return Reason(check.threshold, True, value, None, f"{check.words}: off in params", applies=False)
-    if check.gold_only and not has_gold:
-        text = f"{check.words}: not applicable without a gold reward"
+    if check.only_with is not None and _look_up(metrics, check.only_with) is None:
+        text = f"{check.words}: not applicable {_RESTS_ON[check.only_with]}"
         return Reason(check.threshold, True, None, threshold, text, applies=False)
     if value is None:
         text = f"{check.words}: not measured ({check.metric} is missing or not finite): failed"
@@ -99,10 +115,15 @@ def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None, h
     return Reason(check.threshold, passed, value, threshold, text)
 
 
-def _look_up(metrics: Mapping[str, Any], path: str) -> float | None:
+def _look_up(metrics: Mapping[str, Any], path: str) -> Any:
     found: Any = metrics
     for key in path.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _number_at(metrics: Mapping[str, Any], path: str) -> float | None:
+    found = _look_up(metrics, path)
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
         return None
     return found

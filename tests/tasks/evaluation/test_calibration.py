@@ -63,3 +63,4 @@ def test_bins_are_symmetric_about_one_half(margins):
 
 def test_no_pairs_give_null():
     assert calibration(np.array([]), 0.1, PARAMS)["ece"] is None
+    assert calibration(np.ones(3), None, PARAMS)["ece"] is None

@@ -14,7 +14,7 @@ GOOD = {
         "gold": {"low": 0.7},
     },
     "preference": {"accuracy": {"value": 0.64}},
-    "calibration": {"ece": 0.05},
+    "calibration": {"ece": 0.05, "beta": 0.1},
     "divergence": {"kl_nats_per_token": {"value": 0.12}},
     "safety": {"policy": {"refusal_accuracy": {"value": 0.9}, "over_refusal": {"value": 0.02}}},
     "gold": {},
@@ -145,3 +145,12 @@ def test_wrong_params_are_refused(wrong):
 def test_a_floor_of_prompts_needs_a_win_rate():
     with pytest.raises(ValidationError, match="set min_prompts to null"):
         GateParams(min_win_rate_low=None, min_gold_win_rate_low=None)
+
+
+def test_calibration_does_not_apply_to_a_method_that_implies_no_probability():
+    """Supervised fine-tuning has no β: its null ECE stands in nobody's way, while with a β the same null fails."""
+    metrics = changed("calibration", {"ece": None, "beta": None})
+    found = reason(decide(metrics, PARAMS), "max_ece")
+    assert found.passed and not found.applies
+    assert "not applicable to a method that implies no probability of a preference" in found.text
+    assert not reason(decide(changed("calibration.ece", None), PARAMS), "max_ece").passed
