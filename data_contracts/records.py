@@ -65,6 +65,20 @@ class CuratedPair(PreferencePair):
     cleaned: tuple[str, ...] = ()
 
 
+class UnpairedResponse(Record):
+    """One response that people liked or did not (a thumb up or down), with no other to compare it with."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    response: str
+    desirable: bool
+    source: str
+    annotator: str | None = None
+    timestamp: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    origin: Origin
+
+
 class Quarantined(Record):
     """A row that was set aside: why, where, which field, and the row itself as read."""
 

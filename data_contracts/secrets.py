@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_QUERY_KEY = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|password|signature)[\w.-]*)=[^&\s'\"]+", re.IGNORECASE)
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]+@")
 
 
@@ -13,5 +14,5 @@ def has_password(text: str) -> bool:
 
 
 def mask(text: str) -> str:
-    """The text with `***` for the password of every URL in it."""
-    return _PASSWORD.sub(r"\1:***@", text)
+    """The text with `***` for the password of every URL in it, and for a key that stands in a query."""
+    return _QUERY_KEY.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", text))

@@ -67,6 +67,37 @@ def retrain(
 
 
 @app.command()
+def compare(
+    params: Overlays = None, settings: Settings = None, workspace: Directory = HERE, json: Json = False
+) -> None:
+    """Fine-tune and evaluate the variants of params `compare` on the same data; recommend one, with reasons."""
+    from flows import runner
+
+    output = Output(json)
+    report = runner.compare_here(_root(workspace), params or [], settings or [], output)
+    output.result(report.payload, report.renderable)
+    if report.failed:
+        raise CheckFailed(f"failed: {', '.join(report.failed)}, for the reasons above; run it again to try them anew.")
+
+
+@app.command("self-play")
+def self_play(
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Training prompts to answer; self_play.prompts by default.")
+    ] = None,
+    params: Overlays = None,
+    settings: Settings = None,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Let the policy answer against π_ref, a judge label the answers, and ingest them as judged_pairs."""
+    from flows import commands
+
+    chosen = [] if prompts is None else [f"self_play.prompts={prompts}"]
+    commands.self_play(_root(workspace), params or [], [*(settings or []), *chosen], Output(json))
+
+
+@app.command()
 def stage(name: str, workspace: Directory = HERE) -> None:
     """Run one stage in this process, as `dvc repro` does. It does not commit to DVC."""
     from flows import runner
@@ -76,7 +107,7 @@ def stage(name: str, workspace: Directory = HERE) -> None:
 
 @app.command()
 def ingest(
-    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs.")],
+    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs, judged_pairs.")],
     files: Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")],
     workspace: Directory = HERE,
     json: Json = False,
@@ -89,7 +120,7 @@ def ingest(
 
 @app.command()
 def validate(
-    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs.")],
+    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs, judged_pairs.")],
     files: Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")],
     params: Overlays = None,
     settings: Settings = None,

@@ -84,6 +84,38 @@ def restore(root: Path, model: str, to: Path, output: Output) -> None:
     output.result(restored, table)
 
 
+def self_play(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:
+    """`plumbline self-play`."""
+    from flows.display import Display
+    from flows.preflight import settle_params
+    from flows.workspaces import exclusive_run
+    from tasks import self_play as verb
+
+    with exclusive_run(root):
+        params, changed = settle_params(root, overlays, settings)
+        for line in changed:
+            output.remark(f"params.yaml: {line}")
+        with Display([verb.STAGE]):
+            played = verb.self_play(root, params)
+    batch = played.batch.path.relative_to(root).as_posix()
+    table = Table("prompts", "", box=None)
+    for name, count in played.counts.items():
+        table.add_row(name.replace("_", " "), str(count))
+    table.add_row("judge", f"{played.reliability['judge']}, kappa {played.reliability['kappa']:.3f} with people")
+    table.add_row("batch", f"{batch} ({'new' if played.batch.new else 'already there'})")
+    table.add_row("next", f"plumbline retrain -C {escape(str(root))}")
+    output.result(
+        {
+            "batch": batch,
+            "sha256": played.batch.digest,
+            "new": played.batch.new,
+            "counts": played.counts,
+            "judge": played.reliability,
+        },
+        table,
+    )
+
+
 def _check_source(source: str) -> None:
     from tasks.feedback import SOURCES
 

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
@@ -27,12 +27,15 @@ from data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from data_contracts.errors import ParamsError, UsageError
 from data_contracts.params import Section, flatten
 from data_contracts.secrets import mask
+from tasks.comparison.params import CompareParams, SelfPlayParams
 from tasks.curation.params import CurationParams
 from tasks.evaluation.params import EvaluationParams, GateParams
 from tasks.feedback.params import FeedbackParams
 from tasks.finetuning.params import FinetuneParams, ReferenceParams
 from tasks.models.params import TinyModelParams
 from tasks.registry.params import RegistryParams
+from tasks.rewards.judge_params import JudgeParams
+from tasks.rewards.mixture_params import MixtureParams
 from tasks.rewards.params import RewardParams
 from tasks.sample_world.params import SampleWorldParams
 
@@ -59,6 +62,10 @@ class Params(Section):
     )
     reference: ReferenceParams = Field(default_factory=ReferenceParams, description="The reference policy, pi_ref.")
     reward: RewardParams = Field(default_factory=RewardParams, description="The reward model and its audit.")
+    mixture: MixtureParams = Field(
+        default_factory=MixtureParams, description="What on-policy training maximises: a weighted mixture of terms."
+    )
+    judge: JudgeParams = Field(default_factory=JudgeParams, description="Who ranks candidates, and what a rank gains.")
     finetune: FinetuneParams = Field(
         default_factory=FinetuneParams, description="The fine-tuning method and its settings."
     )
@@ -67,6 +74,12 @@ class Params(Section):
     )
     gate: GateParams = Field(
         default_factory=GateParams, description="Thresholds a model must meet to be registered as passed."
+    )
+    compare: CompareParams = Field(
+        default_factory=CompareParams, description="What `plumbline compare` runs side by side."
+    )
+    self_play: SelfPlayParams = Field(
+        default_factory=SelfPlayParams, description="How `plumbline self-play` makes judged pairs."
     )
     registry: RegistryParams = Field(
         default_factory=RegistryParams, description="Where and under which name models are registered."
@@ -121,16 +134,37 @@ def render_defaults() -> str:
     return header + buffer.getvalue()
 
 
-def _documented(section: BaseModel, depth: int = 0) -> CommentedMap:
+def _documented(section: BaseModel, depth: int = 0, *, in_list: bool = False) -> CommentedMap:
+    """The section as a mapping with a comment above each key; in a list the first key's stands above the dash."""
     document = CommentedMap()
     plain, indent = section.model_dump(mode="json"), 2 * depth
-    for name, field in type(section).model_fields.items():
+    for place, (name, field) in enumerate(type(section).model_fields.items()):
         value = getattr(section, name)
-        document[name] = _documented(value, depth + 1) if isinstance(value, BaseModel) else plain[name]
-        comment = textwrap.fill(field.description or "", _WIDTH - indent - 2)
-        before = f"\n{comment}" if depth == 0 else comment
-        document.yaml_set_comment_before_after_key(name, before=before, indent=indent)
+        document[name] = plain[name]
+        if isinstance(value, BaseModel):
+            document[name] = _documented(value, depth + 1)
+        elif isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
+            document[name] = _documented_list(value, depth + 1)
+        if not (in_list and place == 0):
+            before = _comment(section, name, indent)
+            document.yaml_set_comment_before_after_key(
+                name, before=f"\n{before}" if depth == 0 else before, indent=indent
+            )
     return document
+
+
+def _documented_list(sections: Sequence[BaseModel], depth: int) -> CommentedSeq:
+    document = CommentedSeq()
+    for place, section in enumerate(sections):
+        document.append(_documented(section, depth, in_list=True))
+        first = next(iter(type(section).model_fields))
+        before = _comment(section, first, 2 * depth - 2)
+        document.yaml_set_comment_before_after_key(place, before=before, indent=2 * depth - 2)
+    return document
+
+
+def _comment(section: BaseModel, name: str, indent: int) -> str:
+    return textwrap.fill(type(section).model_fields[name].description or "", _WIDTH - indent - 2)
 
 
 def _read(path: Path) -> CommentedMap:

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_contracts.errors import ParamsError
 from flows import environment
 from flows.params import Params, load_params, resolve_overlays, save_params
+from flows.variants import validated_variants
 
 
 def settle_params(root: Path, overlays: Sequence[str | Path], settings: Sequence[str]) -> tuple[Params, list[str]]:
@@ -19,6 +20,8 @@ def settle_params(root: Path, overlays: Sequence[str | Path], settings: Sequence
     environment.prepare(params.threads)
     check_sources(params)
     check_trainer_arguments(params)
+    for _, own in validated_variants(params):
+        check_trainer_arguments(own)
     return params, save_params(root, document)
 
 

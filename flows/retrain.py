@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,14 +44,19 @@ def _retrain(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) 
     if params.feedback.path is not None:
         ingest_feedback(workspace, params.feedback.source, [params.feedback.path])
     with open_run(workspace, params.registry, flow_run_id=str(flow_run.id)) as run:
-        session = Session(workspace, params, run)
-        futures: dict[str, PrefectFuture[StageRecord]] = {}
-        for stage in STAGES.values():
-            after = _producers(stage, params, futures)
-            futures[stage.name] = run_stage.submit(stage, session, return_state=False, wait_for=after)
-        with session.cancelling():
-            records = {record.name: record for record in map(_result, as_completed(list(futures.values())))}
-        return register_model(workspace, params.registry, [records[name] for name in STAGES], run)
+        records = bring_up_to_date(STAGES.values(), Session(workspace, params, run), params)
+        return register_model(workspace, params.registry, records, run)
+
+
+def bring_up_to_date(stages: Iterable[Stage], session: Session, params: Params) -> list[StageRecord]:
+    """Run stages, given in pipeline order, each as soon as what it reads is there. Raises the first failure."""
+    futures: dict[str, PrefectFuture[StageRecord]] = {}
+    for stage in stages:
+        after = _producers(stage, params, futures)
+        futures[stage.name] = run_stage.submit(stage, session, return_state=False, wait_for=after)
+    with session.cancelling():
+        records = {record.name: record for record in map(_result, as_completed(list(futures.values())))}
+    return [records[name] for name in futures]
 
 
 def _producers(

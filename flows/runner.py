@@ -14,11 +14,21 @@ from rich.console import Group, RenderableType
 
 from data_contracts.errors import StageError, UsageError
 from flows import environment
+from flows.comparison_report import comparison_payload, comparison_view
 from flows.output import Output
 from flows.params import load_params
 from flows.preflight import settle_params
 from flows.report import payload_of, tables_of
 from flows.stages import STAGES
+
+
+@dataclass(frozen=True, slots=True)
+class CompareReport:
+    """What `plumbline compare` prints, and the labels of the variants that failed."""
+
+    failed: list[str]
+    payload: dict[str, Any]
+    renderable: RenderableType
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,24 @@ def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
     return RetrainReport(
         registered.passed, payload_of(registered, seconds), Group(*tables_of(registered, seconds, root))
     )
+
+
+def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> CompareReport:
+    """Validate params and variants, write params to `params.yaml`, run the comparison and report on it."""
+    params, changed = settle_params(root, overlays, settings)
+    for line in changed:
+        output.remark(f"params.yaml: {line}")
+    _quiet_prefect()
+    from flows.compare import compare, shown_stages
+    from flows.display import Display
+    from tasks.isolation import warm_up
+
+    shown = shown_stages(params)
+    warm_up()
+    _require_server()
+    with Display(shown), _naming_interrupts():
+        compared = compare(root=str(root))
+    return CompareReport(list(compared.failed), comparison_payload(compared), comparison_view(compared))
 
 
 def stage_here(root: Path, name: str) -> None:

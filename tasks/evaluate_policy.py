@@ -36,7 +36,7 @@ def evaluate_policy(
         threads=threads,
         folder=context.folder,
         progress=context.progress,
-        beta=read_artifact(context.dep("policy")).facts["settings"]["beta"],
+        beta=read_artifact(context.dep("policy")).facts["implied_beta"],
         curves={name: path for name, path in curves.items() if path.is_file()},
         reward_audit=_audit(reward),
         judge_length=judge.max_length,

@@ -97,7 +97,7 @@ def execute(stage: Stage, root: Path, params: Section, progress: Progress = sile
         parents = {path.relative_to(root).as_posix(): digest_of(path) for path in deps.values()}
         with writing(root / stage.out, contract=stage.contract, version=stage.version, parents=parents) as draft:
             context = StageContext(root, draft.path, work, deps, progress)
-            draft.facts = stage.body(context, **_declared(stage, params))
+            draft.facts = stage.body(context, **declared(stage, params))
         for checkpoints in work.glob("run-*"):
             shutil.rmtree(checkpoints)
     return read_artifact(root / stage.out, contract=stage.contract)
@@ -108,7 +108,8 @@ def fill(path: str, params: Section) -> str:
     return _TEMPLATE.sub(lambda match: str(_look_up(params, match.group(1))), path)
 
 
-def _declared(stage: Stage, params: Section) -> dict[str, Any]:
+def declared(stage: Stage, params: Section) -> dict[str, Any]:
+    """The params that a stage declares, by the names of its body's arguments."""
     return {key.replace(".", "_"): _look_up(params, key) for key in stage.params}
 
 

@@ -1,13 +1,16 @@
-"""Sources of human feedback: files in any known format become records of one contract."""
+"""Sources of feedback: files in any known format become records of one contract."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from tasks.feedback import human_pairs
 
 SOURCES: Mapping[str, Callable[[Path, str], Iterator[human_pairs.ReadRow]]] = {
     "human_pairs": human_pairs.read,
+    # the same formats and contract, but a judge chose: `annotator` names it
+    "judged_pairs": partial(human_pairs.read, source="judged_pairs"),
 }
 """Kind of feedback -> how its files are read: `read(path, origin)` yields every row, in order."""

@@ -17,8 +17,10 @@ class FeedbackParams(Section):
         description="File, `datasets` folder or hub name to ingest before the run; "
         "null: only what data/raw and the sample world hold.",
     )
-    source: Literal["human_pairs"] = Field(
-        default="human_pairs", description="Kind of feedback in `path`: human_pairs, preference pairs judged by people."
+    source: Literal["human_pairs", "judged_pairs"] = Field(
+        default="human_pairs",
+        description="Kind of feedback in `path`: human_pairs, preference pairs judged by people; judged_pairs, by a "
+        "judge (plumbline self-play ingests its own).",
     )
     quarantine_threshold: float = Field(
         default=0.1,

@@ -10,9 +10,9 @@ from typing import Any
 
 from data_contracts.params import Section
 from data_contracts.progress import Progress, silent
-from data_contracts.records import CuratedPair, Message
+from data_contracts.records import CuratedPair, Message, UnpairedResponse
 from tasks.finetuning.params import FinetuneParams
-from tasks.models.judging import Judge, Reward
+from tasks.models.judging import GainFunction, Judge, Reward
 
 Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
 """Scores responses to prompts, higher is better; only the order of two responses to one prompt counts."""
@@ -27,8 +27,10 @@ class FinetuneInputs:
 
     `judge` is the held-out judge that chooses the best checkpoint; `judge_digest` names it, so that a run is never
     resumed under another one; `judge_length` is the most tokens of prompt and response that it takes (None: as many
-    as the model). `reward` is what PPO maximises and GRPO may add, `ranker` ranks GRPO's candidates, `reward_model`
-    is the folder that a critic starts from. `temperatures` are drawn from, an update at a time, by methods that sample.
+    as the model). `reward` is what PPO maximises and GRPO may add, `ranker` ranks GRPO's candidates and `gains` turns
+    its judgements into numbers, `reward_model` is the folder that a critic starts from. `temperatures` are drawn from,
+    an update at a time, by methods that sample. `unpaired` are single judged responses, which KTO learns from besides
+    the pairs.
     """
 
     start: Path
@@ -46,8 +48,10 @@ class FinetuneInputs:
     judge_length: int | None = None
     reward: Reward | None = None
     ranker: Judge | None = None
+    gains: GainFunction | None = None
     reward_model: Path | None = None
     temperatures: Sequence[float] = ()
+    unpaired: Sequence[UnpairedResponse] = ()
 
 
 @dataclass(frozen=True, slots=True)

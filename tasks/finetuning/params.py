@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from data_contracts.params import Section
 from tasks.finetuning.grpo.params import GrpoParams
 from tasks.finetuning.ppo.params import PpoParams
-from tasks.finetuning.sections import EarlyStoppingParams, LoraParams, ValidationParams
+from tasks.finetuning.sections import EarlyStoppingParams, FormatParams, LoraParams, ValidationParams
 from tasks.models.optimisation import EvaluatedOptimisation, Optimisation
 
 MethodName = Literal["sft", "dpo", "kto", "orpo", "grpo", "ppo"]
@@ -31,16 +31,29 @@ LossType = Literal[
     "sigmoid_norm",
 ]
 
-_SMOOTHED_LOSSES = ("exo_pair", "robust", "aot", "aot_unpaired")
+_SMOOTHED_LOSSES = ("sigmoid", "exo_pair", "robust", "aot", "aot_unpaired")
 
-DPO_KEYS = {
+OFFLINE_KEYS = {"metric_for_best_model": "best_by"}
+"""TRL arguments that every method on recorded feedback has a key of its own for."""
+
+DPO_KEYS = OFFLINE_KEYS | {
     "beta": "beta",
     "loss_type": "loss_type",
     "loss_weights": "sft_weight",
     "label_smoothing": "label_smoothing",
-    "metric_for_best_model": "best_by",
 }
-"""TRL arguments that DPO's section has a key of its own for."""
+"""Those that DPO's section has a key of its own for."""
+
+KTO_KEYS = OFFLINE_KEYS | {
+    "beta": "beta",
+    "loss_type": "loss_type",
+    "desirable_weight": "desirable_weight",
+    "undesirable_weight": "undesirable_weight",
+}
+"""Those that KTO's section has a key of its own for."""
+
+ORPO_KEYS = OFFLINE_KEYS | {"beta": "beta"}
+"""Those that ORPO's section has a key of its own for."""
 
 
 class SftParams(Optimisation):
@@ -86,35 +99,21 @@ class ReferenceParams(Section):
         return self
 
 
-class DpoParams(EvaluatedOptimisation):
-    """Direct preference optimisation (Rafailov et al. 2023) with TRL's DPOTrainer."""
+class OfflineParams(EvaluatedOptimisation):
+    """What every method that learns from recorded feedback shares."""
 
-    group_by_length: bool = Field(
-        True,
-        description="Put pairs of similar length into a batch, in an order fixed by seed and epoch: less padding. On "
-        "the sample world a quarter less time at an equal win rate.",
-    )
-    beta: float = Field(
-        0.1, gt=0, le=10, description="Strength of the tie to π_ref; 0.05 to 0.2 is usual, smaller drifts further."
-    )
-    loss_type: LossType = Field("sigmoid", description="Preference loss, by TRL's name; sigmoid is DPO itself.")
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="Assumed share of flipped labels (losses robust, exo_pair, aot, aot_unpaired)."
-    )
-    sft_weight: float = Field(
-        0.3,
-        ge=0,
-        le=10,
-        description="Weight of the mean negative log-likelihood of chosen tokens, added to the preference loss. "
-        "0.3 gave a better win rate at half the KL on the sample world.",
-    )
     lr: float = Field(
         5e-4,
         gt=0,
         le=1,
         description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models (TRL's default is 1e-6).",
     )
-    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the pairs; a fraction stops within a pass.")
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the examples; a fraction stops within a pass.")
+    group_by_length: bool = Field(
+        True,
+        description="Put examples of similar length into a batch, in an order fixed by seed and epoch: less padding. "
+        "For DPO on the sample world a quarter less time at an equal win rate.",
+    )
     lora: LoraParams | None = Field(None, description="Train adapters only; null trains all weights.")
     validation: ValidationParams = Field(default_factory=ValidationParams, description="Evaluation while training.")
     early_stopping: EarlyStoppingParams | None = Field(
@@ -133,6 +132,50 @@ class DpoParams(EvaluatedOptimisation):
             )
         return self
 
+    @classmethod
+    def _own_keys(cls) -> dict[str, str]:
+        return super()._own_keys() | OFFLINE_KEYS
+
+
+class ImitationParams(OfflineParams):
+    """Supervised fine-tuning on the chosen responses of the training pairs, loss on assistant turns only."""
+
+    group_by_length: bool = Field(
+        False,
+        description="Put examples of similar length into a batch: less padding. Where length tells the kind of "
+        "request, as in the sample world, batches are less alike and the model learns a little less.",
+    )
+    max_examples: int | None = Field(
+        None, ge=1, description="At most this many pairs, drawn with the run's seed; null takes all."
+    )
+
+
+class DpoParams(OfflineParams):
+    """Direct preference optimisation (Rafailov et al. 2023) with TRL's DPOTrainer."""
+
+    beta: float = Field(
+        0.1, gt=0, le=10, description="Strength of the tie to π_ref; 0.05 to 0.2 is usual, smaller drifts further."
+    )
+    loss_type: LossType = Field(
+        "sigmoid",
+        description="Preference loss, by TRL's name; sigmoid is DPO itself, ipo is that of Azar et al. 2023 (its τ is "
+        "`beta`, per token), robust that of Chowdhury et al. 2024.",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Assumed share of flipped labels (losses sigmoid, robust, exo_pair, aot, aot_unpaired). With "
+        "sigmoid it makes the labels soft: conservative DPO (Mitchell 2023).",
+    )
+    sft_weight: float = Field(
+        0.3,
+        ge=0,
+        le=10,
+        description="Weight of the mean negative log-likelihood of chosen tokens, added to the preference loss. "
+        "0.3 gave a better win rate at half the KL on the sample world.",
+    )
+
     @model_validator(mode="after")
     def _smoothing_fits_the_loss(self) -> Self:
         if self.label_smoothing and self.loss_type not in _SMOOTHED_LOSSES:
@@ -149,20 +192,62 @@ class DpoParams(EvaluatedOptimisation):
         return super()._own_keys() | DPO_KEYS
 
 
-class KtoParams(EvaluatedOptimisation):
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024) with TRL's KTOTrainer."""
+class KtoParams(OfflineParams):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024) with TRL's KTOTrainer, on single judged responses.
 
-    lr: float = Field(5e-4, gt=0, le=1, description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models.")
-    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the examples; a fraction stops within a pass.")
-    beta: float = Field(0.1, gt=0, le=10, description="Strength of the tie to π_ref.")
+    Each training pair gives two: its chosen response is desirable, its rejected one is not.
+    """
+
+    batch_size: int = Field(
+        16,
+        ge=2,
+        le=4096,
+        description="Examples a device and forward pass; the paper's reference point is estimated from them, so two "
+        "at least, and better eight.",
+    )
+    beta: float = Field(
+        0.1, gt=0, le=10, description="Strength of the tie to π_ref (risk aversion); 0.05 to 0.2 is usual."
+    )
+    loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
+        "kto", description="Loss by TRL's name; apo_zero_unpaired (D'Oosterlinck et al. 2024) has no reference point."
+    )
+    desirable_weight: float | Literal["auto"] = Field(
+        "auto",
+        description="λ_D, weight of desirable examples, above 0. auto: 1, or more where they are the fewer, so "
+        "that λ_D·n_D / (λ_U·n_U) comes into [1, 4/3] (Ethayarajh et al. 2024, eq. 9).",
+    )
+    undesirable_weight: float | Literal["auto"] = Field(
+        "auto", description="λ_U, weight of undesirable examples, above 0; auto as for desirable ones."
+    )
+
+    @model_validator(mode="after")
+    def _weights_go_together(self) -> Self:
+        weights = (self.desirable_weight, self.undesirable_weight)
+        if weights.count("auto") == 1:
+            raise ValueError(
+                "desirable_weight and undesirable_weight balance each other: set both to auto, or both to numbers."
+            )
+        if any(weight != "auto" and not 0 < float(weight) <= 1000 for weight in weights):
+            raise ValueError(
+                f"desirable_weight and undesirable_weight lie above 0 and at most at 1000, found {weights}."
+            )
+        return self
+
+    @classmethod
+    def _own_keys(cls) -> dict[str, str]:
+        return super()._own_keys() | KTO_KEYS
 
 
-class OrpoParams(EvaluatedOptimisation):
-    """Odds-ratio preference optimisation (Hong et al. 2024) with TRL's ORPOTrainer."""
+class OrpoParams(OfflineParams):
+    """Odds-ratio preference optimisation (Hong et al. 2024) with TRL's ORPOTrainer: no reference in its loss."""
 
-    lr: float = Field(5e-4, gt=0, le=1, description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models.")
-    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the pairs; a fraction stops within a pass.")
-    beta: float = Field(0.1, gt=0, le=10, description="Weight of the odds-ratio term.")
+    beta: float = Field(
+        0.1, gt=0, le=10, description="Weight of the odds-ratio term beside the likelihood (λ in the paper: 0.1 to 1)."
+    )
+
+    @classmethod
+    def _own_keys(cls) -> dict[str, str]:
+        return super()._own_keys() | ORPO_KEYS
 
 
 class FinetuneParams(Section):
@@ -179,7 +264,10 @@ class FinetuneParams(Section):
         "reference",
         description="What a later method is tied to: π_ref itself, or the policy that the method before it left.",
     )
-    sft: SftParams = Field(default_factory=lambda: SftParams(data="curated"), description="Supervised fine-tuning.")
+    formats: FormatParams = Field(
+        default_factory=FormatParams, description="Prompt formats that training draws from, whatever the method."
+    )
+    sft: ImitationParams = Field(default_factory=ImitationParams, description="Supervised fine-tuning.")
     dpo: DpoParams = Field(default_factory=DpoParams, description="Direct preference optimisation.")
     kto: KtoParams = Field(default_factory=KtoParams, description="Kahneman-Tversky optimisation.")
     orpo: OrpoParams = Field(default_factory=OrpoParams, description="Odds-ratio preference optimisation.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_contracts.params import Section
 
@@ -51,3 +52,65 @@ class ValidationParams(Section):
     max_new_tokens: int = Field(48, ge=1, le=4096, description="Longest sampled completion in tokens.")
     temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature; KL is of the model as sampled at 1.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling threshold; 1 samples the full distribution.")
+
+
+class FormatParams(Section):
+    """Prompt formats, drawn for each record by the seed and its id, so that a policy does not hang on one of them.
+
+    All empty, the default, leaves every prompt as it is.
+    """
+
+    system_prompts: tuple[str, ...] = Field(
+        (),
+        description="System messages, one drawn for each prompt that has none of its own; an empty text adds none.",
+    )
+    templates: tuple[str, ...] = Field(
+        (),
+        description="Texts around the last user message, one drawn for each prompt, such as "
+        "'Question: {prompt}\\nAnswer briefly.'; '{prompt}' alone leaves the message as it is.",
+    )
+    temperatures: tuple[float, ...] = Field(
+        (), description="Sampling temperatures (0 < T <= 2) that methods which sample draw from, an update at a time."
+    )
+    validation: bool = Field(
+        False,
+        description="Format validation prompts as well; false measures the policy on the prompts that people wrote.",
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_hold_the_prompt(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            fields = _template_fields(template)
+            if fields != ["{prompt}"]:
+                raise ValueError(
+                    f"each template needs the field {{prompt}} once and no other, found {', '.join(fields) or 'none'} "
+                    f"in {template!r}. Write a brace that is no field twice ({{{{ or }}}})."
+                )
+        return templates
+
+    @field_validator("temperatures")
+    @classmethod
+    def _temperatures_sample(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        for temperature in temperatures:
+            if not 0 < temperature <= 2:
+                raise ValueError(f"a sampling temperature lies above 0 and at most at 2, found {temperature:g}.")
+        return temperatures
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is drawn."""
+        return bool(self.system_prompts or self.templates or self.temperatures)
+
+
+def _template_fields(template: str) -> list[str]:
+    """The fields of a template as written, attributes, conversions and format specifications included."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"cannot read the template {template!r}: {error}.") from error
+    return [
+        "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+        for _, name, spec, conversion in parts
+        if name is not None
+    ]

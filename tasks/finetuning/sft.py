@@ -1,4 +1,6 @@
-"""The reference policy π_ref: supervised fine-tuning of a base, or the base as it is.
+"""Supervised fine-tuning: of a base into the reference policy π_ref, or of a policy on chosen responses.
+
+`build_reference` makes π_ref out of a base, or takes the base as it is; `run` is the fine-tuning method.
 
 Loss is on assistant turns only: the chat template says which tokens those are (`{% generation %}`), with
 TRL's own training template in place of a known one that does not. Once written, π_ref is never changed.
@@ -18,7 +20,18 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from data_contracts.errors import ModelError, StageError
 from data_contracts.progress import Progress
 from data_contracts.records import Message
-from tasks.finetuning.params import SftParams
+from tasks.finetuning.adapters import lora_config
+from tasks.finetuning.methods import FinetuneInputs
+from tasks.finetuning.offline import (
+    Measured,
+    callbacks,
+    consult_reference,
+    open_run,
+    refuse_early,
+    train_and_write,
+)
+from tasks.finetuning.params import ImitationParams, SftParams
+from tasks.finetuning.validation import Validation
 from tasks.models.callbacks import usual_callbacks
 from tasks.models.chat import as_dicts, end_token_id
 from tasks.models.checkpoints import run_folder, weights_digest
@@ -39,7 +52,9 @@ from tasks.models.training import library_versions, train
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WHERE = "reference.sft"
+METHOD = "sft"
+WHERE = f"finetune.{METHOD}"
+WHERE_REFERENCE = "reference.sft"
 IGNORED = -100
 """Label of a token that takes no part in the loss."""
 
@@ -57,9 +72,57 @@ class ConversationTrainer(GroupsByLength, SFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer, batches grouped by length where params say so."""
 
 
-def check_params(params: SftParams) -> None:
+class ImitationTrainer(Measured, ConversationTrainer):
+    """The same, measured on validation pairs and in the arena as it goes."""
+
+
+def check_params(params: SftParams | ImitationParams) -> None:
     """Raise `ParamsError` for TRL arguments that are unknown (with the nearest valid name) or refused by TRL."""
     _config(params, seed=0, folder=Path("unused"))
+
+
+def run(inputs: FinetuneInputs, params: ImitationParams) -> dict[str, Any]:
+    """Train the policy on chosen responses, write it into `inputs.folder` with its curve, and return facts.
+
+    The preference accuracy that is measured is of log π - log π_ref, its margin in nats per sequence. Raises
+    `ParamsError` before any work when params do not fit together, `ModelError` when start and reference have
+    different tokenizers or the template marks no assistant tokens, and `StageError` when no conversation fits.
+    """
+    # 1. refuse early
+    check_params(params)
+    refuse_early(METHOD, inputs, params)
+
+    # 2. the policy, and the conversations as its tokens
+    opened = open_run(METHOD, inputs, params)
+    conversations = [(*pair.prompt, Message(role="assistant", content=pair.chosen)) for pair in inputs.train]
+    drawn = _draw(conversations, params.max_examples, inputs.seed)
+    examples = encode_conversations(opened.tokenizer, drawn, way_out="leave sft out of finetune.methods")
+    kept = _fitting(examples, opened.max_length, f"Raise {WHERE}.max_length up to the model's context.")
+
+    # 3. what π_ref says of the validation pairs, and how it answers their prompts
+    runs_in = opened.folder(_digest(kept))
+    config = _config(params, inputs.seed, runs_in)
+    (logps,), arena = consult_reference(opened, config.device, opened.shown.tokens)
+
+    # 4. train, evaluate, keep the best, write
+    trainer = ImitationTrainer(
+        model=opened.policy,
+        args=config,
+        processing_class=opened.tokenizer,
+        train_dataset=_dataset(kept),
+        # never read: an evaluation measures pairs, see `Measured`
+        eval_dataset=_dataset(kept[:1]),
+        lengths=[len(ids) for ids, _ in kept] if params.group_by_length else None,
+        peft_config=lora_config(params.lora),
+        callbacks=callbacks(opened),
+        validation=Validation(opened.shown, logps, 1.0, opened.max_length, params.eval_batch_size, arena),
+    )
+    return train_and_write(opened, trainer, runs_in) | {
+        "examples": {"given": len(conversations), "used": len(kept), "too_long": len(examples) - len(kept)},
+        "pairs": {"validation": len(opened.shown.tokens)},
+        "too_long": {"validation": opened.validation.too_long, "max_length": opened.max_length},
+        "assistant_tokens": _assistant_tokens(kept),
+    }
 
 
 def build_reference(
@@ -92,15 +155,13 @@ def build_reference(
     max_length = min(params.max_length, context_length(model.config, tokenizer))
     drawn = _draw(conversations, params.max_examples, seed)
     examples = encode_conversations(tokenizer, drawn)
-    kept = [example for example in examples if len(example[0]) <= max_length]
-    if not kept:
-        raise StageError(
-            f"Expected conversations of at most {max_length} tokens, found none among {len(examples)}. Raise "
-            f"{WHERE}.max_length up to the model's context, or set {WHERE}.enabled: false to take the base as it is."
-        )
+    kept = _fitting(
+        examples,
+        max_length,
+        f"Raise {WHERE_REFERENCE}.max_length up to the model's context, or set {WHERE_REFERENCE}.enabled: false to "
+        f"take the base as it is.",
+    )
     libraries = library_versions()
-    # a label sequence has the length of its ids: the pair digest pins both
-    content = digest_of_tokens([TokenPair(ids, labels, []) for ids, labels in kept])
     runs_in = run_folder(
         work,
         {
@@ -109,7 +170,7 @@ def build_reference(
             "seed": seed,
             "threads": threads,
             "base": facts["base_weights"],
-            "examples": content,
+            "examples": _digest(kept),
             "libraries": libraries,
         },
     )
@@ -117,7 +178,7 @@ def build_reference(
         model=model,
         args=_config(params, seed, runs_in),
         processing_class=tokenizer,
-        train_dataset=Dataset.from_dict({"input_ids": [ids for ids, _ in kept], "labels": [row for _, row in kept]}),
+        train_dataset=_dataset(kept),
         lengths=[len(ids) for ids, _ in kept] if params.group_by_length else None,
         callbacks=usual_callbacks(progress),
     )
@@ -131,7 +192,7 @@ def build_reference(
         "libraries": libraries,
         "examples": {"given": len(conversations), "used": len(kept), "too_long": len(examples) - len(kept)},
         "max_length": max_length,
-        "assistant_tokens": sum(label != IGNORED for _, labels in kept for label in labels),
+        "assistant_tokens": _assistant_tokens(kept),
         "steps": state.global_step,
         "final_loss": rows[-1]["loss"],
         "model": describe(trainer.model, tokenizer),
@@ -139,13 +200,16 @@ def build_reference(
 
 
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    way_out: str = f"set {WHERE_REFERENCE}.enabled: false",
 ) -> list[Example]:
     """Token ids and labels of each conversation; labels are the ids on assistant tokens, `IGNORED` elsewhere.
 
-    Raises `ModelError` when the chat template cannot tell assistant tokens, or leaves out the end of a turn.
+    Raises `ModelError` when the chat template cannot tell assistant tokens, or leaves out the end of a turn;
+    `way_out` is what its message advises those who will not change the template.
     """
-    template = _training_template(tokenizer)
+    template = _training_template(tokenizer, way_out)
     examples = [_encode(tokenizer, conversation, template) for conversation in conversations]
     silent = sum(all(label == IGNORED for label in labels) for _, labels in examples)
     if silent:
@@ -156,11 +220,11 @@ def encode_conversations(
     return examples
 
 
-def _training_template(tokenizer: PreTrainedTokenizerBase) -> str:
+def _training_template(tokenizer: PreTrainedTokenizerBase, way_out: str) -> str:
     template = str(tokenizer.chat_template)
     advice = (
         "Put {% generation %} … {% endgeneration %} around the assistant's content and end token in the template, "
-        f"remove the template to get the default one, or set {WHERE}.enabled: false."
+        f"remove the template to get the default one, or {way_out}."
     )
     if not has_generation_markers(template):
         try:
@@ -189,6 +253,28 @@ def _encode(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Message],
     return ids, [token if spoken else IGNORED for token, spoken in zip(ids, mask, strict=True)]
 
 
+def _fitting(examples: Sequence[Example], max_length: int, advice: str) -> list[Example]:
+    kept = [example for example in examples if len(example[0]) <= max_length]
+    if not kept:
+        raise StageError(
+            f"Expected conversations of at most {max_length} tokens, found none among {len(examples)}. {advice}"
+        )
+    return kept
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    # a label sequence has the length of its ids: the pair digest pins both
+    return digest_of_tokens([TokenPair(ids, labels, []) for ids, labels in examples])
+
+
+def _dataset(examples: Sequence[Example]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]})
+
+
+def _assistant_tokens(examples: Sequence[Example]) -> int:
+    return sum(label != IGNORED for _, labels in examples for label in labels)
+
+
 def _draw(conversations: Sequence[Sequence[Message]], max_examples: int | None, seed: int) -> list[Sequence[Message]]:
     if max_examples is None or max_examples >= len(conversations):
         return list(conversations)
@@ -196,18 +282,22 @@ def _draw(conversations: Sequence[Sequence[Message]], max_examples: int | None, 
     return [conversations[row] for row in rows]
 
 
-def _config(params: SftParams, seed: int, folder: Path) -> SFTConfig:
+def _config(params: SftParams | ImitationParams, seed: int, folder: Path) -> SFTConfig:
+    own: dict[str, Any]
+    if isinstance(params, ImitationParams):
+        where, own = WHERE, {"metric_for_best_model": f"eval_{params.best_by}"}
+    else:
+        where, own = WHERE_REFERENCE, {"eval_strategy": "no", "save_steps": params.save_every}
     return trainer_config(
         SFTConfig,
-        WHERE,
+        where,
         params,
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
         # conversations come as ids and labels
         dataset_kwargs={"skip_prepare_dataset": True},
-        eval_strategy="no",
-        save_steps=params.save_every,
         # goes into the saved config.json; the trainer passes use_cache=False to each forward itself
         use_cache=True,
+        **own,
     )

@@ -7,6 +7,7 @@ response (Rafailov et al. 2023, eq. 5); ties count half. With an arena also its 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,13 @@ class Validation:
 
     def _preference(self, model: PreTrainedModel) -> dict[str, float]:
         sides = [(pair.prompt_ids, ids) for pair in self.pairs.tokens for ids in (pair.chosen_ids, pair.rejected_ids)]
-        logps = token_logps(model, sides, max_length=self.max_length, batch_size=self.batch_size)
-        rewards = self.beta * (torch.stack([row.sum() for row in logps]).reshape(-1, 2) - self.reference_logps)
+        rewards = self.rewards(token_logps(model, sides, max_length=self.max_length, batch_size=self.batch_size))
         margins = rewards[:, 0] - rewards[:, 1]  # (N,)
         return {"preference_accuracy": share_won(margins), "margin": float(margins.mean())}
+
+    def rewards(self, logps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Implicit rewards (N, 2), chosen and rejected, from token log-probabilities (nats) of both, alternating."""
+        return self.beta * (torch.stack([row.sum() for row in logps]).reshape(-1, 2) - self.reference_logps)
 
 
 def draw_pairs(pairs: TokenisedPairs, count: int, seed: int) -> TokenisedPairs:

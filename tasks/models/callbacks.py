@@ -121,10 +121,13 @@ class Patience(TrainerCallback, ExportableState):  # type: ignore[misc]
 
 
 def stop_reason(stateful_callbacks: Mapping[str, Any]) -> str | None:
-    """Why early stopping ended a run, from the callbacks' states of its last checkpoint; None if it did not."""
-    patience = stateful_callbacks.get(Patience.__name__)
-    reason: str | None = patience["attributes"]["reason"] if patience else None
-    return reason
+    """Why a callback ended a run early, from the callbacks' states of its last checkpoint; None if none did.
+
+    A callback that ends runs keeps an attribute `reason`, as `Patience` does.
+    """
+    states = (state for state in stateful_callbacks.values() if isinstance(state, Mapping))
+    reasons = (state.get("attributes", {}).get("reason") for state in states)
+    return next((str(reason) for reason in reasons if reason), None)
 
 
 def usual_callbacks(progress: Progress) -> list[TrainerCallback]:

@@ -56,8 +56,13 @@ def run_folder(work: Path, depends_on: Mapping[str, Any]) -> Path:
 
 
 def seal(checkpoint: Path) -> None:
-    """Mark a checkpoint as whole: write size and SHA-256 of each of its files, last."""
+    """Mark a checkpoint, or any other folder, as whole: write size and SHA-256 of each of its files, last."""
     write_json(checkpoint / _SEAL, _inventory(checkpoint))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder was sealed and still holds exactly the files that it held then."""
+    return _damage(folder) is None
 
 
 def newest_whole(folder: Path) -> Path | None:

@@ -128,3 +128,28 @@ class Judge(Protocol):
     def judge(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> Verdicts:
         """Judge G prompts with K candidates each (K may differ). Raises `JudgeError` when it cannot work at all."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """What G groups of K candidates gained from their judgements.
+
+    `values` (G, K): higher is better, NaN across the whole row of a group without a judgement. `counts` says what the
+    conversion met, such as `unjudged` and `tied`.
+    """
+
+    values: Floats
+    counts: Mapping[str, float]
+
+
+class GainFunction(Protocol):
+    """Turns judgements into gains: winner-takes-all, a schedule, DCG, Bradley-Terry scores."""
+
+    @property
+    def digest(self) -> str:
+        """Names the kind of gain and its settings: a run resumes only under the same ones."""
+        ...
+
+    def __call__(self, judgements: Sequence[Judgement | None], candidates: int) -> Gains:
+        """Gains of the groups in order, each of `candidates` texts."""
+        ...

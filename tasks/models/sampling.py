@@ -76,6 +76,36 @@ def sample(
     Raises `ModelError` when a prompt leaves no room for a single token.
     """
     heads = encode_prompts(tokenizer, prompts)
+    draws = torch.rand((len(heads), max_new_tokens), generator=torch.Generator().manual_seed(seed))  # (N, steps)
+    return sample_ids(
+        model,
+        tokenizer,
+        heads,
+        draws,
+        stops=stop_token_ids(model, tokenizer),
+        temperature=temperature,
+        top_p=top_p,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def sample_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    heads: Sequence[list[int]],
+    draws: torch.Tensor,
+    *,
+    stops: Sequence[int],
+    temperature: float,
+    top_p: float,
+    batch_size: int,
+    progress: Progress = silent,
+) -> list[Completion]:
+    """`sample` for prompts that are token ids already, with the uniform draws (N, longest completion) to use.
+
+    A row depends on its own draws alone, so a share of the rows gives the completions that all of them would.
+    """
     context = context_length(model.config, tokenizer)
     too_long = [len(head) for head in heads if len(head) >= context]
     if too_long:
@@ -83,15 +113,14 @@ def sample(
             f"Expected prompts shorter than the context of {context} tokens, found {len(too_long)} of {len(heads)} "
             f"that leave no room to answer (the longest has {max(too_long)}). Set them aside first."
         )
-    draws = torch.rand((len(heads), max_new_tokens), generator=torch.Generator().manual_seed(seed))  # (N, steps)
-    settings = _Settings(temperature, top_p, torch.tensor(stop_token_ids(model, tokenizer), device=model.device))
+    settings = _Settings(temperature, top_p, torch.tensor(stops, device=model.device))
     completions: list[Completion | None] = [None] * len(heads)
     done = 0
     was_training = model.training
     model.eval()
     try:
         for rows in length_sorted_batches([len(head) for head in heads], batch_size):
-            limits = [min(max_new_tokens, context - len(heads[row])) for row in rows]
+            limits = [min(draws.shape[1], context - len(heads[row])) for row in rows]
             batch = _sample_batch(model, [heads[row] for row in rows], draws[rows], limits, settings)
             for row, tokens in zip(rows, batch, strict=True):
                 completions[row] = _completion(tokenizer, *tokens)

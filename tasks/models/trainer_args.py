@@ -35,6 +35,8 @@ def trainer_config(config_class: type[TrainingArguments], where: str, params: Op
     """
     check_trainer_args(config_class, params.trainer_args, f"{where}.trainer_args")
     arguments = _shared(params) | (_evaluated(params) if isinstance(params, EvaluatedOptimisation) else {})
+    if "max_length" not in {field.name for field in fields(config_class)}:
+        del arguments["max_length"]  # GRPO limits completions instead
     try:
         with warnings.catch_warnings():
             # transformers renames it; TRL 1.16 knows both names, and the default of one of them is on

@@ -73,6 +73,23 @@ class Run:
             client.set_terminated(run_id, "FINISHED", end_time=end)
         return run_id
 
+    def log_variant(self, name: str, folder: Path, settings: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+        """Log one trial of a comparison as a child run: its settings, figures and the curve in `folder`."""
+        from mlflow.entities import Param
+
+        tags = {"mlflow.parentRunId": self.run_id, "plumbline.variant": name}
+        params = [Param(_key(key), str(value)[:_PARAM_CHARACTERS]) for key, value in settings.items()]
+        with self._lock, refusals(f"variant {name}"):
+            client = self.store.client
+            child = client.create_run(self.experiment_id, tags=tags, run_name=name)
+            run_id = str(child.info.run_id)
+            for chunk in _chunks(params, _PARAM_BATCH):
+                client.log_batch(run_id, params=chunk)
+            self._log(run_id, figures(values), _now())
+            self._log_curve(run_id, folder / CURVE, _now())
+            client.set_terminated(run_id, "FINISHED")
+        return run_id
+
     def log_datasets(self, datasets: Mapping[str, str], context: Mapping[str, str]) -> None:
         """Log DVC-versioned paths as inputs: path -> hash ("….dir"), and path -> what it was used for."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -135,8 +152,10 @@ class Run:
 
 
 @contextmanager
-def open_run(root: Path, params: RegistryParams, *, flow_run_id: str | None = None) -> Iterator[Run]:
-    """Open the parent run of a flow; it ends FINISHED, FAILED on an exception, or KILLED on an interrupt.
+def open_run(
+    root: Path, params: RegistryParams, *, flow_run_id: str | None = None, name: str = "retrain"
+) -> Iterator[Run]:
+    """Open the parent run of a flow, named so; it ends FINISHED, FAILED on an exception, or KILLED on an interrupt.
 
     A run that a killed process of this host left open is closed as KILLED first.
     """
@@ -147,7 +166,7 @@ def open_run(root: Path, params: RegistryParams, *, flow_run_id: str | None = No
     if flow_run_id is not None:
         tags["prefect.flow_run_id"] = flow_run_id
     with refusals("opening a run"):
-        created = store.client.create_run(experiment_id, tags=tags, run_name="retrain")
+        created = store.client.create_run(experiment_id, tags=tags, run_name=name)
     run = Run(store, experiment_id, str(created.info.run_id), flow_run_id)
     try:
         yield run

@@ -8,17 +8,21 @@ reading is right for any padding id other than that one, wherever else the id ma
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import orjson
 import torch
 
+from data_contracts.artifact import sha256_file
 from data_contracts.errors import ModelError
 from data_contracts.records import Message
 from tasks.models.chat import encode_all, end_token_id
+from tasks.models.checkpoints import weights_digest
 from tasks.models.loading import load_reward, load_tokenizer
 from tasks.models.logps import length_sorted_batches, pad_right, refuse_too_long
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 FACTS = "reward.json"
 """Beside the weights: max_length (tokens), mean and standard deviation of rewards on training responses."""
+
+_READS_TEXT_BY = (FACTS, "chat_template.jinja", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -38,12 +44,13 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A reward model ready to score."""
+    """A reward model ready to score; `folder` is where it was loaded from."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     batch_size: int = 64
+    folder: Path | None = None
 
     @classmethod
     def load(cls, folder: Path, *, batch_size: int = 64, trust_remote_code: bool = False) -> Self:
@@ -57,7 +64,7 @@ class RewardModel:
             ) from error
         model = load_reward(folder, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        return cls(model.eval(), tokenizer, facts["max_length"], batch_size)
+        return cls(model.eval(), tokenizer, facts["max_length"], batch_size, folder)
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
         """Reward of each response to its prompt, in the order given.
@@ -67,6 +74,31 @@ class RewardModel:
         """
         pairs = encode_all(self.tokenizer, prompts, responses)
         return score_tokens(self.model, [head + tail for head, tail in pairs], self.max_length, self.batch_size)
+
+    def score_fitting(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float | None]:
+        """As `score`, with None for each response that exceeds `max_length` tokens together with its prompt.
+
+        A text sampled from a policy may be longer in the tokens of this model than in those drawn.
+        """
+        sequences = [head + tail for head, tail in encode_all(self.tokenizer, prompts, responses)]
+        fits = [row for row, sequence in enumerate(sequences) if len(sequence) <= self.max_length]
+        scores = score_tokens(self.model, [sequences[row] for row in fits], self.max_length, self.batch_size)
+        found: list[float | None] = [None] * len(sequences)
+        for row, score in zip(fits, scores, strict=True):
+            found[row] = score
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of weights, tokenizer and chat template: equal digests give equal rewards.
+
+        Raises `ModelError` for a model that was not loaded from a folder.
+        """
+        if self.folder is None:
+            raise ModelError("Expected a reward model loaded from a folder, found one made in memory. Use `load`.")
+        named = [self.folder / name for name in _READS_TEXT_BY]
+        parts = [weights_digest(self.folder), *(f"{path.name} {sha256_file(path)}" for path in named if path.is_file())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @torch.no_grad()

@@ -25,3 +25,15 @@ def test_a_password_is_found_and_masked(text: str, shown: str) -> None:
 def test_what_has_no_password_stays(text: str) -> None:
     assert not has_password(text)
     assert mask(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://host/v1?key=abc&page=2", "http://host/v1?key=***&page=2"),
+        ("http://host/v1?page=2&access_token=s3'", "http://host/v1?page=2&access_token=***'"),
+        ("http://host/?X-Amz-Signature=12ab rest", "http://host/?X-Amz-Signature=*** rest"),
+    ],
+)
+def test_a_key_in_a_query_is_masked(text: str, shown: str) -> None:
+    assert mask(text) == shown

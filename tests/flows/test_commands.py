@@ -16,7 +16,7 @@ from flows.stages import STAGES
 from tasks.versioning.objects import ObjectStore
 from tests.flows.conftest import Trained, Workspace, write_hh_pairs
 
-COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 
 
 # --- audit -----------------------------------------------------------------------------------------------------------
@@ -210,6 +210,8 @@ def test_files_and_sources_that_are_not_there_are_named(trained: Trained, tmp_pa
 
 ARGUMENTS = {
     "retrain": [],
+    "compare": [],
+    "self-play": [],
     "stage": ["gate"],
     "ingest": ["human_pairs", "file.jsonl"],
     "validate": ["human_pairs", "file.jsonl"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_every_key_is_documented(root: Path) -> None:
     bare = [
         line
         for before, line in itertools.pairwise(lines)
-        if ":" in line and not line.lstrip().startswith(("#", "-")) and not before.lstrip().startswith("#")
+        if re.match(r"[ -]*\w+:", line) and not before.lstrip().startswith("#")
     ]
     assert bare == []
 

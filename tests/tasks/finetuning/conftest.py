@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,3 +122,43 @@ def elsewhere(inputs: FinetuneInputs, tmp_path: Path) -> Callable[..., FinetuneI
 def pairs() -> Callable[..., list[CuratedPair]]:
     """The maker of pairs."""
     return make_pairs
+
+
+@pytest.fixture(scope="session")
+def drifted(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that has left `reference`: the same folder with other weights."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("drifted") / "policy"
+    shutil.copytree(reference, folder)
+    torch.manual_seed(1)
+    weights = load_file(folder / "model.safetensors")
+    moved = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in weights.items()}
+    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def naive_logps() -> Callable[..., list[float]]:
+    """Log-probabilities (nats) of the tokens of one response, a forward each: (folder, prompt ids, ids) -> list."""
+    import torch
+
+    from tasks.models.loading import load_policy
+
+    @functools.cache
+    def model_of(folder: Path) -> Any:
+        return load_policy(folder)
+
+    def naive(folder: Path, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
+        found, ids = [], list(prompt)
+        for token in response:
+            with torch.no_grad():
+                logits = model_of(folder)(torch.tensor([ids])).logits[0, -1]
+            found.append(float(torch.log_softmax(logits, dim=-1)[token]))
+            ids.append(token)
+        return found
+
+    return naive

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from data_contracts.artifact import sha256_file
 from data_contracts.errors import ParamsError, StageError
 from data_contracts.records import CuratedPair, Message
-from tasks.finetuning import dpo, reference_logps
+from tasks.finetuning import dpo, offline, reference_logps
 from tasks.finetuning.methods import METHODS, FinetuneInputs
 from tasks.finetuning.params import DpoParams, FinetuneParams
 from tasks.finetuning.sections import EarlyStoppingParams, LoraParams, ValidationParams
@@ -262,15 +262,89 @@ def test_first_loss_for_known_margins(inputs: FinetuneInputs, monkeypatch: pytes
     assert row["margin"] == pytest.approx(0.2, abs=1e-5)
 
 
+X = 0.2
+"""Margin of every pair below: beta 0.1 times 2 nats, as in `test_first_loss_for_known_margins`."""
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "smoothing", "expected"),
+    [
+        # conservative: 0.9 * log(1 + exp(-0.2)) + 0.1 * log(1 + exp(0.2)) = 0.598139 + 0.1 * 0.2
+        ("sigmoid", 0.1, 0.618139),
+        # (0.9 * 0.598139 - 0.1 * 0.798139) / 0.8
+        ("robust", 0.1, 0.573139),
+        ("hinge", 0.0, 1 - X),
+        # q = sigmoid(0.2) = 0.549834: q * log(q / 0.9) + (1 - q) * log((1 - q) / 0.1)
+        ("exo_pair", 0.1, 0.406304),
+    ],
+)
+def test_first_losses_of_the_relatives_for_known_margins(
+    inputs: FinetuneInputs, monkeypatch: pytest.MonkeyPatch, loss_type: str, smoothing: float, expected: float
+) -> None:
+    compute = reference_logps._compute
+    monkeypatch.setattr(reference_logps, "_compute", lambda *args: compute(*args) - torch.tensor([2.0, 0.0]))
+    row = one_step(inputs, sft_weight=0.0, beta=0.1, loss_type=loss_type, label_smoothing=smoothing)[0]
+    assert row["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_first_loss_of_ipo_for_known_margins(inputs: FinetuneInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per token the chosen side gains 2 / n nats and the rejected none: (2 / n - 1 / (2 * 0.1))^2, n the tokens of
+    the chosen response, its end included."""
+    compute = reference_logps._compute
+    monkeypatch.setattr(reference_logps, "_compute", lambda *args: compute(*args) - torch.tensor([2.0, 0.0]))
+    counts = [len(pair.chosen.split()) + 1 for pair in inputs.train]
+    expected = sum((2 / count - 5) ** 2 for count in counts) / len(counts)
+    row = one_step(inputs, sft_weight=0.0, beta=0.1, loss_type="ipo")[0]
+    assert row["loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def naive_loss(loss_type: str, x: float, per_token: float, smoothing: float) -> float:
+    """A pair's loss from its margin x = beta * (difference of log-ratios), by the papers' formulas."""
+    right, wrong = math.log(1 + math.exp(-x)), math.log(1 + math.exp(x))
+    q = 1 / (1 + math.exp(-x))
+    return {
+        "sigmoid": (1 - smoothing) * right + smoothing * wrong,
+        "robust": ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing),
+        "ipo": (per_token - 5) ** 2,
+        "exo_pair": q * math.log(q / (1 - smoothing)) + (1 - q) * math.log((1 - q) / smoothing) if smoothing else 0.0,
+    }[loss_type]
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "smoothing"), [("sigmoid", 0.0), ("sigmoid", 0.3), ("robust", 0.3), ("ipo", 0.0), ("exo_pair", 0.3)]
+)
+def test_first_loss_of_a_drifted_start_is_the_naive_one(
+    inputs: FinetuneInputs,
+    drifted: Path,
+    naive_logps: Callable[..., list[float]],
+    loss_type: str,
+    smoothing: float,
+) -> None:
+    """Every token on its own, under both models: margins of both signs, a different one for each pair."""
+    losses, margins = [], []
+    for pair in tokenise_pairs(inputs.train, load_tokenizer(drifted), 64).tokens:
+        ratios = [
+            sum(naive_logps(drifted, pair.prompt_ids, ids)) - sum(naive_logps(inputs.reference, pair.prompt_ids, ids))
+            for ids in (pair.chosen_ids, pair.rejected_ids)
+        ]
+        margins.append(0.1 * (ratios[0] - ratios[1]))
+        per_token = ratios[0] / len(pair.chosen_ids) - ratios[1] / len(pair.rejected_ids)
+        losses.append(naive_loss(loss_type, margins[-1], per_token, smoothing))
+    assert min(margins) < -0.01 < 0.01 < max(margins)
+    given = dataclasses.replace(inputs, start=drifted)
+    row = one_step(given, sft_weight=0.0, beta=0.1, loss_type=loss_type, label_smoothing=smoothing)[0]
+    assert row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4 if loss_type == "ipo" else 1e-5)
+
+
 def test_trajectory_is_the_recorded_one(whole: tuple[dict[str, Any], Path]) -> None:
     """Guards refactors. After a deliberate change, or for other versions: PLUMBLINE_RECORD=1 pytest THIS_FILE."""
     _, folder = whole
     trajectory = [{name: row[name] for name in ("step", "loss", "margin", "grad_norm")} for row in rows(folder)]
     if os.environ.get("PLUMBLINE_RECORD"):
-        RECORDED.write_text(json.dumps({"versions": dpo._libraries(), "rows": trajectory}, indent=1) + "\n")
+        RECORDED.write_text(json.dumps({"versions": offline.libraries(), "rows": trajectory}, indent=1) + "\n")
     recorded = json.loads(RECORDED.read_text())
-    if recorded["versions"] != dpo._libraries():
-        pytest.skip(f"recorded for {recorded['versions']}, this is {dpo._libraries()}")
+    if recorded["versions"] != offline.libraries():
+        pytest.skip(f"recorded for {recorded['versions']}, this is {offline.libraries()}")
     assert len(trajectory) == len(recorded["rows"])
     for row, expected in zip(trajectory, recorded["rows"], strict=True):
         assert row == pytest.approx(expected, abs=1e-6)

@@ -8,8 +8,12 @@ from pydantic import ValidationError
 from tasks.finetuning.methods import METHODS
 from tasks.finetuning.params import (
     DPO_KEYS,
+    KTO_KEYS,
+    ORPO_KEYS,
     DpoParams,
     FinetuneParams,
+    KtoParams,
+    OrpoParams,
     ReferenceParams,
     SftParams,
 )
@@ -26,7 +30,7 @@ from tasks.finetuning.sections import LoraParams
         ({"log_every": 30}, "log_every \\(30\\) must divide eval_every \\(100\\)"),
         ({"validation": {"prompts": 0}}, "Set best_by: preference_accuracy, or validation.prompts above 0"),
         ({"validation": {"pairs": 513}}, "less than or equal to 512"),
-        ({"label_smoothing": 0.1}, "no effect on loss_type sigmoid. Choose one of exo_pair, robust"),
+        ({"loss_type": "ipo", "label_smoothing": 0.1}, "no effect on loss_type ipo. Choose one of sigmoid, exo_pair"),
         ({"loss_type": "exo_pair"}, "needs label_smoothing above 0"),
         ({"loss_type": "sft"}, "Input should be"),
         ({"betta": 1}, "Extra inputs are not permitted"),
@@ -37,8 +41,25 @@ def test_wrong_dpo_params_are_refused_with_what_to_choose(given: dict[str, Any],
         DpoParams(**given)
 
 
-def test_robust_loss_takes_label_smoothing() -> None:
-    assert DpoParams(loss_type="robust", label_smoothing=0.1).label_smoothing == 0.1
+@pytest.mark.parametrize("loss_type", ["sigmoid", "robust", "exo_pair"])
+def test_losses_that_take_label_smoothing(loss_type: Any) -> None:
+    assert DpoParams(loss_type=loss_type, label_smoothing=0.1).label_smoothing == 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"desirable_weight": 2.0}, "set both to auto, or both to numbers"),
+        ({"desirable_weight": 0.0, "undesirable_weight": 1.0}, "lie above 0"),
+        ({"desirable_weight": float("nan"), "undesirable_weight": 1.0}, "lie above 0"),
+        ({"batch_size": 1}, "greater than or equal to 2"),
+        ({"trainer_args": {"train_sampling_strategy": "random"}}, "Set `group_by_length` instead"),
+        ({"trainer_args": {"desirable_weight": 2}}, "Set `desirable_weight` instead"),
+    ],
+)
+def test_wrong_kto_params_are_refused_with_what_to_choose(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        KtoParams(**given)
 
 
 def test_sft_has_its_own_keys() -> None:
@@ -62,8 +83,21 @@ def test_every_method_has_a_section_of_its_name() -> None:
         assert name == method.name
 
 
-def test_keys_of_dpo_are_arguments_of_trl_and_fields() -> None:
-    from trl import DPOConfig
+def test_keys_are_arguments_of_trl_and_fields() -> None:
+    from trl import DPOConfig, KTOConfig
+    from trl.experimental.orpo import ORPOConfig
 
-    assert DPO_KEYS.keys() <= set(DPOConfig.__dataclass_fields__)
-    assert set(DPO_KEYS.values()) <= set(DpoParams.model_fields)
+    for keys, config, params in (
+        (DPO_KEYS, DPOConfig, DpoParams),
+        (KTO_KEYS, KTOConfig, KtoParams),
+        (ORPO_KEYS, ORPOConfig, OrpoParams),
+    ):
+        assert keys.keys() <= set(config.__dataclass_fields__)
+        assert set(keys.values()) <= set(params.model_fields)
+
+
+def test_a_stack_names_known_methods_and_one_at_least() -> None:
+    assert FinetuneParams(methods=("sft", "dpo", "dpo")).methods == ("sft", "dpo", "dpo")
+    for wrong in ((), ("sfx",), ("dpo",) * 9):
+        with pytest.raises(ValidationError, match="methods"):
+            FinetuneParams(methods=wrong)

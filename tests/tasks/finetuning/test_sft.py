@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from safetensors.torch import load_file
 
 from data_contracts.errors import ModelError, ParamsError, StageError
 from data_contracts.progress import silent
-from data_contracts.records import Message
-from tasks.finetuning.params import SftParams
+from data_contracts.records import CuratedPair, Message
+from tasks.finetuning import sft
+from tasks.finetuning.methods import FinetuneInputs
+from tasks.finetuning.params import ImitationParams, SftParams
+from tasks.finetuning.sections import ValidationParams
 from tasks.finetuning.sft import IGNORED, build_reference, encode_conversations
-from tasks.models.chat import as_dicts
+from tasks.models.chat import as_dicts, encode_prompts
 from tasks.models.loading import load_policy, load_tokenizer
 
 QUICK = SftParams(lr=1e-2, epochs=2, batch_size=8, log_every=2, save_every=4)
@@ -174,3 +178,50 @@ def test_unknown_trainer_argument_is_refused_before_any_work(tmp_path: Path) -> 
     params = SftParams(trainer_args={"max_grad_norn": 1})
     with pytest.raises(ParamsError, match="max_grad_norm"):
         build_reference(Path("no/such"), [], params, 0, 1, tmp_path / "out", tmp_path / "work", silent)
+
+
+ONE_STEP = ImitationParams(
+    lr=1e-9,
+    batch_size=48,
+    log_every=1,
+    eval_every=1,
+    early_stopping=None,
+    validation=ValidationParams(pairs=4, prompts=4, max_new_tokens=4),
+)
+
+
+def test_the_method_imitates_chosen_responses(
+    inputs: FinetuneInputs, drifted: Path, naive_logps: Callable[..., list[float]]
+) -> None:
+    """The first loss is the mean negative log-likelihood of all chosen tokens under the start, counted one by one."""
+    facts = sft.run(dataclasses.replace(inputs, start=drifted), ONE_STEP)
+    tokenizer, logps = load_tokenizer(drifted), []
+    for pair in inputs.train:
+        ids = [tokenizer.convert_tokens_to_ids(word) for word in [*pair.chosen.split(), "<|end|>"]]
+        logps += naive_logps(drifted, encode_prompts(tokenizer, [pair.prompt])[0], ids)
+    first = json.loads((inputs.folder / "training.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(-sum(logps) / len(logps), abs=1e-5)
+    assert facts["assistant_tokens"] == len(logps)
+    assert facts["examples"] == {"given": 48, "used": 48, "too_long": 0}
+    assert "implied_beta" not in facts
+
+
+def test_the_method_draws_and_sets_aside(inputs: FinetuneInputs, pairs: Callable[..., list[CuratedPair]]) -> None:
+    long = [pair.model_copy(update={"chosen": "yes " * 70}) for pair in pairs(2, seed=3)]
+    facts = sft.run(dataclasses.replace(inputs, train=[*inputs.train, *long]), ONE_STEP)
+    assert facts["examples"] == {"given": 50, "used": 48, "too_long": 2}
+    with pytest.raises(StageError, match=r"at most 64 tokens, found none among 2\. Raise finetune\.sft\.max_length"):
+        sft.run(dataclasses.replace(inputs, train=long), ONE_STEP)
+    facts = sft.run(inputs, ONE_STEP.model_copy(update={"max_examples": 16}))
+    assert facts["examples"] == {"given": 48, "used": 16, "too_long": 0}
+
+
+def test_the_method_advises_to_leave_it_out(inputs: FinetuneInputs, drifted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mute"
+    folder.mkdir()
+    for file in drifted.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (template,) = folder.glob("*.jinja")
+    template.write_text(template.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    with pytest.raises(ModelError, match=r"does not mark the assistant's tokens.*leave sft out of finetune\.methods"):
+        sft.run(dataclasses.replace(inputs, start=folder, reference=folder), ONE_STEP)

@@ -70,3 +70,20 @@ def test_a_folder_without_a_reward_model_is_refused(policy_folder: Path, tmp_pat
 
 def test_nothing_to_score(policy_folder: Path, tmp_path: Path) -> None:
     assert build_reward(policy_folder, tmp_path, load_tokenizer(policy_folder)).score([], []) == []
+
+
+def test_what_exceeds_the_length_has_no_score_among_those_that_fit(policy_folder: Path, tmp_path: Path) -> None:
+    model = build_reward(policy_folder, tmp_path, load_tokenizer(policy_folder))
+    found = model.score_fitting(PROMPTS[:3], ["yes", "no " * 80, "one"])
+    expected = model.score([PROMPTS[0], PROMPTS[2]], ["yes", "one"])
+    assert found == [pytest.approx(expected[0]), None, pytest.approx(expected[1])]
+    assert model.score_fitting(PROMPTS[:1], ["no " * 80]) == [None]
+
+
+def test_the_digest_names_weights_and_what_reads_text(policy_folder: Path, tmp_path: Path) -> None:
+    model = build_reward(policy_folder, tmp_path, load_tokenizer(policy_folder))
+    assert model.digest == RewardModel.load(tmp_path).digest
+    (tmp_path / "chat_template.jinja").write_text(str(model.tokenizer.chat_template) + " ")
+    assert RewardModel.load(tmp_path).digest != model.digest
+    with pytest.raises(ModelError, match="loaded from a folder, found one made in memory"):
+        _ = RewardModel(model.model, model.tokenizer, 64).digest

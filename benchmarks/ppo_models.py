@@ -1,0 +1,62 @@
+"""The models that both sides of `benchmarks.ppo_vs_trl` start from, by size.
+
+- `0.15M`: π_ref and the reward model of a demo workspace, both trained; the critic is the reward model with a new head.
+- `2M`, `8M`: trained briefly on the workspace's demonstrations, so that responses end where they should; reward model
+  and critic are the same weights with heads drawn at random. They measure speed, not learning: no gold is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+SIZES: dict[str, dict[str, Any]] = {
+    "0.15M": {},
+    "2M": {"hidden_size": 192, "layers": 4, "heads": 6, "ffn_size": 512, "lr": 2e-3},
+    "8M": {"hidden_size": 384, "layers": 4, "heads": 8, "ffn_size": 1152, "lr": 1e-3},
+}
+"""Shapes of the models that are not the workspace's own (`TinyModelParams`)."""
+
+CONVERSATIONS = 2400
+"""Demonstrations that a larger model is trained on, once."""
+
+
+def prepare(size: str, workspace: Path, cache: Path, threads: int) -> dict[str, str]:
+    """Folders of policy, reward model and critic of a size, made in `cache` when they are not there."""
+    folder = cache / size
+    policy = workspace / "models" / "reference" if size == "0.15M" else folder / "policy"
+    reward = workspace / "models" / "reward" if size == "0.15M" else folder / "reward"
+    critic = folder / "critic"
+    if not (critic / "config.json").is_file():
+        if size != "0.15M":
+            _train_policy(size, workspace, policy, threads)
+            _with_random_head(policy, reward, seed=1)
+        _with_random_head(reward, critic, seed=2)
+    return {"policy": str(policy), "reward": str(reward), "critic": str(critic)}
+
+
+def _train_policy(size: str, workspace: Path, folder: Path, threads: int) -> None:
+    from data_contracts.records import load_conversations
+    from tasks.models.params import TinyModelParams
+    from tasks.models.tiny import train_base
+
+    conversations = load_conversations(workspace / "data" / "world" / "demonstrations.jsonl")[:CONVERSATIONS]
+    folder.mkdir(parents=True, exist_ok=True)
+    train_base(conversations, TinyModelParams(**SIZES[size], epochs=1), seed=1, threads=threads, folder=folder)
+
+
+def _with_random_head(source: Path, folder: Path, seed: int) -> None:
+    """A sequence-classification model of the weights in `source`, its head drawn with std 1/√(h + 1)."""
+    import torch
+
+    from tasks.models.loading import load_reward, load_tokenizer, save_model
+    from tasks.rewards.scoring import FACTS
+
+    torch.manual_seed(seed)
+    trained_head = (source / FACTS).is_file()
+    model = load_reward(source, new_head=not trained_head)
+    with torch.no_grad():
+        model.score.weight.normal_(std=1 / math.sqrt(model.score.in_features + 1))
+    save_model(model, load_tokenizer(source), folder)
+    (folder / FACTS).write_text('{"max_length": 256}')

@@ -1,0 +1,252 @@
+"""Which variant to take, and why: a pure function of measured facts.
+
+The rules are those of "Choosing the right method" in "what are PPO, GRPO, DPO": start with DPO; go on to GRPO where
+lists are judged or DPO's ceiling is too low; to PPO with a solid reward model and a need for exploration.
+
+1. What the data and the reward model allow is stated: size, pairs or lists, quality of the reward model.
+2. A variant is admitted when it beats π_ref, keeps to the KL band and the budget, and, where it learns from the
+   reward model, when that one can be relied on.
+3. The ceiling is the best win rate among the admitted. What is not significantly below it is tied with it.
+4. Of the tied the cheapest is taken; at equal cost the better win rate, then the lower KL, then the name decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tasks.comparison.paired import Floats, Gain, paired_gain
+from tasks.comparison.params import RecommendParams
+
+ON_POLICY = ("grpo", "ppo")
+"""Methods that sample from the policy and learn from what scores the samples: exploration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and the ends of its confidence interval; the ends are the value where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One variant as measured. `outcomes` (S, n): per seed and prompt, 1 a win over π_ref, ½ a tie, 0 a loss.
+
+    `kl` in nats per token; `cost` in the currency of the prices; `agreement`: how often the judge takes gold's side
+    on this policy's samples, None without gold.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    win: Interval
+    kl: Interval
+    cpu_seconds: float
+    cost: float
+    outcomes: Floats
+    agreement: float | None = None
+
+    @property
+    def explores(self) -> bool:
+        """Whether any of its methods samples from the policy."""
+        return any(method in ON_POLICY for method in self.methods)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that the recommendation rests on. `metric` names the win rate: gold, or judge where there is no gold.
+
+    `listed_prompts` have three or more different judged responses. `reward_accuracy` is held out.
+    """
+
+    metric: str
+    pairs: int
+    prompts: int
+    listed_prompts: int
+    reward_passed: bool
+    reward_accuracy: Interval
+    contenders: Sequence[Contender]
+    confidence: float = 0.95
+    budget_cpu_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason: its rule, whether it speaks for the variant or rule it names, the figure and its threshold."""
+
+    rule: str
+    holds: bool
+    figure: float
+    threshold: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The variant to take (None: keep π_ref) with its methods, the reasons in order, and who was tied with it."""
+
+    variant: str | None
+    methods: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    tied: tuple[str, ...] = ()
+
+
+def recommend(facts: Facts, params: RecommendParams) -> Recommendation:
+    """Apply the rules of this module to the facts."""
+    reasons = [_pairs(facts, params), _lists(facts, params)]
+    trust = _reward_model(facts, params)
+    reasons += trust
+    trusted = all(reason.holds for reason in trust)
+    if any(contender.explores for contender in facts.contenders):
+        reasons.append(_prompts(facts, params))
+    admitted = []
+    for contender in facts.contenders:
+        refusals = _refusals(contender, facts, params, trusted)
+        reasons += refusals
+        if not refusals:
+            admitted.append(contender)
+    if not admitted:
+        return Recommendation(None, (), tuple(reasons))
+    best = max(admitted, key=lambda each: (each.win.value, each.name))
+    gains = {each.name: _gain(best, each, facts) for each in admitted if each is not best}
+    level = params.alpha / max(len(gains), 1)
+    tied = [each for each in admitted if each is best or not _clear(gains[each.name], level, params)]
+    chosen = _cheapest(tied, params)
+    reasons += _ceiling(best, admitted, facts, params, level)
+    reasons += _cost(chosen, best, gains, params, level)
+    return Recommendation(chosen.name, chosen.methods, tuple(reasons), tuple(each.name for each in tied))
+
+
+def _pairs(facts: Facts, params: RecommendParams) -> Reason:
+    enough = facts.pairs >= params.enough_pairs
+    words = (
+        "enough for DPO to gain noticeably" if enough else "DPO may gain more from further pairs (plumbline self-play)"
+    )
+    text = f"{facts.pairs:,} training pairs (from {params.enough_pairs:,} on is enough): {words}"
+    return Reason("data_size", enough, facts.pairs, params.enough_pairs, text)
+
+
+def _lists(facts: Facts, params: RecommendParams) -> Reason:
+    share = facts.listed_prompts / max(facts.prompts, 1)
+    lists = share >= params.min_list_share
+    words = "lists of ranked responses: GRPO's own food" if lists else "pairs, which DPO takes as they are"
+    text = (
+        f"{share:.1%} of prompts have three or more judged responses (lists from {params.min_list_share:.0%}): {words}"
+    )
+    return Reason("pairs_or_lists", lists, share, params.min_list_share, text)
+
+
+def _reward_model(facts: Facts, params: RecommendParams) -> list[Reason]:
+    accuracy, least = facts.reward_accuracy, params.min_reward_accuracy
+    solid = accuracy.low >= least
+    return [
+        Reason(
+            "reward_audit",
+            facts.reward_passed,
+            float(facts.reward_passed),
+            1.0,
+            f"reward model {'passed' if facts.reward_passed else 'failed'} its audit (1 of 1 needed by PPO and GRPO)",
+        ),
+        Reason(
+            "reward_accuracy",
+            solid,
+            accuracy.low,
+            least,
+            f"reward model is right on {accuracy.value:.3f} of held-out pairs, at least {accuracy.low:.3f} "
+            f"({'≥' if solid else '<'} {least:g}): {'solid' if solid else 'not solid'} enough for PPO and GRPO",
+        ),
+    ]
+
+
+def _prompts(facts: Facts, params: RecommendParams) -> Reason:
+    enough = facts.prompts >= params.enough_prompts
+    words = "a pool wide enough" if enough else "they may overfit to the reward model: watch gold or a held-out judge"
+    text = f"{facts.prompts:,} training prompts for PPO and GRPO (from {params.enough_prompts:,}): {words}"
+    return Reason("prompt_pool", enough, facts.prompts, params.enough_prompts, text)
+
+
+def _refusals(each: Contender, facts: Facts, params: RecommendParams, trusted: bool) -> list[Reason]:
+    """Why a contender is not admitted; empty when it is."""
+    found: list[Reason] = []
+
+    def refuse(rule: str, figure: float, threshold: float, words: str) -> None:
+        found.append(Reason(rule, False, figure, threshold, f"{each.name} is out: {words}"))
+
+    if each.win.low <= 0.5:
+        words = f"its {facts.metric} win rate over π_ref is {each.win.value:.3f}, at least {each.win.low:.3f} (≤ 0.5)"
+        refuse("beats_reference", each.win.low, 0.5, words)
+    if each.kl.value > params.max_kl_nats_per_token:
+        words = f"KL {each.kl.value:.3f} nats per token leaves the band (> {params.max_kl_nats_per_token:g})"
+        refuse("kl_band", each.kl.value, params.max_kl_nats_per_token, words)
+    limit = facts.budget_cpu_seconds
+    if limit is not None and each.cpu_seconds > limit:
+        refuse(
+            "budget", each.cpu_seconds, limit, f"{each.cpu_seconds:.1f} CPU s of training are over budget (> {limit:g})"
+        )
+    if each.explores and not trusted:
+        least = params.min_reward_accuracy
+        refuse("reward_model", facts.reward_accuracy.low, least, "it learns from a reward model that is not relied on")
+    if each.explores and each.agreement is not None and each.agreement < params.min_judge_agreement:
+        words = f"judge and gold agree on {each.agreement:.3f} of its samples (< {params.min_judge_agreement:g})"
+        refuse("judge_agreement", each.agreement, params.min_judge_agreement, words)
+    return found
+
+
+def _gain(one: Contender, other: Contender, facts: Facts) -> Gain:
+    return paired_gain(one.outcomes, other.outcomes, facts.confidence)
+
+
+def _clear(gain: Gain, level: float, params: RecommendParams) -> bool:
+    """Whether a gain is beyond chance, of one sign in each seed, and large enough to matter."""
+    return gain.p < level and gain.in_each_seed and gain.difference >= params.min_gain
+
+
+def _cheapest(tied: Sequence[Contender], params: RecommendParams) -> Contender:
+    limit = min(each.cost for each in tied) * params.same_cost
+    cheap = [each for each in tied if each.cost <= limit]
+    return min(cheap, key=lambda each: (-each.win.value, each.kl.value, each.name))
+
+
+def _ceiling(
+    best: Contender, admitted: Sequence[Contender], facts: Facts, params: RecommendParams, level: float
+) -> list[Reason]:
+    """Whether exploration lifts the ceiling: the best that samples against the best that does not."""
+    explorers = [each for each in admitted if each.explores]
+    others = [each for each in admitted if not each.explores]
+    if not explorers or not others:
+        missing = (
+            "no admitted variant samples from the policy (GRPO, PPO)" if others else "no offline variant is admitted"
+        )
+        words = f"need for exploration not measured: {missing}; the ceiling is {best.name} with {best.win.value:.3f}"
+        return [Reason("exploration", False, best.win.value, 0.5, words)]
+    top, base = (max(side, key=lambda each: (each.win.value, each.name)) for side in (explorers, others))
+    gain = _gain(top, base, facts)
+    needed = _clear(gain, level, params)
+    words = "lifts the ceiling" if needed else "does not lift the ceiling beyond chance"
+    text = (
+        f"exploration {words}: {top.name} {top.win.value:.3f} against {base.name} {base.win.value:.3f}, difference "
+        f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on {gain.n} prompts, p = {gain.p:.2g} "
+        f"(needs p < {level:.2g} and ≥ {params.min_gain:g}, of one sign in each seed)"
+    )
+    return [Reason("exploration", needed, gain.difference, params.min_gain, text)]
+
+
+def _cost(
+    chosen: Contender, best: Contender, gains: dict[str, Gain], params: RecommendParams, level: float
+) -> list[Reason]:
+    cost = f"{chosen.cost:.2g} ({chosen.cpu_seconds:.1f} CPU s)"
+    if chosen is best:
+        text = (
+            f"{chosen.name} has the best win rate, {chosen.win.value:.3f}, at a cost of {cost}; nothing tied with it "
+            f"is cheaper by more than a factor of {params.same_cost:g}"
+        )
+        return [Reason("cost", True, chosen.cost, best.cost, text)]
+    gain = gains[chosen.name]
+    text = (
+        f"{chosen.name} is tied with the best, {best.name}: difference {gain.difference:.3f}, p = {gain.p:.2g} (a tie "
+        f"unless p < {level:.2g} and ≥ {params.min_gain:g}), and costs {cost} against {best.cost:.2g}: ties go to the "
+        f"cheaper"
+    )
+    return [Reason("cost", True, chosen.cost, best.cost, text)]

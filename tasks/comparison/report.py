@@ -1,0 +1,151 @@
+"""The report of a comparison: `comparison.json`, `comparison.md` and plots, from trials and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_contracts.artifact import write_bytes, write_json
+from data_contracts.records import CuratedPair
+from tasks.comparison import plots
+from tasks.comparison.params import CompareParams
+from tasks.comparison.recommend import Contender, Facts, Interval, Recommendation, recommend
+from tasks.comparison.table import (
+    Row,
+    Trial,
+    as_json,
+    headline_judge,
+    markdown,
+    pareto_front,
+    rows_of,
+    shared_outcomes,
+    time_ratios,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all variants share: training pairs, the reward model's audit, digests of the inputs, the run's seed."""
+
+    train: Sequence[CuratedPair]
+    reward_audit: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    seed: int
+    confidence: float
+    resamples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a comparison found. `failures`: label of a trial → why it ended without a policy."""
+
+    rows: tuple[Row, ...]
+    judge: str
+    front: tuple[str, ...]
+    recommendation: Recommendation
+    facts: Mapping[str, Any]
+
+
+def compare(trials: Sequence[Trial], failures: Mapping[str, str], shared: Shared, params: CompareParams) -> Comparison:
+    """Sum up trials, find the Pareto front and recommend one."""
+    rows = rows_of(trials, params, confidence=shared.confidence, resamples=shared.resamples, seed=shared.seed)
+    judge = headline_judge(trials)
+    front = pareto_front(rows, judge)
+    found = recommend(_facts(rows, trials, judge, shared, params), params.recommend)
+    facts = {
+        "judge": judge,
+        "variants": [as_json(row) for row in rows],
+        "pareto_front": front,
+        "recommendation": asdict(found),
+        "time_ratio": time_ratios(rows),
+        "failures": dict(failures),
+        "budget": _budget(shared, params),
+        "inputs": dict(shared.inputs),
+    }
+    return Comparison(tuple(rows), judge, tuple(front), found, facts)
+
+
+def write_report(comparison: Comparison, trials: Sequence[Trial], params: CompareParams, folder: Path) -> None:
+    """Write `comparison.json`, `comparison.md` and `plots/*.png` into `folder`."""
+    write_json(folder / "comparison.json", comparison.facts)
+    write_bytes(folder / "comparison.md", _text(comparison).encode())
+    rows, plot = comparison.rows, folder / "plots"
+    most_kl = params.recommend.max_kl_nats_per_token
+    plots.win_rate_against_kl(rows, comparison.judge, comparison.front, most_kl, plot / "win_rate_kl.png")
+    bins: dict[str, Any] = {}
+    for trial in trials:
+        bins.setdefault(trial.variant, trial.metrics["calibration"]["bins"])
+    plots.reliability(bins, rows, plot / "reliability.png")
+    plots.training_time(rows, plot / "training_time.png")
+
+
+def verdict(comparison: Comparison) -> str:
+    """The recommendation and its reasons as text, a line each."""
+    found = comparison.recommendation
+    named = f"{found.variant} ({' → '.join(found.methods)})" if found.variant else "keep π_ref: no variant is admitted"
+    lines = [f"Recommended: {named}", *(f"  {reason.rule}: {reason.text}" for reason in found.reasons)]
+    return "\n".join([*lines, *_ratio_lines(comparison), *_failure_lines(comparison)])
+
+
+def _facts(rows: Sequence[Row], trials: Sequence[Trial], judge: str, shared: Shared, params: CompareParams) -> Facts:
+    outcomes = shared_outcomes(trials, judge)
+    responses: dict[Any, set[str]] = {}
+    for pair in shared.train:
+        responses.setdefault(pair.prompt, set()).update((pair.chosen, pair.rejected))
+    accuracy = shared.reward_audit["accuracy"]
+    return Facts(
+        metric=judge,
+        pairs=len(shared.train),
+        prompts=len(responses),
+        listed_prompts=sum(len(texts) >= 3 for texts in responses.values()),
+        reward_passed=bool(shared.reward_audit["passed"]),
+        reward_accuracy=Interval(accuracy["value"], accuracy["low"], accuracy["high"]),
+        contenders=[
+            Contender(
+                row.name,
+                row.methods,
+                row.win[judge],
+                row.kl,
+                row.cpu_seconds,
+                row.cost,
+                outcomes[row.name],
+                row.agreement,
+            )
+            for row in rows
+        ],
+        confidence=shared.confidence,
+        budget_cpu_seconds=params.budget_cpu_seconds,
+    )
+
+
+def _budget(shared: Shared, params: CompareParams) -> str:
+    limit = params.budget_cpu_seconds
+    spent = "no limit on training time" if limit is None else f"at most {limit:g} CPU s of training"
+    return (
+        f"the same {len(shared.train):,} training pairs, π_ref, reward model, test prompts and random draws of the "
+        f"evaluation for all; {spent}"
+    )
+
+
+def _text(comparison: Comparison) -> str:
+    table = markdown(comparison.rows, comparison.front)
+    note = f"Budget: {comparison.facts['budget']}. Intervals and tests: over prompts, by {comparison.judge}."
+    return f"# Comparison\n\n{table}\n{note}\n\n```\n{verdict(comparison)}\n```\n"
+
+
+def _ratio_lines(comparison: Comparison) -> list[str]:
+    ratio = comparison.facts["time_ratio"]
+    if ratio is None:
+        return []
+    low, high = ratio["literature_ppo"]
+    return [
+        f"Training time of {methods} over {ratio['over']}: {found['wall']:.2f}x wall-clock, {found['cpu']:.2f}x CPU"
+        + (f" (literature: {low:g} to {high:g}x)" if methods == "ppo" else "")
+        for methods, found in ratio["ratios"].items()
+    ]
+
+
+def _failure_lines(comparison: Comparison) -> list[str]:
+    return [f"Failed: {label}: {why}" for label, why in comparison.facts["failures"].items()]

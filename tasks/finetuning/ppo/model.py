@@ -1,0 +1,214 @@
+"""Policy and critic in one module, so that the Trainer, DDP and an optimiser step see one model.
+
+What a forward pass of a micro-batch returns is flat over its M response tokens: nothing is computed for prompts
+and padding beyond the transformer blocks themselves.
+
+1. Sequences are packed end to end, so no padding is computed (`packing`; found by a probe where a model takes it).
+   Otherwise they are padded on the right and no attention mask is passed: in a causal model no token sees what follows
+   it, so padding changes nothing, and attention takes its faster path.
+2. The hidden states that predict response tokens are gathered first, and the vocabulary head runs on those alone.
+   Models that change logits behind the head (Gemma's soft-capping, Cohere's scale) are found by a probe, and their own
+   forward is used.
+3. Dropout is off: PPO's ratio compares a policy with itself, not with a thinned one (sampler and update must agree).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data_contracts.errors import ModelError
+from data_contracts.records import Message
+from tasks.models.chat import render_pair
+from tasks.models.fast_linear import use_fast_linears
+from tasks.models.loading import load_reward
+from tasks.models.packing import can_pack, hidden_states, pack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBE_TOLERANCE = 1e-4
+"""Largest difference of logits, relative to their largest, for the head to count as the last step of a model."""
+
+_PROBE = (Message(role="system", content="Be brief."), Message(role="user", content="Is 2 < 10?"))
+
+
+class TokenOutputs(NamedTuple):
+    """Of each of M response tokens: log-probability and entropy of its distribution (nats), value of its state."""
+
+    logps: Tensor | None
+    entropies: Tensor | None
+    values: Tensor | None
+
+
+class ActorCritic(nn.Module):
+    """A policy (causal language model, with or without adapters) and a critic (one output a token)."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel) -> None:
+        super().__init__()
+        disable_dropout(policy)
+        disable_dropout(critic)
+        self.policy = policy
+        self.critic = critic
+        for network in (policy, critic):
+            use_fast_linears(network)
+        self.direct = head_is_last(policy)
+        self.packed = can_pack(unadapted(policy)) and can_pack(critic)
+
+    def forward(
+        self,
+        ids: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        temperature: float,
+        policy: bool = True,
+        critic: bool = True,
+        entropies: bool = True,
+    ) -> TokenOutputs:
+        """Ids (B, L), right-padded; rows, positions, targets (M,) place and name the response tokens in them."""
+        logps = spread = values = None
+        if policy:
+            logits = response_logits(self.policy, ids, rows, positions, direct=self.direct, packed=self.packed)
+            logits = logits.float() if temperature == 1 else logits.float() / temperature
+            everything = torch.log_softmax(logits, dim=-1)  # (M, V)
+            logps = everything.gather(1, targets.unsqueeze(1)).squeeze(1)
+            spread = -(everything.exp() * everything).sum(-1) if entropies else None
+        if critic:
+            values = response_values(self.critic, ids, rows, positions, packed=self.packed)
+        return TokenOutputs(logps, spread, values)
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Recompute activations of both networks in the backward pass."""
+        self.packed = False  # packing does not reach into the second forward pass
+        for network in (self.policy, self.critic):
+            network.activation_checkpointing_enable(**kwargs)
+            if hasattr(network, "enable_input_require_grads") and hasattr(network, "peft_config"):
+                network.enable_input_require_grads()
+
+
+def response_logits(
+    policy: PreTrainedModel, ids: Tensor, rows: Tensor, positions: Tensor, *, direct: bool, packed: bool = False
+) -> Tensor:
+    """Logits (M, V) that predict the token at each (row, position): those one position before it."""
+    inner = unadapted(policy)
+    if not direct:
+        logits: Tensor = inner(input_ids=ids, use_cache=False).logits
+        return logits[rows, positions - 1]
+    hidden = response_states(backbone(inner), ids, rows, positions, packed=packed)
+    chosen: Tensor = inner.get_output_embeddings()(hidden)
+    return chosen
+
+
+def response_values(
+    critic: PreTrainedModel, ids: Tensor, rows: Tensor, positions: Tensor, *, packed: bool = False
+) -> Tensor:
+    """Values (M,) float32 of the state before each response token: prompt and response up to it, without it."""
+    values: Tensor = critic.score(response_states(backbone(critic), ids, rows, positions, packed=packed))
+    return values.squeeze(-1).float()
+
+
+def response_states(blocks: nn.Module, ids: Tensor, rows: Tensor, positions: Tensor, *, packed: bool) -> Tensor:
+    """Last hidden states (M, H) one position before each (row, position), which are all different.
+
+    Packed, a row is read up to the token before its last response token; what is left out, nothing looks back from.
+    """
+    if not packed:
+        hidden: Tensor = blocks(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
+        return hidden[rows, positions - 1]
+    read = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    read = read.scatter_reduce(0, rows, positions, "amax")  # (B,)
+    packing = pack(ids, read)
+    return hidden_states(blocks, packing, packing.places(rows, positions - 1))
+
+
+def unadapted(model: PreTrainedModel) -> PreTrainedModel:
+    """The model under its adapters, whose layers stay in place."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The transformer blocks of a model with a head."""
+    inner: nn.Module = getattr(model, model.base_model_prefix)
+    return inner
+
+
+@torch.no_grad()
+def head_is_last(policy: PreTrainedModel) -> bool:
+    """Whether logits are the output head on the last hidden state and nothing more, found by a probe of two tokens."""
+    inner = unadapted(policy)
+    if inner.get_output_embeddings() is None or not hasattr(inner, inner.base_model_prefix):
+        return False
+    was_training = inner.training
+    inner.eval()
+    ids = torch.tensor([[0, 1]], device=inner.device)
+    whole = inner(input_ids=ids, use_cache=False).logits.float()
+    direct = inner.get_output_embeddings()(backbone(inner)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    inner.train(was_training)
+    return whole.shape == direct.shape and bool((whole - direct).abs().max() <= PROBE_TOLERANCE * whole.abs().max())
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch dropout off in every mode: modules, and the rates that attention functions read (not the config)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def new_value_head(critic: PreTrainedModel, generator: torch.Generator) -> None:
+    """Draw the critic's head anew: normal, std 1/√(h + 1), bias 0 (summarize_from_feedback_details)."""
+    head = critic.score
+    with torch.no_grad():
+        drawn = torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5
+        head.weight.copy_(drawn)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def load_critic(
+    folder: Path,
+    *,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    critic_tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    from_policy: bool = False,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A critic with the weights of a reward model (or, with `from_policy`, of a causal model) and a new head.
+
+    Raises `ModelError` when its tokenizer is not the policy's, since it reads the policy's token ids.
+    """
+    check_same_tokens(policy_tokenizer, critic_tokenizer, str(folder.name))
+    critic = load_reward(folder, trust_remote_code=trust_remote_code, new_head=from_policy)
+    new_value_head(critic, torch.Generator().manual_seed(seed))
+    return critic
+
+
+def check_same_tokens(policy: PreTrainedTokenizerBase, critic: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise `ModelError` unless both tokenizers give a conversation the same ids."""
+    ours, theirs = policy.get_vocab(), critic.get_vocab()
+    if ours != theirs:
+        differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+        raise ModelError(
+            f"A critic reads the policy's token ids, so {name} needs the policy's tokenizer; found {len(ours)} tokens "
+            f"in the policy's and {len(theirs)} in its own, {len(differing)} of them different (e.g. {differing[:3]}). "
+            "Train the reward model from the same base, or set finetune.ppo.critic_init: reference."
+        )
+    if policy.chat_template is None and critic.chat_template is None:
+        return
+    rendered = [render_pair(tokenizer, _PROBE[1:], "Yes.") for tokenizer in (policy, critic)]
+    if rendered[0] != rendered[1]:
+        raise ModelError(
+            f"The chat template of {name} is not the policy's: one conversation renders as {rendered[0][:120]!r} for "
+            f"the policy and as {rendered[1][:120]!r} for it, so the critic would read a format that it was not "
+            "trained on. Train the reward model with the policy's template, or set finetune.ppo.critic_init: reference."
+        )

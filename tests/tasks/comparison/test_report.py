@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from data_contracts.records import CuratedPair, Message, Origin
+from tasks.comparison.params import CompareParams
+from tasks.comparison.report import Shared, compare, verdict, write_report
+from tasks.comparison.table import Trial
+
+PARAMS = CompareParams()
+
+
+def pair(number: int, prompt: str) -> CuratedPair:
+    return CuratedPair(
+        id=str(number),
+        prompt=(Message(role="user", content=prompt),),
+        chosen=f"yes {number}",
+        rejected="no",
+        source="test",
+        origin=Origin(file="test", line=number + 1),
+        cluster=str(number),
+    )
+
+
+def shared() -> Shared:
+    """Three pairs on two prompts; the first prompt has three responses."""
+    audit = {"passed": True, "accuracy": {"value": 0.7, "low": 0.68, "high": 0.72}}
+    train = [pair(0, "one"), pair(1, "one"), pair(2, "two")]
+    return Shared(train, audit, {"models/reference": "abc"}, seed=1, confidence=0.95, resamples=200)
+
+
+def test_a_report_is_a_table_a_recommendation_and_plots(make_trial: Callable[..., Trial], tmp_path: Path) -> None:
+    wins = {str(number): float(number < 80) for number in range(100)}
+    more = {str(number): float(number < 95) for number in range(100)}
+    trials = [make_trial("dpo", wins), make_trial("ppo", more, cpu=27.0, methods=("ppo",), ece=None)]
+    comparison = compare(trials, {"grpo-seed1": "KL ran away"}, shared(), PARAMS)
+    write_report(comparison, trials, PARAMS, tmp_path)
+
+    found = orjson.loads((tmp_path / "comparison.json").read_bytes())
+    assert [row["name"] for row in found["variants"]] == ["dpo", "ppo"]
+    assert (found["judge"], found["pareto_front"], found["failures"]) == (
+        "gold",
+        ["dpo", "ppo"],
+        {"grpo-seed1": "KL ran away"},
+    )
+    assert found["recommendation"]["variant"] == "ppo"
+    reasons = {reason["rule"]: reason for reason in found["recommendation"]["reasons"]}
+    assert (reasons["data_size"]["figure"], reasons["pairs_or_lists"]["figure"]) == (3, 0.5)
+    assert found["time_ratio"]["ratios"]["ppo"] == {"wall": 2.7, "cpu": 2.7}
+    assert "the same 3 training pairs" in found["budget"]
+
+    text = (tmp_path / "comparison.md").read_text()
+    assert "Recommended: ppo (ppo)" in text
+    assert "Training time of ppo over dpo: 2.70x wall-clock, 2.70x CPU (literature: 2 to 5x)" in text
+    assert "Failed: grpo-seed1: KL ran away" in text
+    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert names == {"win_rate_kl.png", "reliability.png", "training_time.png"}
+
+
+def test_the_same_trials_give_the_same_bytes(make_trial: Callable[..., Trial], tmp_path: Path) -> None:
+    trials = [make_trial("dpo", {"a": 1.0, "b": 0.0})]
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        write_report(compare(trials, {}, shared(), PARAMS), trials, PARAMS, tmp_path / name)
+    for path in sorted((tmp_path / "one").rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "other" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_where_nothing_beats_the_reference_the_verdict_says_so(make_trial: Callable[..., Trial]) -> None:
+    trials = [make_trial("dpo", {"a": 0.0, "b": 0.0})]
+    text = verdict(compare(trials, {}, shared(), PARAMS))
+    assert text.startswith("Recommended: keep π_ref")
+    assert "dpo is out: its gold win rate over π_ref is 0.000" in text

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.models import fast_linear
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """oneDNN counts as faster, whatever the machine, from 1,000 multiplications on; its calls are counted."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this build of torch has no oneDNN")
+    calls: list[int] = []
+    product = fast_linear._product
+
+    def counted(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return product(*args)
+
+    monkeypatch.setattr(fast_linear, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(fast_linear, "LEAST_WORK", 1000)
+    monkeypatch.setattr(fast_linear, "_product", counted)
+    return calls
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 40, 8), (5, 8, 8), (40, 8)])
+def test_outputs_and_gradients_equal_torchs_own(shape: tuple[int, ...], bias: bool, everywhere: list[int]) -> None:
+    """40 rows, 8 inputs, 12 outputs: 3,840 multiplications. One product forward, two backward."""
+    torch.manual_seed(0)
+    naive = nn.Linear(8, 12, bias=bias)
+    fast = copy.deepcopy(naive)
+    fast_linear.use_fast_linears(fast)
+    values = torch.randn(shape)
+    found = []
+    for layer in (naive, fast):
+        given = values.clone().requires_grad_()
+        output = layer(given)
+        output.square().sum().backward()
+        found.append([output, given.grad, *(each.grad for each in layer.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+    assert len(everywhere) == 3
+
+
+def test_small_products_other_types_and_autocast_stay_with_torch(everywhere: list[int]) -> None:
+    """2 rows x 8 x 12 = 192 multiplications are below the 1,000 of this test."""
+    layer = nn.Linear(8, 12)
+    fast_linear.use_fast_linears(layer)
+    layer(torch.randn(2, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(400, 8)).dtype == torch.bfloat16
+    layer.double()(torch.randn(400, 8, dtype=torch.float64))
+    assert everywhere == []
+
+
+def test_a_copy_computes_with_its_own_weights(everywhere: list[int]) -> None:
+    model = nn.Sequential(nn.Linear(8, 12))
+    fast_linear.use_fast_linears(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin[0].weight.zero_()
+        twin[0].bias.zero_()
+    values = torch.randn(400, 8)
+    assert not twin(values).any()
+    assert model(values).any()
+    assert everywhere
