@@ -24,12 +24,15 @@ def make_trainer(job: dict[str, Any]) -> Any:
     from tasks.finetuning.ppo.kl_control import KlParams
     from tasks.finetuning.ppo.rewards import ShapingParams
     from tasks.finetuning.ppo.trainer import PPOTrainer
+    from tasks.models import fast_linear
     from tasks.models.loading import load_policy, load_reward, load_tokenizer, seed_everything
     from tasks.rewards.mixture import build_mixture
     from tasks.rewards.mixture_params import MixtureParams, RewardModelTermParams
     from tasks.rewards.scoring import RewardModel
 
     seed_everything(job["seed"], job["threads"])
+    if job["plain_linears"]:
+        fast_linear.onednn_is_faster = lambda: False
     tokenizer = load_tokenizer(job["policy"])
     reward_model = RewardModel.load(Path(job["reward"]), batch_size=job["episodes_per_update"])
     term = RewardModelTermParams(kind="reward_model", normalise="none", clip=None)

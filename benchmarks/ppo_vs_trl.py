@@ -7,7 +7,10 @@
 2. TRL runs in an environment of its own: `--trl-env`, or one that is made under `--cache` with `TRL_PINS`.
 3. Runs alternate (ours, theirs, theirs, ours, ...), and a ratio is that of two neighbours with the same seed. Process
    CPU seconds suffer less from busy neighbours than wall seconds do; both are given. Imports and loading do not count.
-4. Gold is the sample world's own reward of completions on held-out test prompts, which neither side trains on.
+4. Beside the ratio stand two that leave something out: TRL's without its `gc.collect()` (its own choice, but no part of
+   PPO), and with `--plain-linears` ours with the linear layers of torch (`ours_plain`, a third run a seed), because
+   `tasks.models.fast_linear` gains on AMD processors with AVX-512 alone.
+5. Gold is the sample world's own reward of completions on held-out test prompts, which neither side trains on.
 """
 
 from __future__ import annotations
@@ -81,9 +84,10 @@ def run_side(side: str, python: Path, job: dict[str, Any], folder: Path) -> dict
     """Run one side in a process of its own and return what it measured."""
     output = folder / side
     output.mkdir(parents=True)
-    (folder / f"{side}.json").write_text(json.dumps({**job, "output": str(output)}))
+    job = {**job, "output": str(output), "plain_linears": side == "ours_plain"}
+    (folder / f"{side}.json").write_text(json.dumps(job))
     threads = {"OMP_NUM_THREADS": str(job["threads"]), "OMP_WAIT_POLICY": "passive"}
-    module = ["-m", "benchmarks.ppo_our_side"] if side == "ours" else [str(HERE / "ppo_trl_side.py")]
+    module = ["-m", "benchmarks.ppo_our_side"] if side.startswith("ours") else [str(HERE / "ppo_trl_side.py")]
     command = [str(python), *module, str(folder / f"{side}.json")]
     done = subprocess.run(
         command, cwd=HERE.parent, env=os.environ | threads, capture_output=True, text=True, check=False
@@ -126,13 +130,14 @@ def compare(size: str, args: argparse.Namespace, python: Path, scratch: Path) ->
     job |= {"messages": messages, "prompts": encode(models["policy"], messages)}
     held_out = load_prompts(args.workspace, "test", args.gold_prompts) if size == "0.15M" else None
     runs: list[dict[str, Any]] = []
-    pythons = {"ours": Path(sys.executable), "trl": python}
+    order = ["ours", "trl", *(["ours_plain"] if args.plain_linears else [])]
     for seed in range(1, args.seeds + 1):
         run: dict[str, Any] = {"seed": seed}
-        for side in ("ours", "trl") if seed % 2 else ("trl", "ours"):
+        for side in order if seed % 2 else reversed(order):
             folder = scratch / size / str(seed)
-            run[side] = run_side(side, pythons[side], {**job, "seed": seed}, folder)
-            if held_out is not None:
+            interpreter = python if side == "trl" else Path(sys.executable)
+            run[side] = run_side(side, interpreter, {**job, "seed": seed}, folder)
+            if held_out is not None and side != "ours_plain":
                 run[side]["gold"] = measure_gold(folder / side, held_out)
         runs.append(run)
     reference = None if held_out is None else measure_gold(models["policy"], held_out)
@@ -158,10 +163,18 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "versions": first["versions"],
         }
     ours = [run["ours"] for run in runs]
+    collected = [run["trl"]["phases_cpu_seconds"].get("gc.collect", 0.0) for run in runs]
+    trl = [run["trl"]["cpu_seconds"] for run in runs]
+    plain = [run["ours_plain"]["cpu_seconds"] for run in runs if "ours_plain" in run]
+    without_gc = [whole - part for whole, part in zip(trl, collected, strict=True)]
     floors = [1e3 * sum(one["floor"]["cpu_seconds"].values()) / one["episodes"] for one in ours]
     return {
         **sides,
         "ratio_cpu": _spread([run["trl"]["cpu_seconds"] / run["ours"]["cpu_seconds"] for run in runs]),
+        "trl_gc_share": _spread([part / whole for part, whole in zip(collected, trl, strict=True)]),
+        "ratio_cpu_without_gc": _ratio(without_gc, [one["cpu_seconds"] for one in ours]),
+        "ratio_cpu_plain_linears": _ratio(trl, plain) if plain else None,
+        "ratio_cpu_plain_linears_without_gc": _ratio(without_gc, plain) if plain else None,
         "ratio_wall": _spread([run["trl"]["wall_seconds"] / run["ours"]["wall_seconds"] for run in runs]),
         "ratio_peak_memory": _spread([run["trl"]["peak_mib"] / run["ours"]["peak_mib"] for run in runs]),
         "floor_cpu_ms_per_episode": _spread(floors),
@@ -175,8 +188,16 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    return _spread([one / other for one, other in zip(theirs, ours, strict=True)])
+
+
 def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def _range(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f}x ({spread['low']:.2f}..{spread['high']:.2f})"
 
 
 def show(result: dict[str, Any]) -> str:
@@ -193,9 +214,16 @@ def show(result: dict[str, Any]) -> str:
     ratio, floor = result["ratio_cpu"], result["floor_cpu_ms_per_episode"]["median"]
     ours = result["ours"]["cpu_ms_per_episode_by_phase"]
     total = sum(ours.values())
+    partial = {
+        "without TRL's gc.collect": result["ratio_cpu_without_gc"],
+        "with torch's linear layers": result["ratio_cpu_plain_linears"],
+        "with neither": result["ratio_cpu_plain_linears_without_gc"],
+    }
     lines = [
-        f"{result['size']}: {ratio['median']:.2f}x ({ratio['low']:.2f}..{ratio['high']:.2f}) by CPU seconds, "
+        f"{result['size']}: {_range(ratio)} by CPU seconds, "
         f"{result['ratio_wall']['median']:.2f}x by wall; {result['episodes']} episodes a run",
+        f"  gc.collect takes {100 * result['trl_gc_share']['median']:.0f} % of TRL's CPU seconds; ratio "
+        + ", ".join(f"{name} {_range(spread)}" for name, spread in partial.items() if spread is not None),
         row("episodes a CPU second", "episodes_per_cpu_second", "{:.1f}"),
         row("episodes a wall second", "episodes_per_wall_second", "{:.1f}"),
         row("CPU seconds an update", "cpu_seconds_per_update", "{:.3f}"),
@@ -219,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--trl-env", type=Path, help="virtual environment with TRL 1.12.0; made when there is none")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "plumbline-ppo-benchmark")
     parser.add_argument("--sizes", nargs="+", default=["0.15M", "2M", "8M"], choices=["0.15M", "2M", "8M"])
+    parser.add_argument("--plain-linears", action="store_true", help="a third run a seed: ours with torch's linears")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=1920, help="of a run at 0.15M, a multiple of 64")
     parser.add_argument("--speed-episodes", type=int, default=256, help="of a run at the larger sizes")

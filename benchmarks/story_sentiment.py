@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data_contracts.records import CuratedPair, Message
+    from data_contracts.records import CuratedPair
     from tasks.finetuning.methods import FinetuneInputs
 
 MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260K"
@@ -250,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{method}: sentiment {found['sentiment_before']:.3f} -> {found['sentiment_after']:.3f}, "
             f"gain {gain['value']:.3f} [{gain['low']:.3f}, {gain['high']:.3f}], p {found['wilcoxon_p']:.1e}, "
-            f"win rate {found['win_rate']:.3f}, KL {found['kl_nats_per_token']:.3f} nats/token, {found['cpu_s']:.0f} CPU s"
+            f"win rate {found['win_rate']:.3f}, KL {found['kl_nats_per_token']:.3f} nats/token, "
+            f"{found['cpu_s']:.0f} CPU s"
         )
         for sample_ in found["samples"]:
             print(f"  {sample_['prompt']}\n    before: {sample_['before']}\n    after:  {sample_['after']}")

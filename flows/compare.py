@@ -41,7 +41,7 @@ def compare(root: str = ".", overlays: Sequence[str] = (), settings: Sequence[st
 
 
 def _compare(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) -> Compared:
-    params, _ = settle_params(workspace, overlays, settings)
+    params, _ = settle_params(workspace, overlays, settings, comparing=True)
     attempts = attempts_of(params)
     warm_up()
     with open_run(workspace, params.registry, flow_run_id=str(flow_run.id), name="compare") as run:

@@ -5,6 +5,8 @@
    then written into `params.yaml`, as `dvc exp run --set-param` does: DVC decides what to re-run
    from that file, so what ran is always what the file says.
 3. A wrong key or value stops the command before any work, naming file, line, key, value and range.
+4. DVC reads the file with a stricter parser than ours: what was set is written in block style, and no text replaces
+   the file that DVC could not read back as the same values.
 """
 
 from __future__ import annotations
@@ -105,16 +107,48 @@ def resolve_overlays(root: Path, overlays: Sequence[str | Path]) -> list[Path]:
 
 
 def save_params(root: Path, document: CommentedMap) -> list[str]:
-    """Write the merged document to `params.yaml` if it changed; return the changed keys with old and new value."""
-    before = dict(flatten(_read(root / PARAMS_FILE)))
+    """Write the merged document to `params.yaml` if it changed; return the changed keys with old and new value.
+
+    Raises `ParamsError`, and writes nothing, where DVC could not read what stands there or would.
+    """
+    path = root / PARAMS_FILE
+    before = dict(flatten(_read(path)))
     after = dict(flatten(document))
     changed = [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
+    text = _dumped(document) if changed else path.read_text(encoding="utf-8")
+    _require_strict(text, document, path)
     if changed:
-        buffer = io.BytesIO()
-        _yaml().dump(document, buffer)
-        with full_disk_as_stage_error(root / PARAMS_FILE):
-            write_bytes(root / PARAMS_FILE, buffer.getvalue())
+        with full_disk_as_stage_error(path):
+            write_bytes(path, text.encode())
     return changed
+
+
+def _dumped(document: CommentedMap) -> str:
+    buffer = io.StringIO()
+    _yaml().dump(document, buffer)
+    return buffer.getvalue()
+
+
+def _require_strict(text: str, document: CommentedMap, path: Path) -> None:
+    """Raise `ParamsError` unless the parser that DVC reads params with (`dvc.utils.serialize`) finds the same values.
+
+    It is libyaml: `{function: module:f}` and tags, for instance, are beyond it.
+    """
+    try:
+        found = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise ParamsError(
+            f"{path}: expected params that DVC can read, so nothing was written: {error}. Put quotes around text that "
+            "holds any of : { } [ ] , & * # ? | < > = ! % @, and leave tags (!) out."
+        ) from error
+    if found != document:
+        ours, theirs = dict(flatten(document)), dict(flatten(found if isinstance(found, Mapping) else {}))
+        wrong = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        raise ParamsError(
+            f"{path}: expected params that DVC reads as we do, so nothing was written. It would read "
+            + "; ".join(f"{key}: {theirs.get(key)!r} in place of {ours.get(key)!r}" for key in wrong[:3])
+            + ". Put quotes around them."
+        )
 
 
 def validate_params(document: Mapping[str, Any], source: Path) -> Params:
@@ -129,16 +163,14 @@ def validate_params(document: Mapping[str, Any], source: Path) -> Params:
 def render_defaults() -> str:
     """The text of a fresh `params.yaml`: every field with its default and its description."""
     header = "# Every tunable of Plumbline, with its default. A wrong key or value is refused before any work starts.\n"
-    buffer = io.StringIO()
-    _yaml().dump(_documented(Params()), buffer)
-    return header + buffer.getvalue()
+    return header + _dumped(_documented(Params()))
 
 
 def _documented(section: BaseModel, depth: int = 0, *, in_list: bool = False) -> CommentedMap:
     """The section as a mapping with a comment above each key; in a list the first key's stands above the dash."""
     document = CommentedMap()
     plain, indent = section.model_dump(mode="json"), 2 * depth
-    for place, (name, field) in enumerate(type(section).model_fields.items()):
+    for place, name in enumerate(type(section).model_fields):
         value = getattr(section, name)
         document[name] = plain[name]
         if isinstance(value, BaseModel):
@@ -207,7 +239,19 @@ def _merge(document: CommentedMap, overlay: Mapping[str, Any], where: str, prefi
                 f"{where}: {prefix}{key} is a section with keys {', '.join(document[key])}; found {value!r}."
             )
         else:
-            document[key] = value
+            inside = document.ca.items.get(key)
+            if inside and len(inside) > 3:
+                inside[3] = None  # a comment on the first item of the list that goes
+            document[key] = _in_blocks(value)
+
+
+def _in_blocks(value: Any) -> Any:
+    """The value with its lists and mappings in block style, comments kept: flow style needs more quotes."""
+    if isinstance(value, CommentedMap | CommentedSeq):
+        value.fa.set_block_style()
+        for item in value.values() if isinstance(value, CommentedMap) else value:
+            _in_blocks(item)
+    return value
 
 
 def _explain(detail: ErrorDetails, document: Mapping[str, Any], source: Path) -> str:

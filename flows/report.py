@@ -104,7 +104,7 @@ def _too_long(facts: Mapping[str, Any]) -> str:
     counts = {
         "SFT conversations": facts["reference"].get("examples", {}).get("too_long", 0),
         "reward-model training pairs": facts["reward"]["too_long"]["train"],
-        "fine-tuning pairs": facts["finetune"]["too_long"]["train"],
+        "fine-tuning examples": facts["finetune"]["too_long"]["train"],
         "test pairs": facts["evaluate"]["metrics"]["counts"]["pairs_over_context"],
         "test prompts": facts["evaluate"]["metrics"]["counts"]["prompts_over_context"],
     }

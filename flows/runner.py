@@ -64,7 +64,7 @@ def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
 
 def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> CompareReport:
     """Validate params and variants, write params to `params.yaml`, run the comparison and report on it."""
-    params, changed = settle_params(root, overlays, settings)
+    params, changed = settle_params(root, overlays, settings, comparing=True)
     for line in changed:
         output.remark(f"params.yaml: {line}")
     _quiet_prefect()

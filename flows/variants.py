@@ -12,10 +12,11 @@ from tasks.stage import Stage, fill
 
 def validated_variants(params: Params) -> list[tuple[Variant, Params]]:
     """Every variant of `compare` with its own params, validated. Raises `ParamsError` naming variant and key."""
-    sections, document = _own_keys(params), params.model_dump(mode="json")
+    sections, document, ppo = _own_keys(params), params.model_dump(mode="json"), params.finetune.ppo
+    variants = variants_of(params.compare, ppo_episodes=ppo.episodes, an_update=ppo.episodes_per_update)
     return [
         (variant, validate_params(settled(document, variant, sections), Path(f"compare.variants.{variant.name}")))
-        for variant in variants_of(params.compare)
+        for variant in variants
     ]
 
 

@@ -31,6 +31,7 @@ from data_contracts.errors import ArtifactError, PlumblineError, StageError
 from data_contracts.params import Section
 from data_contracts.records import CuratedPair, load_jsonl
 from tasks import evaluate_policy, finetune_policy
+from tasks.comparison.budget import readings_of
 from tasks.comparison.cost import Cost, Metered, read_cost
 from tasks.comparison.params import CompareParams
 from tasks.comparison.report import Comparison, Shared, compare, write_report
@@ -151,6 +152,7 @@ def report_comparison(
         seed=declared(evaluate_policy.STAGE, session.params)["seed"],
         confidence=evaluation.confidence,
         resamples=evaluation.resamples,
+        reward_seconds=session.run.seconds_of("reward", inputs[finetune_policy.STAGE.deps["reward"]]),
     )
     comparison = compare(trials, failures, shared, params)
     parents = {
@@ -177,11 +179,11 @@ def _run(attempt: Attempt, session: Session, folder: Path) -> Outcome:
     measured = _bring(replace(evaluation, out=f"{evaluation.out}-{key}"), session.params, session)
     cost = read_cost(account)
     assert cost is not None, "the stage ended without its account"
-    trial = _trial(attempt, measured.artifact, cost)
+    trial = _trial(attempt, trained.artifact, measured.artifact, cost)
     return Outcome(attempt, trial, folder, reused=trained.reused and measured.reused)
 
 
-def _trial(attempt: Attempt, evaluation: Artifact, cost: Cost) -> Trial:
+def _trial(attempt: Attempt, policy: Artifact, evaluation: Artifact, cost: Cost) -> Trial:
     return Trial(
         variant=attempt.variant.name,
         methods=attempt.methods,
@@ -190,6 +192,7 @@ def _trial(attempt: Attempt, evaluation: Artifact, cost: Cost) -> Trial:
         metrics=evaluation.facts["metrics"],
         outcomes=read_outcomes(evaluation.path),
         cost=cost,
+        readings=readings_of(policy.facts, cost.cpu_seconds),
     )
 
 

@@ -15,15 +15,21 @@ from tasks.stage import Facts, Stage, StageContext
 def evaluate_policy(
     context: StageContext, *, seed: int, threads: int, evaluation: EvaluationParams, reference_trust_remote_code: bool
 ) -> Facts:
-    """Write metrics, samples and plots. The gold reward, where the world has one, is known only here."""
+    """Write metrics, samples and plots. The held-out judge judges, or else the reward model.
+
+    The gold reward, where the world has one, is known only here.
+    """
     from tasks.evaluation.evaluate import evaluate
     from tasks.evaluation.gold import Gold
+    from tasks.rewards.held_out import choose_judge
     from tasks.rewards.scoring import RewardModel
     from tasks.sample_world import gold
 
     known = read_artifact(context.dep("world")).facts["enabled"]
     reward = context.dep("reward")
-    judge = RewardModel.load(reward, trust_remote_code=reference_trust_remote_code)
+    held_out_judge, judging = choose_judge(reward)
+    judge = RewardModel.load(judging, trust_remote_code=reference_trust_remote_code)
+    tuned = read_artifact(context.dep("policy")).facts
     curves = {name: context.dep(name) / "training.jsonl" for name in ("base", "reference", "reward", "policy")}
     metrics = evaluate(
         context.dep("policy"),
@@ -36,9 +42,12 @@ def evaluate_policy(
         threads=threads,
         folder=context.folder,
         progress=context.progress,
-        beta=read_artifact(context.dep("policy")).facts["implied_beta"],
+        beta=tuned["implied_beta"],
         curves={name: path for name, path in curves.items() if path.is_file()},
+        training=tuned["settings"],
         reward_audit=_audit(reward),
+        judge_audit=_audit(judging) if judging != reward else None,
+        held_out_judge=held_out_judge,
         judge_length=judge.max_length,
         trust_remote_code=reference_trust_remote_code,
     )

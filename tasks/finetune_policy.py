@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from typing import TYPE_CHECKING
 
-from data_contracts.artifact import read_artifact, write_json
+from data_contracts.artifact import write_json
 from data_contracts.records import CuratedPair, load_jsonl
 from tasks.finetuning.params import FinetuneParams
 from tasks.rewards.judge_params import JudgeParams
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 JUDGE_REPORT = "judge.json"
 """Beside the policy: how far the judge that ranked candidates agreed with people."""
 
+logger = logging.getLogger(__name__)
+
 
 def finetune_policy(
     context: StageContext,
@@ -30,36 +32,67 @@ def finetune_policy(
     judge: JudgeParams,
     reference_trust_remote_code: bool,
 ) -> Facts:
-    """Write the fine-tuned policy; the reward model judges validation samples for early stopping."""
+    """Write the fine-tuned policy; the held-out judge, or else the reward model, chooses the best checkpoint."""
     from tasks.finetuning import stack
     from tasks.finetuning.methods import FinetuneInputs
+    from tasks.rewards.held_out import choose_judge
     from tasks.rewards.scoring import RewardModel
 
     curated, reward = context.dep("curated"), context.dep("reward")
-    model = RewardModel.load(reward, trust_remote_code=reference_trust_remote_code)
+    name, folder = choose_judge(reward)
+    optimised = name == "reward_model" and learns_from_reward_model(finetune, mixture, judge)
+    if optimised:
+        logger.warning(
+            "%s is optimised against the reward model, and the same model chooses the best checkpoint and reports win "
+            "rates, which then rise with its errors. Set reward.held_out_share (such as 0.5) for a held-out judge.",
+            "+".join(finetune.methods),
+        )
+    arbiter = RewardModel.load(folder, trust_remote_code=reference_trust_remote_code)
     inputs = FinetuneInputs(
         start=context.dep("reference"),
         reference=context.dep("reference"),
         train=list(load_jsonl(curated / "train.jsonl", CuratedPair)),
         validation=list(load_jsonl(curated / "validation.jsonl", CuratedPair)),
-        judge=model.score,
+        judge=arbiter.score_fitting,
         seed=seed,
         threads=threads,
         folder=context.folder,
         work=context.work,
         progress=context.progress,
         trust_remote_code=reference_trust_remote_code,
-        judge_digest=read_artifact(reward).digest,
-        judge_length=model.max_length,
+        judge_digest=arbiter.digest,
+        judge_length=arbiter.max_length,
         reward_model=reward,
     )
-    return stack.run(_with_rewards(inputs, finetune.methods, mixture, judge, model), finetune)
+    taught: Facts = {}
+    if {"ppo", "grpo"} & set(finetune.methods):
+        trained = (
+            arbiter if folder == reward else RewardModel.load(reward, trust_remote_code=reference_trust_remote_code)
+        )
+        inputs, taught = _with_rewards(inputs, finetune, mixture, judge, trained)
+    facts = stack.run(inputs, finetune)
+    return {**facts, **taught, "held_out_judge": name, "optimised_against_judge": optimised}
+
+
+def maximises_mixture(finetune: FinetuneParams) -> bool:
+    """Whether a method is trained on the reward mixture: PPO is, and GRPO where it gives it a weight."""
+    return "ppo" in finetune.methods or ("grpo" in finetune.methods and finetune.grpo.reward_weight > 0)
+
+
+def learns_from_reward_model(finetune: FinetuneParams, mixture: MixtureParams, judge: JudgeParams) -> bool:
+    """Whether a method is optimised against the reward model of this run, as a term of its reward or as its judge."""
+    in_mixture = any(term.kind == "reward_model" and term.weight != 0 for term in mixture.terms)
+    ranks = judge.kind == "reward_model" and judge.reward_model.path is None
+    return (maximises_mixture(finetune) and in_mixture) or ("grpo" in finetune.methods and ranks)
 
 
 def _with_rewards(
-    inputs: FinetuneInputs, methods: Sequence[str], mixture: MixtureParams, judge: JudgeParams, model: RewardModel
-) -> FinetuneInputs:
-    """The inputs with what on-policy methods learn from; a judge that disagrees with people stops the run here."""
+    inputs: FinetuneInputs, finetune: FinetuneParams, mixture: MixtureParams, judge: JudgeParams, model: RewardModel
+) -> tuple[FinetuneInputs, Facts]:
+    """The inputs with what on-policy methods learn from, and facts of it.
+
+    A judge that disagrees with people stops the run here.
+    """
     from dataclasses import replace
 
     from tasks.rewards.gains import build_gains
@@ -67,9 +100,11 @@ def _with_rewards(
     from tasks.rewards.judges.reliability import Measured, calibrate, require_reliable
     from tasks.rewards.mixture import build_mixture
 
-    if {"ppo", "grpo"} & set(methods):
+    facts: Facts = {}
+    if maximises_mixture(finetune):
         inputs = replace(inputs, reward=build_mixture(mixture, model))
-    if "grpo" in methods:
+        facts["reward_terms"] = [{"name": term.title, "weight": term.weight} for term in mixture.terms]
+    if "grpo" in finetune.methods:
         means = JudgeMeans(model, inputs.work / "judge_answers", inputs.trust_remote_code)
         unmeasured = build_judge(judge, means)
         report = calibrate(unmeasured, inputs.validation, judge.calibration_pairs, inputs.seed)
@@ -77,7 +112,8 @@ def _with_rewards(
         require_reliable(report, judge)
         noise = report["noise"]["value"]
         inputs = replace(inputs, ranker=Measured(unmeasured, noise), gains=build_gains(judge.gains, noise))
-    return inputs
+        facts["ranking"] = {name: report[name] for name in ("judge", "kappa", "noise")} | {"gains": judge.gains.kind}
+    return inputs, facts
 
 
 STAGE = Stage(

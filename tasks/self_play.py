@@ -26,7 +26,6 @@ from tasks.watch import watch
 
 SOURCE = "judged_pairs"
 _ROWS = "pairs.jsonl"
-_CLOCKS = ("seconds", "latency_seconds")  # not in an artifact: the same answers would differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +88,7 @@ def play_and_judge(
     )
     lines = [orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in played.rows]
     write_bytes(context.folder / _ROWS, b"".join(lines))
-    counts = {name: value for name, value in reliability["counts"].items() if name not in _CLOCKS}
-    return {"counts": played.counts, "reliability": {**reliability, "counts": counts}}
+    return {"counts": played.counts, "reliability": reliability}
 
 
 def _require(root: Path, path: str) -> None:

@@ -98,7 +98,8 @@ def execute(stage: Stage, root: Path, params: Section, progress: Progress = sile
         with writing(root / stage.out, contract=stage.contract, version=stage.version, parents=parents) as draft:
             context = StageContext(root, draft.path, work, deps, progress)
             draft.facts = stage.body(context, **declared(stage, params))
-        for checkpoints in work.glob("run-*"):
+        # a stage of several trainings has a folder for each
+        for checkpoints in [*work.glob("run-*"), *work.glob("*/run-*")]:
             shutil.rmtree(checkpoints)
     return read_artifact(root / stage.out, contract=stage.contract)
 

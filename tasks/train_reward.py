@@ -1,8 +1,7 @@
-"""Stage `reward`: train the reward model on the curated pairs and audit it on held-out ones."""
+"""Stage `reward`: train the reward model on the curated pairs and audit it on held-out ones; its judge as well."""
 
 from __future__ import annotations
 
-from data_contracts.artifact import write_json
 from data_contracts.records import CuratedPair, load_jsonl
 from tasks.rewards.params import RewardParams
 from tasks.stage import Facts, Stage, StageContext
@@ -11,27 +10,27 @@ from tasks.stage import Facts, Stage, StageContext
 def train_reward(
     context: StageContext, *, seed: int, threads: int, reward: RewardParams, reference_trust_remote_code: bool
 ) -> Facts:
-    """Write the reward model and its audit on the test split, which training never sees."""
-    from tasks.rewards import bradley_terry
-    from tasks.rewards.held_out import audit_held_out
+    """Write the reward model and its audit on the test split, which training never sees.
+
+    With `reward.held_out_share` a second one, the held-out judge, stands in the folder `held_out`.
+    """
+    from tasks.rewards.held_out import Splits, TrainingRun, split_off, train_and_audit
 
     curated = context.dep("curated")
-    facts = bradley_terry.train_reward(
-        context.dep("init"),
-        list(load_jsonl(curated / "train.jsonl", CuratedPair)),
-        list(load_jsonl(curated / "validation.jsonl", CuratedPair)),
-        reward,
-        seed,
-        threads,
-        context.folder,
-        context.work,
-        context.progress,
+    splits = {
+        name: list(load_jsonl(curated / f"{name}.jsonl", CuratedPair)) for name in ("train", "validation", "test")
+    }
+    training, held_out = split_off(splits["train"], reward.held_out_share, seed)
+    run = TrainingRun(
+        init=context.dep("init"),
+        folder=context.folder,
+        work=context.work,
+        seed=seed,
+        threads=threads,
+        progress=context.progress,
         trust_remote_code=reference_trust_remote_code,
     )
-    test = list(load_jsonl(curated / "test.jsonl", CuratedPair))
-    audit = audit_held_out(context.folder, test, reward, trust_remote_code=reference_trust_remote_code)
-    write_json(context.folder / "audit.json", audit)
-    return {**facts, "audit": {name: audit[name] for name in ("passed", "reasons", "accuracy", "too_long")}}
+    return train_and_audit(run, Splits(training, held_out, splits["validation"], splits["test"]), reward)
 
 
 STAGE = Stage(

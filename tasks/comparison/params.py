@@ -51,16 +51,31 @@ class RecommendParams(Section):
     same_cost: float = Field(
         1.1, ge=1, description="Costs within this factor count as equal: measured seconds vary between runs."
     )
+    same_budget: float = Field(
+        1.5,
+        ge=1,
+        description="CPU seconds of training within this factor count as one budget. The lead of a dearer variant "
+        "counts only if its evaluations during training show it at the cheaper one's seconds too.",
+    )
 
 
 class CompareParams(Section):
     """What `plumbline compare` runs side by side, on the same data, π_ref, reward model and prompts."""
 
     preset: Literal["beta_sweep", "methods"] | None = Field(
-        "beta_sweep", description="beta_sweep: DPO at each of `betas`; methods: DPO, GRPO, PPO; null: only `variants`."
+        "beta_sweep",
+        description="beta_sweep: DPO at each of `betas`; methods: DPO, GRPO, PPO and DPO → PPO (dpo_ppo), each "
+        "as long as its section says; null: only `variants`.",
     )
     betas: tuple[float, ...] = Field(
         (0.05, 0.1, 0.2, 0.5), min_length=1, description="β of each variant of beta_sweep."
+    )
+    dpo_ppo_share: float = Field(
+        0.33,
+        gt=0,
+        le=1,
+        description="Share of finetune.ppo.episodes that dpo_ppo takes after a whole DPO, so that the two stay "
+        "near the budget of one method.",
     )
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

@@ -1,4 +1,4 @@
-"""Plots of a comparison: win rate against KL, calibration, training time."""
+"""Plots of a comparison: win rate against KL, calibration, training time, win rate over training time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STYLE = {
 
 def win_rate_against_kl(rows: Sequence[Row], judge: str, front: Sequence[str], most_kl: float, path: Path) -> None:
     """Win rate over KL, both with intervals; the Pareto front is filled, the end of the KL band dashed."""
-    with _canvas(path, (6.4, 4.2)) as figure:
+    with _canvas(path, (7.4, 4.2)) as figure:
         axes = figure.subplots()
         for number, row in enumerate(rows):
             win, kl = row.win[judge], row.kl
@@ -46,7 +46,7 @@ def win_rate_against_kl(rows: Sequence[Row], judge: str, front: Sequence[str], m
             xlabel="KL from π_ref, nats per token",
             ylabel=f"win rate over π_ref, {judge}",
         )
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Row], path: Path) -> None:
@@ -85,6 +85,33 @@ def training_time(rows: Sequence[Row], path: Path) -> None:
         axes.set(title="Training", xlabel="seconds", yticks=list(places), yticklabels=[row.name for row in rows])
         axes.invert_yaxis()
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def win_rate_over_time(rows: Sequence[Row], most_kl: float, path: Path) -> None:
+    """Win rate during training, by the judge of training, over CPU seconds: who was where at an equal budget.
+
+    A line a seed; a hollow mark is beyond the KL band. A stack, whose seconds are not known by step, has none.
+    """
+    with _canvas(path, (6.4, 4.2)) as figure:
+        axes = figure.subplots()
+        for number, row in enumerate(rows):
+            colour, label = _COLOURS[number % len(_COLOURS)], row.name
+            for readings in filter(None, row.readings):
+                places = [each.cpu_seconds for each in readings], [each.win_rate for each in readings]
+                axes.plot(*places, color=colour, linewidth=1.2, label=label)
+                inside = [colour if each.kl_per_token <= most_kl else "white" for each in readings]
+                axes.scatter(*places, c=inside, edgecolors=colour, s=16, zorder=3)
+                label = "_"  # one entry of the legend a variant
+        axes.axvline(
+            min(row.cpu_seconds for row in rows), color="#6b7280", linewidth=1, linestyle="--", label="least budget"
+        )
+        axes.axhline(0.5, color="#6b7280", linewidth=1, linestyle=":")
+        axes.set(
+            title="Win rate during training (hollow: beyond the KL band)",
+            xlabel="CPU seconds of training, about",
+            ylabel="win rate over π_ref, validation prompts",
+        )
+        axes.legend()
 
 
 @contextmanager

@@ -7,19 +7,28 @@ lists are judged or DPO's ceiling is too low; to PPO with a solid reward model a
 2. A variant is admitted when it beats π_ref, keeps to the KL band and the budget, and, where it learns from the
    reward model, when that one can be relied on.
 3. The ceiling is the best win rate among the admitted. What is not significantly below it is tied with it.
-4. Of the tied the cheapest is taken; at equal cost the better win rate, then the lower KL, then the name decides.
+4. A variant that leads a much cheaper one has to show that lead at the cheaper one's budget, by its evaluations during
+   training, or is set aside: more training is no merit of a method.
+5. Of the tied the cheapest is taken; at equal cost the better win rate, then the lower KL, then the name decides.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tasks.comparison.budget import Reading, win_rate_at
 from tasks.comparison.paired import Floats, Gain, paired_gain
 from tasks.comparison.params import RecommendParams
 
 ON_POLICY = ("grpo", "ppo")
 """Methods that sample from the policy and learn from what scores the samples: exploration."""
+
+
+def explores(methods: Sequence[str]) -> bool:
+    """Whether any of the methods samples from the policy, and so learns from the reward model."""
+    return any(method in ON_POLICY for method in methods)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,7 @@ class Contender:
     """One variant as measured. `outcomes` (S, n): per seed and prompt, 1 a win over π_ref, ½ a tie, 0 a loss.
 
     `kl` in nats per token; `cost` in the currency of the prices; `agreement`: how often the judge takes gold's side
-    on this policy's samples, None without gold.
+    on this policy's samples, None without gold; `readings` of each seed, its evaluations during training.
     """
 
     name: str
@@ -47,11 +56,12 @@ class Contender:
     cost: float
     outcomes: Floats
     agreement: float | None = None
+    readings: tuple[tuple[Reading, ...], ...] = ()
 
     @property
     def explores(self) -> bool:
         """Whether any of its methods samples from the policy."""
-        return any(method in ON_POLICY for method in self.methods)
+        return explores(self.methods)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +119,19 @@ def recommend(facts: Facts, params: RecommendParams) -> Recommendation:
             admitted.append(contender)
     if not admitted:
         return Recommendation(None, (), tuple(reasons))
-    best = max(admitted, key=lambda each: (each.win.value, each.name))
-    gains = {each.name: _gain(best, each, facts) for each in admitted if each is not best}
-    level = params.alpha / max(len(gains), 1)
-    tied = [each for each in admitted if each is best or not _clear(gains[each.name], level, params)]
+    level = params.alpha / max(len(admitted) - 1, 1)
+    even = list(admitted)  # without those whose lead is bought
+    while True:
+        best = max(even, key=lambda each: (each.win.value, each.name))
+        gains = {each.name: _gain(best, each, facts) for each in even if each is not best}
+        tied = [each for each in even if each is best or not _clear(gains[each.name], level, params)]
+        leads = [_lead(best, each, params) for each in even if each not in tied and _much_dearer(best, each, params)]
+        reasons += leads
+        if all(lead.holds for lead in leads):
+            break
+        even.remove(best)
     chosen = _cheapest(tied, params)
-    reasons += _ceiling(best, admitted, facts, params, level)
+    reasons += _ceiling(best, even, facts, params, level)
     reasons += _cost(chosen, best, gains, params, level)
     return Recommendation(chosen.name, chosen.methods, tuple(reasons), tuple(each.name for each in tied))
 
@@ -203,6 +220,30 @@ def _clear(gain: Gain, level: float, params: RecommendParams) -> bool:
     return gain.p < level and gain.in_each_seed and gain.difference >= params.min_gain
 
 
+def _much_dearer(one: Contender, other: Contender, params: RecommendParams) -> bool:
+    return one.cpu_seconds > params.same_budget * other.cpu_seconds
+
+
+def _lead(dear: Contender, cheap: Contender, params: RecommendParams) -> Reason:
+    """Whether a lead was there at the cheaper one's budget already."""
+    seconds, band = cheap.cpu_seconds, params.max_kl_nats_per_token
+    ours, theirs = win_rate_at(dear.readings, seconds, band), win_rate_at(cheap.readings, math.inf, band)
+    spent = (
+        f"{dear.name} leads {cheap.name} with {dear.cpu_seconds / seconds:.1f}x the CPU seconds of training "
+        f"({dear.cpu_seconds:.1f} against {seconds:.1f}; up to {params.same_budget:g}x is one budget)"
+    )
+    if ours is None or theirs is None:
+        missing = dear.name if ours is None else cheap.name
+        text = f"{spent}, and no evaluation of {missing} by then tells what it had won: the lead does not count"
+        return Reason("same_budget", False, dear.cpu_seconds / seconds, params.same_budget, text)
+    holds = ours - theirs >= params.min_gain
+    text = (
+        f"{spent}. By then it had won {ours:.3f} of validation prompts against {theirs:.3f}, by the judge of training "
+        f"(needs {params.min_gain:g} more): the lead {'counts' if holds else 'does not count'}"
+    )
+    return Reason("same_budget", holds, ours - theirs, params.min_gain, text)
+
+
 def _cheapest(tied: Sequence[Contender], params: RecommendParams) -> Contender:
     limit = min(each.cost for each in tied) * params.same_cost
     cheap = [each for each in tied if each.cost <= limit]
@@ -210,14 +251,16 @@ def _cheapest(tied: Sequence[Contender], params: RecommendParams) -> Contender:
 
 
 def _ceiling(
-    best: Contender, admitted: Sequence[Contender], facts: Facts, params: RecommendParams, level: float
+    best: Contender, even: Sequence[Contender], facts: Facts, params: RecommendParams, level: float
 ) -> list[Reason]:
     """Whether exploration lifts the ceiling: the best that samples against the best that does not."""
-    explorers = [each for each in admitted if each.explores]
-    others = [each for each in admitted if not each.explores]
+    explorers = [each for each in even if each.explores]
+    others = [each for each in even if not each.explores]
     if not explorers or not others:
         missing = (
-            "no admitted variant samples from the policy (GRPO, PPO)" if others else "no offline variant is admitted"
+            "no variant that samples from the policy (GRPO, PPO) is admitted, with a lead that counts"
+            if others
+            else "no offline variant is admitted, with a lead that counts"
         )
         words = f"need for exploration not measured: {missing}; the ceiling is {best.name} with {best.win.value:.3f}"
         return [Reason("exploration", False, best.win.value, 0.5, words)]

@@ -10,8 +10,9 @@ from typing import Any
 from data_contracts.artifact import write_bytes, write_json
 from data_contracts.records import CuratedPair
 from tasks.comparison import plots
+from tasks.comparison.budget import Spread
 from tasks.comparison.params import CompareParams
-from tasks.comparison.recommend import Contender, Facts, Interval, Recommendation, recommend
+from tasks.comparison.recommend import Contender, Facts, Interval, Recommendation, explores, recommend
 from tasks.comparison.table import (
     Row,
     Trial,
@@ -27,7 +28,10 @@ from tasks.comparison.table import (
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all variants share: training pairs, the reward model's audit, digests of the inputs, the run's seed."""
+    """What all variants share: training pairs, the reward model's audit, digests of the inputs, the run's seed.
+
+    `reward_seconds`: how long the reward model trained, on the wall clock; None where no run tells.
+    """
 
     train: Sequence[CuratedPair]
     reward_audit: Mapping[str, Any]
@@ -35,6 +39,7 @@ class Shared:
     seed: int
     confidence: float
     resamples: int
+    reward_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,9 @@ def compare(trials: Sequence[Trial], failures: Mapping[str, str], shared: Shared
         "variants": [as_json(row) for row in rows],
         "pareto_front": front,
         "recommendation": asdict(found),
-        "time_ratio": time_ratios(rows),
+        "time_ratio": time_ratios(rows, shared.reward_seconds),
         "failures": dict(failures),
-        "budget": _budget(shared, params),
+        "budget": _budget(rows, shared, params),
         "inputs": dict(shared.inputs),
     }
     return Comparison(tuple(rows), judge, tuple(front), found, facts)
@@ -79,6 +84,7 @@ def write_report(comparison: Comparison, trials: Sequence[Trial], params: Compar
         bins.setdefault(trial.variant, trial.metrics["calibration"]["bins"])
     plots.reliability(bins, rows, plot / "reliability.png")
     plots.training_time(rows, plot / "training_time.png")
+    plots.win_rate_over_time(rows, most_kl, plot / "win_rate_time.png")
 
 
 def verdict(comparison: Comparison) -> str:
@@ -112,6 +118,7 @@ def _facts(rows: Sequence[Row], trials: Sequence[Trial], judge: str, shared: Sha
                 row.cost,
                 outcomes[row.name],
                 row.agreement,
+                row.readings,
             )
             for row in rows
         ],
@@ -120,18 +127,30 @@ def _facts(rows: Sequence[Row], trials: Sequence[Trial], judge: str, shared: Sha
     )
 
 
-def _budget(shared: Shared, params: CompareParams) -> str:
+def _budget(rows: Sequence[Row], shared: Shared, params: CompareParams) -> dict[str, Any]:
+    """What the variants had in common, and whether that holds of the time to train."""
+    seconds = {row.name: row.cpu_seconds for row in rows}
+    least, most = min(seconds, key=lambda name: seconds[name]), max(seconds, key=lambda name: seconds[name])
+    spread = Spread(seconds[least], seconds[most], params.recommend.same_budget)
     limit = params.budget_cpu_seconds
-    spent = "no limit on training time" if limit is None else f"at most {limit:g} CPU s of training"
-    return (
+    spent = f"{spread.factor:.2f}x ({least} {spread.least:.1f} to {most} {spread.most:.1f} CPU s of training)"
+    if spread.equal:
+        told = f"equal budgets of training within {spent}"
+    else:
+        told = (
+            f"unequal budgets of training: {spent}; a lead at more than {spread.within:g}x the seconds counts only "
+            f"where evaluations during training show it at the cheaper one's"
+        )
+    common = (
         f"the same {len(shared.train):,} training pairs, π_ref, reward model, test prompts and random draws of the "
-        f"evaluation for all; {spent}"
+        f"evaluation for all; {told}" + ("" if limit is None else f"; at most {limit:g} CPU s are recommended")
     )
+    return {"text": common, "equal": spread.equal, **asdict(spread), "factor": spread.factor, "limit": limit}
 
 
 def _text(comparison: Comparison) -> str:
     table = markdown(comparison.rows, comparison.front)
-    note = f"Budget: {comparison.facts['budget']}. Intervals and tests: over prompts, by {comparison.judge}."
+    note = f"Budget: {comparison.facts['budget']['text']}. Intervals and tests: over prompts, by {comparison.judge}."
     return f"# Comparison\n\n{table}\n{note}\n\n```\n{verdict(comparison)}\n```\n"
 
 
@@ -143,8 +162,17 @@ def _ratio_lines(comparison: Comparison) -> list[str]:
     return [
         f"Training time of {methods} over {ratio['over']}: {found['wall']:.2f}x wall-clock, {found['cpu']:.2f}x CPU"
         + (f" (literature: {low:g} to {high:g}x)" if methods == "ppo" else "")
+        + _with_reward_model(methods, found, ratio["reward_model_seconds"])
         for methods, found in ratio["ratios"].items()
     ]
+
+
+def _with_reward_model(methods: str, found: Mapping[str, float], seconds: float | None) -> str:
+    if not explores(methods.split("+")):
+        return ""
+    if seconds is None:
+        return "; the reward model's own training is not known, and not in it"
+    return f"; {found['wall_with_reward_model']:.2f}x wall-clock with the reward model's {seconds:.1f} s"
 
 
 def _failure_lines(comparison: Comparison) -> list[str]:

@@ -16,9 +16,10 @@ import orjson
 from numpy.typing import NDArray
 
 from data_contracts.errors import StageError
+from tasks.comparison.budget import Reading
 from tasks.comparison.cost import Cost
 from tasks.comparison.params import CompareParams
-from tasks.comparison.recommend import Interval
+from tasks.comparison.recommend import Interval, explores
 from tasks.statistics import paired_bootstrap
 
 Floats = NDArray[np.float64]
@@ -31,7 +32,8 @@ LITERATURE = (2.0, 5.0)
 class Trial:
     """What one variant left under one seed: evaluation metrics, its outcome against π_ref a prompt and judge, its cost.
 
-    `outcomes` maps gold and judge to {id of a prompt: 1 a win, ½ a tie, 0 a loss}.
+    `outcomes` maps gold and judge to {id of a prompt: 1 a win, ½ a tie, 0 a loss}; `readings` are the evaluations that
+    training made on validation prompts.
     """
 
     variant: str
@@ -41,11 +43,15 @@ class Trial:
     metrics: Mapping[str, Any]
     outcomes: Mapping[str, Mapping[str, float]]
     cost: Cost
+    readings: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One variant over its seeds. `win` by judge name; KL in nats per token; seconds and cost are means of a trial."""
+    """One variant over its seeds. `win` by judge name; KL in nats per token; seconds and cost are means of a trial.
+
+    `readings` of each seed are the evaluations during its training.
+    """
 
     name: str
     methods: tuple[str, ...]
@@ -65,6 +71,7 @@ class Row:
     tokens_seen: float | None
     tokens_generated: float | None
     cost: float
+    readings: tuple[tuple[Reading, ...], ...] = ()
 
 
 def read_outcomes(evaluation: Path) -> dict[str, dict[str, float]]:
@@ -124,19 +131,32 @@ def pareto_front(rows: Sequence[Row], judge: str) -> list[str]:
     ]
 
 
-def time_ratios(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Training time of the first variant of each other method over that of the first plain DPO; None without DPO."""
+def time_ratios(rows: Sequence[Row], reward_seconds: float | None) -> dict[str, Any] | None:
+    """Training time of the first variant of each other method over that of the first plain DPO; None without DPO.
+
+    `reward_seconds` is the wall-clock time that the reward model took, None where it is not known: what learns from it
+    (PPO, GRPO) is told with it too, DPO does not need it.
+    """
     first: dict[tuple[str, ...], Row] = {}
     for row in rows:
         first.setdefault(row.methods, row)
     dpo = first.pop(("dpo",), None)
     if dpo is None or not first:
         return None
-    ratios = {
-        "+".join(methods): {"wall": row.wall_seconds / dpo.wall_seconds, "cpu": row.cpu_seconds / dpo.cpu_seconds}
-        for methods, row in first.items()
+
+    def ratio(row: Row) -> dict[str, float]:
+        found = {"wall": row.wall_seconds / dpo.wall_seconds, "cpu": row.cpu_seconds / dpo.cpu_seconds}
+        if explores(row.methods) and reward_seconds is not None:
+            found["wall_with_reward_model"] = (row.wall_seconds + reward_seconds) / dpo.wall_seconds
+        return found
+
+    ratios = {"+".join(methods): ratio(row) for methods, row in first.items()}
+    return {
+        "over": dpo.name,
+        "reward_model_seconds": reward_seconds,
+        "ratios": ratios,
+        "literature_ppo": list(LITERATURE),
     }
-    return {"over": dpo.name, "ratios": ratios, "literature_ppo": list(LITERATURE)}
 
 
 def as_json(row: Row) -> dict[str, Any]:
@@ -215,6 +235,7 @@ def _row(group: Sequence[Trial], params: CompareParams, confidence: float, resam
         tokens_seen=_mean([cost.tokens_seen for cost in costs]),
         tokens_generated=_mean([cost.tokens_generated for cost in costs]),
         cost=float(np.mean(prices)),
+        readings=tuple(trial.readings for trial in group),
     )
 
 

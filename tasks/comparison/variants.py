@@ -21,15 +21,20 @@ class Variant:
     settings: Mapping[str, Any]
 
 
-def variants_of(params: CompareParams) -> list[Variant]:
-    """The preset's variants, then the custom ones. Raises `ParamsError` where a name is taken twice."""
+def variants_of(params: CompareParams, *, ppo_episodes: int, an_update: int) -> list[Variant]:
+    """The preset's variants, then the custom ones. Raises `ParamsError` where a name is taken twice.
+
+    `ppo_episodes` is how long PPO alone is, `an_update` how many episodes one of its updates takes.
+    """
     found: dict[str, Mapping[str, Any]] = {}
     if params.preset == "beta_sweep":
         found = {
             f"dpo-beta-{beta:g}": {"finetune.methods": ["dpo"], "finetune.dpo.beta": beta} for beta in params.betas
         }
     elif params.preset == "methods":
+        updates = max(1, round(params.dpo_ppo_share * ppo_episodes / an_update))
         found = {name: {"finetune.methods": [name]} for name in _METHODS}
+        found["dpo_ppo"] = {"finetune.methods": ["dpo", "ppo"], "finetune.ppo.episodes": updates * an_update}
     taken = sorted(set(found) & set(params.variants))
     if taken:
         raise ParamsError(

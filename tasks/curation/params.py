@@ -90,9 +90,9 @@ class ContradictionParams(Section):
 class SplitParams(Section):
     """Shares of the pairs, by whole clusters of near-duplicate prompts."""
 
-    train: float = Field(0.70, ge=0, le=1, description="Share of pairs for training.")
+    train: float = Field(0.80, ge=0, le=1, description="Share of pairs for training.")
     validation: float = Field(0.05, ge=0, le=1, description="Share of pairs for early stopping.")
-    test: float = Field(0.25, ge=0, le=1, description="Share of pairs for evaluation only.")
+    test: float = Field(0.15, ge=0, le=1, description="Share of pairs for evaluation only.")
     on_empty: Literal["error", "warn"] = Field(
         "error", description="When a share above 0 receives no pair (too few clusters): stop, or note it in the report."
     )

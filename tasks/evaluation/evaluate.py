@@ -20,7 +20,7 @@ from data_contracts.artifact import write_json
 from data_contracts.errors import StageError
 from data_contracts.progress import Progress, silent
 from data_contracts.records import CuratedPair
-from tasks.evaluation import plots
+from tasks.evaluation import on_policy_plots, plots
 from tasks.evaluation.calibration import calibration
 from tasks.evaluation.divergence import divergence, sequence_divergences
 from tasks.evaluation.estimate import mean
@@ -68,16 +68,21 @@ def evaluate(
     *,
     beta: float | None,
     curves: Mapping[str, Path] | None = None,
+    training: Mapping[str, Any] | None = None,
     reward_audit: Mapping[str, Any] | None = None,
+    judge_audit: Mapping[str, Any] | None = None,
+    held_out_judge: str | None = None,
     judge_length: int | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Evaluate and write `metrics.json`, `samples.jsonl` and `plots/*.png` into `folder`; return the metrics.
 
-    `score(prompts, responses)` is the judge, a reward model. `beta` is that of the policy's objective: the
-    implied probability of a pair is sigmoid(beta·margin); None where the method implies none. `curves` maps stage names to their `training.jsonl`.
-    `reward_audit` goes into the metrics for the gate. `judge_length` is the most tokens of prompt and response that
-    the judge takes; None: as many as the policies. The same inputs give the same bytes.
+    `score(prompts, responses)` is the judge, a reward model. `beta` is that of the policy's objective: the implied
+    probability of a pair is sigmoid(beta·margin); None where the method implies none. `curves` maps stage names to
+    their `training.jsonl`; that of `policy` is plotted in full where it sampled, with the KL target of `training`, the
+    settings in the policy's manifest. `reward_audit`, and `judge_audit` where the judge is another model, go into the
+    metrics for the gate, and `held_out_judge`, which of the two judged, for people. `judge_length` is the most tokens
+    of prompt and response that the judge takes; None: as many as the policies. The same inputs give the same bytes.
 
     Raises `StageError` on an empty test split, `ModelError` when the two checkpoints do not share a
     tokenizer, no prompt fits the context, or a score is not finite.
@@ -113,13 +118,15 @@ def evaluate(
         },
         "safety": _refusals(samples, scores, gold, params),
         "reward_audit": None if reward_audit is None else dict(reward_audit),
+        "judge_audit": None if judge_audit is None else dict(judge_audit),
+        "held_out_judge": held_out_judge,
     }
     watch.start(_DIVERGENCE)
     metrics["divergence"] = _diverge(samples, subjects, params, seed)
     watch.start(_PLOTS)
     write_json(folder / "metrics.json", metrics)
     write_samples(folder / "samples.jsonl", samples, scores)
-    _plot(folder / "plots", metrics, scores, curves or {})
+    _plot(folder / "plots", metrics, scores, curves or {}, training or {})
     watch.end()
     return metrics
 
@@ -214,9 +221,17 @@ def _diverge(samples: Samples, subjects: Subjects, params: EvaluationParams, see
     return divergence(sequences, params, seed)
 
 
-def _plot(folder: Path, metrics: Mapping[str, Any], scores: Mapping[str, Scores], curves: Mapping[str, Path]) -> None:
+def _plot(
+    folder: Path,
+    metrics: Mapping[str, Any],
+    scores: Mapping[str, Scores],
+    curves: Mapping[str, Path],
+    training: Mapping[str, Any],
+) -> None:
     if curves:
         plots.training_curves(curves, folder / "training_curves.png")
+    if "policy" in curves:
+        on_policy_plots.draw(curves["policy"], training, folder)
     titles = {"judge": "Reward model on test prompts", "gold": "Gold reward on test prompts"}
     panels = {titles[name]: (score.policy, score.reference) for name, score in scores.items()}
     plots.reward_distribution(panels, folder / "reward_distribution.png")

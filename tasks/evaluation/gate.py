@@ -95,7 +95,11 @@ _RESTS_ON = {
 def decide(metrics: Mapping[str, Any], params: GateParams) -> GateDecision:
     """Apply every check. A metric that is missing, null or not finite fails the check that needs it."""
     reasons = [_apply(check, metrics, getattr(params, check.threshold)) for check in CHECKS]
-    reasons.append(_reward_audit(metrics.get("reward_audit"), params.require_reward_audit))
+    reasons.append(
+        _audited("require_reward_audit", "reward model", metrics.get("reward_audit"), params.require_reward_audit)
+    )
+    if metrics.get("judge_audit") is not None:
+        reasons.append(_audited("judge_audit", "held-out judge", metrics["judge_audit"], params.require_reward_audit))
     return GateDecision(all(reason.passed for reason in reasons), tuple(reasons))
 
 
@@ -134,14 +138,13 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _reward_audit(audit: Mapping[str, Any] | None, required: bool) -> Reason:
-    name = "require_reward_audit"
+def _audited(name: str, model: str, audit: Mapping[str, Any] | None, required: bool) -> Reason:
     if not required:
-        return Reason(name, True, None, None, "audit of the reward model: off in params", applies=False)
+        return Reason(name, True, None, None, f"audit of the {model}: off in params", applies=False)
     if audit is None or not isinstance(audit.get("passed"), bool):
-        return Reason(name, False, None, None, "audit of the reward model: no audit was given: failed")
+        return Reason(name, False, None, None, f"audit of the {model}: no audit was given: failed")
     passed: bool = audit["passed"]
-    text = f"audit of the reward model: {'passed' if passed else 'failed'}"
+    text = f"audit of the {model}: {'passed' if passed else 'failed'}"
     failing = [] if passed else _failing_reasons(audit)
     return Reason(name, passed, float(passed), 1.0, text + (f" ({'; '.join(failing)})" if failing else ""))
 

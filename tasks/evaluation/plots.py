@@ -1,4 +1,4 @@
-"""Plots of an evaluation as PNG files whose bytes depend on the data alone."""
+"""Plots of an evaluation as PNG files whose bytes depend on the data alone. Those of sampling: `on_policy_plots`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from data_contracts.errors import ArtifactError
+from tasks.evaluation.curves import Training, read_training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Curve = list[tuple[float, float]]
 
 POLICY, REFERENCE, NEUTRAL = "#1f6fb2", "#d9822b", "#6b7280"  # told apart by readers with any colour vision
 _TRAINED = (POLICY, "#3a8f5c", NEUTRAL)
@@ -43,22 +40,24 @@ def training_curves(curves: Mapping[str, Path], path: Path) -> None:
     """Loss and accuracy of each stage against its steps; evaluation metrics dashed with a mark a point.
 
     `curves`: stage name → `training.jsonl`, a JSON object a line with `step` and metrics. Metrics whose name
-    ends with "loss" or "win_rate", or contains "accura", are drawn. Raises `ArtifactError` when a file cannot be read.
+    ends with "loss" or "win_rate", or contains "accura", are drawn; lines break where a stack goes on to its next
+    method. Raises `ArtifactError` when a file cannot be read.
     """
-    stages = {stage: _read_curves(file) for stage, file in curves.items()}
-    with _canvas(path, (8.0, 0.6 + 2.3 * len(stages))) as figure:
+    stages = {stage: read_training(file) for stage, file in curves.items()}
+    with canvas(path, (8.0, 0.6 + 2.3 * len(stages))) as figure:
         grid = figure.subplots(len(stages), 2, squeeze=False)
         for row, (stage, found) in zip(grid, stages.items(), strict=True):
-            _draw_curves(row[0], f"{stage}: loss", {name: c for name, c in found.items() if name.endswith("loss")})
-            shares = {name: c for name, c in found.items() if "accura" in name or name.endswith("win_rate")}
-            _draw_curves(row[1], f"{stage}: accuracy", shares)
+            losses = [name for name in found.curves if name.endswith("loss")]
+            shares = [name for name in found.curves if "accura" in name or name.endswith("win_rate")]
+            draw_curves(row[0], f"{stage}: loss", found, losses)
+            draw_curves(row[1], f"{stage}: accuracy", found, shares)
             row[0].set_xlabel("step")
             row[1].set_xlabel("step")
 
 
 def reward_distribution(scores: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path: Path) -> None:
     """Histogram of each score (panel title → policy (n,), reference (n,)) on common bins, means as dashed lines."""
-    with _canvas(path, (4.6 * len(scores), 3.2)) as figure:
+    with canvas(path, (4.6 * len(scores), 3.2)) as figure:
         for axes, (title, (policy, reference)) in zip(
             figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True
         ):
@@ -76,7 +75,7 @@ def reward_distribution(scores: Mapping[str, tuple[NDArray[np.float64], NDArray[
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]], ece: float | None, path: Path) -> None:
     """Observed frequency against forecast probability, and below it how many forecasts each bin holds."""
-    with _canvas(path, (4.2, 4.8)) as figure:
+    with canvas(path, (4.2, 4.8)) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         confidence = [row["confidence"] for row in bins]
         frequency = [row["frequency"] for row in bins]
@@ -104,7 +103,7 @@ def _bin_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @contextmanager
-def _canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+def canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure without pyplot's global state, in matplotlib's own style whatever the user's matplotlibrc says."""
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -118,34 +117,25 @@ def _canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _read_curves(path: Path) -> dict[str, Curve]:
-    """Metric name → (step, value) points; a line without `step` takes the number of the line."""
-    curves: dict[str, Curve] = {}
-    try:
-        rows = [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise ArtifactError(
-            f"{path}: expected the curve of a training stage, a JSON object a line, found {error}. Run the stage again."
-        ) from error
-    for number, row in enumerate(rows, start=1):
-        for name, value in row.items():
-            if name not in ("step", "epoch") and isinstance(value, int | float) and not isinstance(value, bool):
-                curves.setdefault(name, []).append((float(row.get("step", number)), float(value)))
-    return curves
-
-
-def _draw_curves(axes: Axes, title: str, curves: Mapping[str, Curve]) -> None:
+def draw_curves(axes: Axes, title: str, training: Training, names: Sequence[str], *, legend: bool = True) -> None:
+    """Metrics of a training, held-out ones dashed with a mark a point; a dotted line where a stage of a stack ends."""
     axes.set_title(title)
-    if not curves:
+    if not names:
         axes.text(0.5, 0.5, "not recorded", ha="center", va="center", color=NEUTRAL, transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
         return
-    held_out = sorted(name for name in curves if name.startswith(("eval", "validation")))
-    trained = sorted(set(curves) - set(held_out))
-    for names, colours, line in ((trained, _TRAINED, "-"), (held_out, _HELD_OUT, "--")):
-        for index, name in enumerate(names):
-            steps, values = zip(*curves[name], strict=True)
-            marker = "o" if line == "--" or len(steps) == 1 else ""
-            colour = colours[index % len(colours)]
-            axes.plot(steps, values, line, color=colour, marker=marker, markersize=3, linewidth=1.3, label=name)
-    axes.legend()
+    held_out = sorted(name for name in names if name.startswith(("eval", "validation")))
+    trained = sorted(set(names) - set(held_out))
+    for group, colours, line in ((trained, _TRAINED, "-"), (held_out, _HELD_OUT, "--")):
+        for index, name in enumerate(group):
+            label: str | None = name
+            for piece in training.pieces(name):
+                steps, values = zip(*piece, strict=True)
+                marker = "o" if line == "--" or len(steps) == 1 else ""
+                colour = colours[index % len(colours)]
+                axes.plot(steps, values, line, color=colour, marker=marker, markersize=3, linewidth=1.3, label=label)
+                label = None
+    for step in training.boundaries:
+        axes.axvline(step, color=NEUTRAL, linestyle=":", linewidth=1)
+    if legend:
+        axes.legend()

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,6 +96,21 @@ def share_won(differences: torch.Tensor) -> float:
     return float(won.mean())
 
 
+def is_beyond(kl_per_token: float | None, limit: float | None) -> bool:
+    """Whether a KL (nats per token) was measured and exceeds the limit, where there is one."""
+    return limit is not None and kl_per_token is not None and kl_per_token > limit
+
+
+def near_first(metrics: dict[str, float], key: str, limit: float | None) -> dict[str, float]:
+    """Metrics of an evaluation with `key`, a share in [0, 1], less 1 where the policy is beyond the limit.
+
+    A policy within the limit then beats every one beyond it, and where none is within, the best of them is still kept.
+    """
+    if not is_beyond(metrics.get("eval_kl_per_token"), limit):
+        return metrics
+    return metrics | {key: metrics[key] - 1.0}
+
+
 def open_arena(
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -170,17 +186,24 @@ def _scores(
     completions: Sequence[Completion],
     judge_length: int,
 ) -> torch.Tensor:
-    """Scores (N,) of the judge, NaN where prompt and response together are longer than it takes."""
+    """Scores (N,) of the judge, NaN where prompt and response together are longer than it takes.
+
+    A judge with a tokenizer of its own says so itself; `judge_length` in the policy's tokens spares the others it.
+    """
     texts = [each.text for each in completions]
-    lengths = torch.tensor([len(head) + len(tail) for head, tail in encode_all(tokenizer, prompts, texts)])
-    rows = (lengths <= judge_length).nonzero().squeeze(1)
-    found = torch.tensor(judge([prompts[row] for row in rows], [texts[row] for row in rows]), dtype=torch.float64)
-    if found.shape != rows.shape or not bool(torch.isfinite(found).all()):
+    lengths = [len(head) + len(tail) for head, tail in encode_all(tokenizer, prompts, texts)]
+    rows = [row for row, length in enumerate(lengths) if length <= judge_length]
+    scores = judge([prompts[row] for row in rows], [texts[row] for row in rows])
+    odd = sum(score is not None and not math.isfinite(score) for score in scores)
+    if len(scores) != len(rows) or odd:
         raise StageError(
-            f"Expected {len(rows)} finite scores from the judge, found shape {tuple(found.shape)} with "
-            f"{int((~torch.isfinite(found)).sum())} not finite. Check the reward model's audit."
+            f"Expected {len(rows)} finite scores from the judge, found {len(scores)} with {odd} not finite. Check the "
+            "reward model's audit."
         )
-    return torch.full((len(prompts),), torch.nan, dtype=torch.float64).index_put((rows,), found)
+    found = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
+    for row, score in zip(rows, scores, strict=True):
+        found[row] = torch.nan if score is None else score
+    return found
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

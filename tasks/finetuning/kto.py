@@ -36,6 +36,7 @@ from tasks.finetuning.offline import (
     train_and_write,
 )
 from tasks.finetuning.params import KtoParams
+from tasks.finetuning.tokens import of_passes
 from tasks.finetuning.validation import Validation
 from tasks.models.chat import encode_all
 from tasks.models.length_groups import LengthGroups
@@ -119,14 +120,18 @@ def run(inputs: FinetuneInputs, params: KtoParams) -> dict[str, Any]:
         peft_config=lora_config(params.lora),
         callbacks=callbacks(opened),
         validation=Validation(opened.shown, logps[1], params.beta, opened.max_length, params.eval_batch_size, arena),
+        best_within_kl=params.best_within_kl,
     )
-    return train_and_write(opened, trainer, runs_in) | {
+    facts = train_and_write(opened, trainer, runs_in)
+    lengths = [len(each.prompt_ids) + len(each.completion_ids) for each in batched]
+    return facts | {
         "implied_beta": params.beta,
         "examples": {"desirable": desirable, "undesirable": len(examples) - desirable},
         "pairs": {"validation": len(opened.shown.tokens)},
         "weights": {"desirable": weights[0], "undesirable": weights[1]},
         "mismatched_cut": cut,
         "too_long": too_long | {"validation": opened.validation.too_long, "max_length": opened.max_length},
+        "tokens": of_passes(lengths, params, steps=facts["steps"]["run"], processes=config.world_size),
     }
 
 

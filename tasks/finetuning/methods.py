@@ -14,8 +14,9 @@ from data_contracts.records import CuratedPair, Message, UnpairedResponse
 from tasks.finetuning.params import FinetuneParams
 from tasks.models.judging import GainFunction, Judge, Reward
 
-Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[float]]
-"""Scores responses to prompts, higher is better; only the order of two responses to one prompt counts."""
+Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float | None]]
+"""Scores responses to prompts, higher is better; only the order of two responses to one prompt counts. None: a response
+that is longer, in the tokens of the scorer, than it takes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import torch
 
 from data_contracts.errors import ModelError, ParamsError
 from tasks.finetuning.adapters import save_policy
-from tasks.finetuning.arena import Arena, open_arena
+from tasks.finetuning.arena import Arena, is_beyond, near_first, open_arena
 from tasks.finetuning.methods import FinetuneInputs
 from tasks.finetuning.params import OfflineParams
 from tasks.finetuning.reference_logps import reference_logps
@@ -89,9 +89,16 @@ class Measured:
     control: TrainerControl
     model: PreTrainedModel
 
-    def __init__(self, *args: Any, validation: Validation, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, validation: Validation, best_within_kl: float | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.validation = validation
+        self.best_within_kl = best_within_kl
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As transformers, with policies near π_ref before all others (`arena.near_first`)."""
+        ranked = near_first(metrics, self.args.metric_for_best_model, self.best_within_kl)
+        found: bool = super()._determine_best_metric(ranked, trial)  # type: ignore[misc]
+        return found
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the policy on the validation split; names start with `eval_`, as transformers expects."""
@@ -254,8 +261,14 @@ def _outcome(state: TrainerState, params: OfflineParams, rows: Sequence[Mapping[
     ]
     return {
         "steps": {"planned": state.max_steps, "run": evaluations[-1]["step"]},
-        "best": {"step": state.best_global_step, "metric": params.best_by, "value": state.best_metric},
+        "best": _best(state, params, evaluations),
         "stopped": stop_reason(state.stateful_callbacks) or "all steps done",
         "final_loss": rows[-1]["loss"],
         "evaluations": evaluations,
     }
+
+
+def _best(state: TrainerState, params: OfflineParams, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = next(row for row in evaluations if row["step"] == state.best_global_step)
+    within = not is_beyond(found.get("kl_per_token"), params.best_within_kl)
+    return {"step": found["step"], "metric": params.best_by, "value": found[params.best_by], "within_kl": within}

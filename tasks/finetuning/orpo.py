@@ -30,6 +30,7 @@ from tasks.finetuning.offline import (
     train_and_write,
 )
 from tasks.finetuning.params import OrpoParams
+from tasks.finetuning.tokens import of_passes
 from tasks.finetuning.validation import Validation
 from tasks.models.length_groups import GroupsByLength
 from tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pairs
@@ -120,14 +121,18 @@ def run(inputs: FinetuneInputs, params: OrpoParams) -> dict[str, Any]:
         peft_config=lora_config(params.lora),
         callbacks=callbacks(opened),
         validation=OddsValidation(opened.shown, unused, 1.0, opened.max_length, params.eval_batch_size, arena),
+        best_within_kl=params.best_within_kl,
     )
-    return train_and_write(opened, trainer, runs_in) | {
+    facts = train_and_write(opened, trainer, runs_in)
+    lengths = [pair.total for pair in training.tokens]
+    return facts | {
         "pairs": {"train": len(training.tokens), "validation": len(opened.shown.tokens)},
         "too_long": {
             "train": training.too_long,
             "validation": opened.validation.too_long,
             "max_length": opened.max_length,
         },
+        "tokens": of_passes(lengths, params, steps=facts["steps"]["run"], processes=config.world_size),
     }
 
 

@@ -38,7 +38,7 @@ class LoraParams(Section):
 class EarlyStoppingParams(Section):
     """End training when neither validation metric improves any more."""
 
-    patience: int = Field(3, ge=1, description="Evaluations in a row without improvement of either metric.")
+    patience: int = Field(4, ge=1, description="Evaluations in a row without improvement of either metric.")
     min_delta: float = Field(0.0, ge=0, lt=1, description="Smallest rise of a metric (a share) that counts.")
 
 
@@ -47,7 +47,7 @@ class ValidationParams(Section):
 
     pairs: int = Field(256, ge=1, le=512, description="At most this many validation pairs, drawn with the run's seed.")
     prompts: int = Field(
-        128, ge=0, le=256, description="Validation prompts sampled from the policy for the win rate; 0 skips it."
+        256, ge=0, le=4096, description="Validation prompts sampled from the policy for the win rate; 0 skips it."
     )
     max_new_tokens: int = Field(48, ge=1, le=4096, description="Longest sampled completion in tokens.")
     temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature; KL is of the model as sampled at 1.")

@@ -31,6 +31,7 @@ from tasks.finetuning.offline import (
     train_and_write,
 )
 from tasks.finetuning.params import ImitationParams, SftParams
+from tasks.finetuning.tokens import of_passes
 from tasks.finetuning.validation import Validation
 from tasks.models.callbacks import usual_callbacks
 from tasks.models.chat import as_dicts, end_token_id
@@ -116,12 +117,20 @@ def run(inputs: FinetuneInputs, params: ImitationParams) -> dict[str, Any]:
         peft_config=lora_config(params.lora),
         callbacks=callbacks(opened),
         validation=Validation(opened.shown, logps, 1.0, opened.max_length, params.eval_batch_size, arena),
+        best_within_kl=params.best_within_kl,
     )
-    return train_and_write(opened, trainer, runs_in) | {
+    facts = train_and_write(opened, trainer, runs_in)
+    lengths = [len(ids) for ids, _ in kept]
+    return facts | {
         "examples": {"given": len(conversations), "used": len(kept), "too_long": len(examples) - len(kept)},
         "pairs": {"validation": len(opened.shown.tokens)},
-        "too_long": {"validation": opened.validation.too_long, "max_length": opened.max_length},
+        "too_long": {
+            "train": len(examples) - len(kept),
+            "validation": opened.validation.too_long,
+            "max_length": opened.max_length,
+        },
         "assistant_tokens": _assistant_tokens(kept),
+        "tokens": of_passes(lengths, params, steps=facts["steps"]["run"], processes=config.world_size),
     }
 
 

@@ -34,6 +34,7 @@ from tasks.finetuning.adapters import ADAPTER
 from tasks.finetuning.formats import apply_formats
 from tasks.finetuning.methods import METHODS, FinetuneInputs, Method
 from tasks.finetuning.params import FinetuneParams
+from tasks.finetuning.tokens import in_all
 from tasks.models.checkpoints import is_whole, run_folder, seal, weights_digest
 from tasks.models.curve import CURVE, write_curve
 from tasks.models.training import library_versions
@@ -42,8 +43,15 @@ from tasks.models.training import library_versions
 def run(inputs: FinetuneInputs, params: FinetuneParams) -> dict[str, Any]:
     """Run `params.methods` in order, write the last policy into `inputs.folder`, and return facts for the manifest.
 
-    `implied_beta` is that of the last stage whose policy implies a reward β·log(π / π_ref), None without one. One
-    method gives its own facts; several give theirs under `stages`. Raises what the methods raise.
+    One method gives its own facts; several give theirs under `stages`, and for the whole stack:
+
+    - `implied_beta`, that of the last stage, where its policy implies a reward β·log(π / π_ref); None where it implies
+      none, or one against the stage before it (`stage_reference: previous`), which nobody keeps;
+    - `too_long`, examples set aside for their length by the stage that set aside the most: stages read the same
+      feedback, so that a sum would count an example once a stage;
+    - `tokens`, the sum over stages.
+
+    Raises what the methods raise.
     """
     methods = [METHODS[name] for name in params.methods]
     for method in methods:
@@ -80,14 +88,17 @@ def _run_stages(methods: Sequence[Method], inputs: FinetuneInputs, params: Finet
     # the adapter of the last stage fits a policy that nobody keeps
     shutil.rmtree(inputs.folder / ADAPTER, ignore_errors=True)
     write_curve(inputs.folder, _joined(curves))
-    betas = [facts["implied_beta"] for facts in stages.values() if facts.get("implied_beta") is not None]
+    *_, last = stages.values()
+    against_reference = params.stage_reference == "reference"
     return {
         "method": "+".join(params.methods),
         "settings": {"stage_reference": params.stage_reference}
         | {key: each["settings"] for key, each in stages.items()},
         "seed": inputs.seed,
         "reference_weights": weights_digest(inputs.reference),
-        "implied_beta": betas[-1] if betas else None,
+        "implied_beta": last.get("implied_beta") if against_reference else None,
+        "too_long": {"train": max(each["too_long"]["train"] for each in stages.values())},
+        "tokens": in_all(each["tokens"] for each in stages.values()),
         "stages": stages,
     }
 

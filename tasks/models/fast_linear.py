@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LEAST_WORK = 2**24
-"""Fewest multiplications of a product for oneDNN: rows x inputs x outputs. Below some 10 million the gain is gone."""
+LEAST_WORK = 2**22
+"""Fewest multiplications of a product for oneDNN, rows x inputs x outputs; below, a call costs more than it gains."""
 
 _CPU_FACTS = Path("/proc/cpuinfo")
 

@@ -6,7 +6,10 @@ injects the implementation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,11 +103,49 @@ class Verdicts:
     """Judgements of G groups, in order; None where the judge gave no usable answer, which is never guessed.
 
     `counts` holds what the judging cost and met, such as `requests`, `cached`, `retries`, `unusable`,
-    `prompt_tokens`, `completion_tokens`, `seconds`.
+    `prompt_tokens`, `completion_tokens`, `seconds`. Those in `SPENDING` differ from one run to the same again, so they
+    go through `settle` before anything is kept.
     """
 
     judgements: Sequence[Judgement | None]
     counts: Mapping[str, float]
+
+
+SPENDING = frozenset(
+    {
+        "seconds",  # wall clock
+        "request_seconds",  # summed over requests, which overlap
+        "requests",
+        "retries",
+        "cached",
+        "cache_corrupt",
+        "prompt_tokens",
+        "completion_tokens",
+        "cost",  # in the currency of the judge's prices
+    }
+)
+"""Counts of `Verdicts` that hang on clocks, servers and caches: never in an artifact, whose bytes they would change."""
+
+_ACCOUNT: ContextVar[Counter[str] | None] = ContextVar("judging account", default=None)
+
+
+@contextmanager
+def judging_account() -> Iterator[Counter[str]]:
+    """Collect what judges spend inside the block, by the names of `SPENDING`."""
+    account: Counter[str] = Counter()
+    token = _ACCOUNT.set(account)
+    try:
+        yield account
+    finally:
+        _ACCOUNT.reset(token)
+
+
+def settle(counts: Mapping[str, float]) -> dict[str, float]:
+    """The counts of a judgement less its spending, which goes to the open account, if there is one."""
+    account = _ACCOUNT.get()
+    if account is not None:
+        account.update({name: value for name, value in counts.items() if name in SPENDING})
+    return {name: value for name, value in counts.items() if name not in SPENDING}
 
 
 class Judge(Protocol):

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from data_contracts.errors import ModelError
 
@@ -83,6 +84,33 @@ def accepts(model: PreTrainedModel, argument: str) -> bool:
     """Whether a model's forward takes an argument, seen through adapters (PEFT)."""
     inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
     return argument in inspect.signature(inner.forward).parameters
+
+
+def target_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities (M,), nats, of targets (M,) under logits (M, V), with an analytic gradient.
+
+    Naive equivalent: `log_softmax(logits).gather(targets)`, whose backward pass fills a gradient of zeros (M, V) first
+    and sums its rows. Once differentiable.
+    """
+    logps: torch.Tensor = _TargetLogps.apply(logits, targets.unsqueeze(1))  # type: ignore[no-untyped-call]
+    return logps
+
+
+class _TargetLogps(torch.autograd.Function):
+    """d log p(target) / d logits = onehot(target) - p."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        everything = torch.log_softmax(logits, dim=-1)  # (M, V)
+        ctx.save_for_backward(everything, targets)
+        return everything.gather(1, targets).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        everything, targets = ctx.saved_tensors
+        gradient = gradient.unsqueeze(1)
+        return everything.exp().mul_(-gradient).scatter_add_(1, targets, gradient), None
 
 
 @torch.no_grad()

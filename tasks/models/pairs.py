@@ -29,6 +29,11 @@ class TokenPair:
         """Tokens of the prompt with the longer response."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
+    @property
+    def total(self) -> int:
+        """Tokens of both sequences: the prompt with either response."""
+        return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenisedPairs:

@@ -11,13 +11,15 @@ from typing import Any
 
 from data_contracts.params import flatten
 
-# The figures that a reader asks for first: dotted name -> its words. Absent ones (no gold reward) are left out.
+# The figures that a reader asks for first: dotted name -> its words, {judge} being who judged. Absent ones (no gold
+# reward) are left out.
 KEY_FIGURES = {
     "win_rate.gold": "win rate over π_ref, gold reward",
-    "win_rate.judge": "win rate over π_ref, reward model as judge",
+    "win_rate.judge": "win rate over π_ref, {judge} as judge",
     "win_rate.judge.length_controlled": "the same at equal length",
     "preference.accuracy": "held-out preference accuracy of the policy",
     "reward_audit.accuracy": "held-out accuracy of the reward model",
+    "judge_audit.accuracy": "held-out accuracy of the held-out judge",
     "calibration.ece": "calibration error (ECE) of the policy's implied probabilities",
     "divergence.kl_nats_per_token": "KL from π_ref, nats per token",
     "text.policy.tokens": "tokens a response",
@@ -26,6 +28,44 @@ KEY_FIGURES = {
     "safety.policy.refusal_accuracy": "requests to refuse that are refused",
     "safety.policy.over_refusal": "harmless requests that are refused",
 }
+
+# What is said of a method as it was run: pieces filled from its facts, those with an unknown fact left out.
+_OFFLINE = (
+    "LoRA of rank {settings.lora.r}",
+    "{pairs.train:,} pairs",
+    "{examples.used:,} examples",
+    "{examples.desirable:,} desirable and {examples.undesirable:,} undesirable examples",
+)
+_ON_POLICY = (
+    "KL target {kl_target:g} nats per token",
+    "β fixed at {kl_beta:g}",
+    "final β {implied_beta:.3g}",
+    "LoRA of rank {settings.lora.r}",
+    "{prompts.train:,} prompts",
+)
+METHOD_PIECES = {
+    "sft": ("loss on chosen responses", *_OFFLINE),
+    "dpo": ("β {settings.beta}", "loss {settings.loss_type}", "SFT weight {settings.sft_weight}", *_OFFLINE),
+    "kto": ("β {settings.beta}", "loss {settings.loss_type}", *_OFFLINE),
+    "orpo": ("β {settings.beta}", "odds-ratio loss", *_OFFLINE),
+    "ppo": ("reward {reward}", *_ON_POLICY, "{episodes:,} episodes"),
+    "grpo": (
+        "{settings.candidates} candidates a prompt",
+        "ranked by the judge {ranking.judge}",
+        "κ {ranking.kappa:.2f} with people",
+        "noise {ranking.noise.value:.2f}",
+        "gains {ranking.gains}",
+        "reward {reward} at weight {settings.reward_weight:g}",
+        *_ON_POLICY,
+    ),
+}
+_EVERY_METHOD = (
+    "{steps.run:,} of {steps.planned:,} steps",
+    "best checkpoint by {best.metric} at step {best.step:,}",
+    "{findings} of the monitors",
+)
+JUDGES = {"held_out": "held-out judge", "reward_model": "reward model"}
+_FINDINGS_SHOWN = 5  # of a method; the manifest holds them all
 _MOSTLY_FINISHED = 0.95  # below this share of responses that end by themselves the card warns
 _FIELD = re.compile(r"\{([^}:]+):?([^}]*)\}")
 
@@ -72,23 +112,52 @@ def _summary(manifest: Mapping[str, Any]) -> str:
             run.get("reference", {}), "{method}", "{examples.used:,} conversations", "{steps:,} steps"
         ),
         "reward model": _sentence(run.get("reward", {}), "{architecture}", "{pairs.train:,} pairs", "{steps:,} steps"),
-        "method": _sentence(
-            run.get("finetune", {}),
-            "{method}",
-            "β {settings.beta}",
-            "loss {settings.loss_type}",
-            "SFT weight {settings.sft_weight}",
-            "LoRA of rank {settings.lora.r}",
-            "{pairs.train:,} pairs",
-            "{steps.run:,} of {steps.planned:,} steps",
-            "best checkpoint by {best.metric} at step {best.step:,}",
+        "held-out judge": _sentence(
+            run.get("reward", {}).get("held_out") or {}, "{architecture}", "{pairs.train:,} pairs", "{steps:,} steps"
         ),
+        **_methods(run.get("finetune", {})),
         "data": _sentence(
             manifest["counts"], "{read:,} records read", "{accepted:,} accepted", "{splits.train:,} for training"
         ),
     }
     rows = [(name, text) for name, text in lines.items() if text]
     return f"## What it is\n\n{_table(('part', 'as run'), rows)}"
+
+
+def _methods(finetune: Mapping[str, Any]) -> dict[str, str]:
+    """A sentence for the method, or one a stage of a stack, by the words of its row."""
+    return {
+        "method" if name is None else f"method {name}": _sentence(
+            _readable(facts), "{method}", *METHOD_PIECES.get(facts["method"], ()), *_EVERY_METHOD
+        )
+        for name, facts in _stages(finetune)
+    }
+
+
+def _stages(finetune: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
+    """Facts of each stage of a stack by its name, with those of all; a method alone has no name."""
+    if not finetune:
+        return []
+    shared = {name: finetune[name] for name in ("ranking", "reward_terms") if name in finetune}
+    if "stages" not in finetune:
+        return [(None, finetune)]
+    return [(name, {**shared, **facts}) for name, facts in finetune["stages"].items()]
+
+
+def _readable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a method with what takes words: the terms of its reward, the tie to π_ref, the monitors' findings."""
+    found: dict[str, Any] = {name: value for name, value in facts.items() if name not in ("findings", "reward")}
+    kl = facts.get("settings", {}).get("kl")
+    if kl is not None:
+        fixed = kl.get("mode") == "fixed"
+        found |= {"kl_beta": kl.get("beta")} if fixed else {"kl_target": kl.get("target")}
+    terms = facts.get("reward_terms")
+    if terms and (facts["method"] != "grpo" or facts["settings"].get("reward_weight")):
+        found["reward"] = " + ".join(f"{term['weight']:g} x {term['name']}" for term in terms)
+    if "findings" in facts:
+        count = len(facts["findings"])
+        found["findings"] = f"{count or 'no'} finding{'' if count == 1 else 's'}"
+    return found
 
 
 def _sentence(facts: Mapping[str, Any], *pieces: str) -> str:
@@ -105,8 +174,13 @@ def _fill(piece: str, known: Mapping[str, Any]) -> str | None:
 
 def _key_figures(manifest: Mapping[str, Any]) -> str:
     found = {name: (_number(value), interval, n) for name, value, interval, n in estimates(manifest["evaluation"])}
-    rows = [(words, *found[name]) for name, words in KEY_FIGURES.items() if name in found]
+    judge = _judge(manifest)
+    rows = [(words.format(judge=judge), *found[name]) for name, words in KEY_FIGURES.items() if name in found]
     return f"## Key figures, on the test split\n\n{_table(('figure', 'value', _interval_title(manifest), 'n'), rows)}"
+
+
+def _judge(manifest: Mapping[str, Any]) -> str:
+    return JUDGES.get(manifest["evaluation"].get("held_out_judge"), JUDGES["reward_model"])
 
 
 def _interval_title(manifest: Mapping[str, Any]) -> str:
@@ -168,8 +242,9 @@ def _reasons(gate: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _limits(manifest: Mapping[str, Any]) -> str:
     lines = [
-        "The figures hold for prompts like those of the test split, judged as their names say. The reward model that "
-        "judges was trained on the same feedback; its own audit is below.",
+        "The figures hold for prompts like those of the test split, judged as their names say. The "
+        f"{_judge(manifest)} that judges was trained on the same feedback; its own audit is below.",
+        *_judged_by(manifest),
         "Languages, facts about the world and harms beyond the figures above were not measured.",
     ]
     lines += [f"The gate said no: {entry['text']}" for entry in _reasons(manifest["gate"]) if not entry["passed"]]
@@ -182,12 +257,43 @@ def _limits(manifest: Mapping[str, Any]) -> str:
         lines.append(
             f"{1 - finished:.0%} of the sampled responses were cut at `evaluation.max_new_tokens` and judged so."
         )
+    lines += _found_by_monitors(manifest["as_run"].get("finetune", {}))
     dropped = manifest["counts"].get("quarantined", 0)
     if dropped:
         lines.append(f"{dropped} records were set aside and taught the model nothing.")
     if manifest["git"]["dirty"]:
         lines.append("The workspace had uncommitted changes; the manifest holds them as a diff.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _judged_by(manifest: Mapping[str, Any]) -> list[str]:
+    """What the win rate of the judge is worth, by who it was."""
+    if manifest["evaluation"].get("held_out_judge") == "held_out":
+        return [
+            "No policy was trained against the held-out judge, but it is of one kind with the reward model: the same "
+            "start and the same people behind other pairs, so that some errors are common to both."
+        ]
+    if manifest["as_run"].get("finetune", {}).get("optimised_against_judge"):
+        return [
+            "The policy was optimised against the very judge that reports its win rate, which rises with that judge's "
+            "errors too. `reward.held_out_share` trains a held-out judge."
+        ]
+    return []
+
+
+def _found_by_monitors(finetune: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, facts in _stages(finetune):
+        findings, method = facts.get("findings", []), name or facts["method"]
+        lines += [
+            f"The monitors of {method} found at step {each['update']}: {each['message']}"
+            for each in findings[:_FINDINGS_SHOWN]
+        ]
+        if len(findings) > _FINDINGS_SHOWN:
+            lines.append(
+                f"The monitors of {method} found {len(findings) - _FINDINGS_SHOWN} more signs, in the manifest."
+            )
+    return lines
 
 
 def _lineage(manifest: Mapping[str, Any]) -> str:

@@ -73,6 +73,16 @@ class Run:
             client.set_terminated(run_id, "FINISHED", end_time=end)
         return run_id
 
+    def seconds_of(self, stage: str, digest: str) -> float | None:
+        """How long the run of a stage took that made the artifact with this digest; None where none is logged."""
+        made = (
+            f"tags.`plumbline.stage` = '{stage}' and tags.`plumbline.artifact` = '{digest}' "
+            "and tags.`plumbline.reused` = 'false'"
+        )
+        with self._lock, refusals(f"time of stage {stage}"):
+            runs = self.store.client.search_runs([self.experiment_id], made, max_results=1)
+        return float(runs[0].data.metrics["seconds"]) if runs else None
+
     def log_variant(self, name: str, folder: Path, settings: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         """Log one trial of a comparison as a child run: its settings, figures and the curve in `folder`."""
         from mlflow.entities import Param

@@ -127,8 +127,8 @@ def _depends_on(
 ) -> dict[str, Any]:
     return {
         "method": "bradley_terry",
-        # what only the audit reads does not make another training
-        "params": params.model_dump(mode="json", exclude={"audit"}),
+        # what only the audit reads does not make another training; the share shows in the pairs
+        "params": params.model_dump(mode="json", exclude={"audit", "held_out_share"}),
         "seed": seed,
         "threads": threads,
         "init": weights_digest(init),

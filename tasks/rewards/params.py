@@ -54,7 +54,7 @@ class RewardParams(EvaluatedOptimisation):
         description="The model whose weights it starts from: pi_ref, or the base before SFT. The base suits where it "
         "knows the chat format (the sample world's does), and lets the reward model train beside pi_ref.",
     )
-    epochs: float = Field(2.0, gt=0, le=100, description="Passes over the training pairs.")
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
     lr: float = Field(
         1e-3,
         gt=0,
@@ -63,6 +63,17 @@ class RewardParams(EvaluatedOptimisation):
         "parameters on.",
     )
     batch_size: int = Field(32, ge=1, le=4096, description="Pairs a device and forward pass.")
+    held_out_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Share of the training pairs, in whole clusters drawn with the run's seed, on which a second "
+        "reward model is trained with another seed: the held-out judge, which no policy is trained against. It then "
+        "chooses the best checkpoint, feeds the monitors and judges the evaluation; the first learns from the rest. "
+        "Training on recorded pairs still reads all of them. Its cost is twice the training: each reads its own pairs "
+        "only, but loading, validation, audit, storage and memory come twice. 0: none, and the reward model judges, "
+        "also what was optimised against it; at 0.5 both learn from as many pairs.",
+    )
     center_rewards: float | None = Field(
         0.01,
         ge=0,

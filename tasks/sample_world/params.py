@@ -26,11 +26,11 @@ class SampleWorldParams(Section):
 
     enabled: bool = Field(True, description="Generate the world; false for runs on given feedback alone.")
     pairs: int = Field(
-        9600,
+        18_000,
         ge=20,
         le=100_000,
-        description="Clean preference pairs, each on a prompt of its own. 9,600 leave about 6,700 for training and "
-        "2,400 for the test after a 70/5/25 split.",
+        description="Clean preference pairs, each on a prompt of its own. 18,000 leave about 14,200 for training and "
+        "2,600 for the test after an 80/5/15 split.",
     )
     demonstrations: int = Field(
         24_000,
@@ -39,13 +39,13 @@ class SampleWorldParams(Section):
         description="Conversations of mixed quality for the base model and SFT.",
     )
     careful_share: float = Field(
-        0.30, ge=0, le=1, description="Share of responses written by careful writers, in demonstrations and feedback."
+        0.15, ge=0, le=1, description="Share of responses written by careful writers, in demonstrations and feedback."
     )
     careless_share: float = Field(
-        0.35, ge=0, le=1, description="Share of responses written by careless writers; the rest are average."
+        0.55, ge=0, le=1, description="Share of responses written by careless writers; the rest are average."
     )
     noise: float = Field(
-        1.0,
+        0.5,
         gt=0,
         le=10,
         description="Factor on every annotator's Bradley-Terry temperature (gold units); larger is noisier.",

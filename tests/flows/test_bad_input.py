@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -25,9 +25,10 @@ from typing import Any
 import pytest
 
 from data_contracts.artifact import read_artifact, writing
+from data_contracts.errors import ParamsError
 from data_contracts.records import CuratedPair, dump_jsonl, load_jsonl
 from flows.__main__ import main
-from flows.params import PARAMS_FILE, load_params, save_params
+from flows.params import PARAMS_FILE, Params, load_params, save_params
 from flows.stages import STAGES
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -572,6 +573,109 @@ def test_trainer_arguments_that_trl_knows_pass_the_check() -> None:
     check_trainer_arguments(
         Params.model_validate({"reference": {"sft": known}, "reward": known, "finetune": {"dpo": known}})
     )
+
+
+GRPO = "finetune.methods=[grpo]"
+PPO = "finetune.methods=[ppo]"
+NOWHERE = "[{kind: function, function: nowhere_at_all:f}]"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ((PPO, f"mixture.terms={NOWHERE}"), ("mixture.terms: `function`: nowhere_at_all:f", "ModuleNotFoundError")),
+        (
+            (PPO, "mixture.terms=[{kind: function, function: os.path:join}]"),
+            ("os.path:join: expected TRL's reward signature",),
+        ),
+        (
+            (PPO, "mixture.terms=[{kind: function, function: broken_reward:f}]"),
+            ("broken_reward:f", "ZeroDivisionError on import"),
+        ),
+        ((PPO, "mixture.terms=[{kind: safety, classifier: none_here}]"), ("`safety`: none_here", "config.json")),
+        ((PPO, "finetune.ppo.sampler=vllm"), ("vLLM, which is not installed",)),
+        ((GRPO, "finetune.grpo.use_vllm=true"), ("vLLM, which is not installed",)),
+        ((GRPO, "judge.kind=rule", f"judge.rule.terms={NOWHERE}"), ("judge.rule.terms: `function`: nowhere_at_all:f",)),
+        ((GRPO, "judge.reward_model.path=none_here"), ("judge.reward_model.path", "without config.json, reward.json")),
+        ((GRPO, "judge.kind=llm", "judge.llm.rubric=kindness"), ("Rubric 'kindness'", "helpfulness-1")),
+        ((GRPO, "judge.kind=llm", "judge.llm.api_key_env=NO_SUCH_KEY"), ("variable NO_SUCH_KEY", "unset")),
+        (("finetune.methods=[dpo, ppo]", f"mixture.terms={NOWHERE}"), ("nowhere_at_all:f",)),
+        (
+            (GRPO, "finetune.grpo.reward_weight=0.1", f"mixture.terms={NOWHERE}"),
+            ("mixture.terms: `function`: nowhere_at_all:f",),
+        ),
+    ],
+)
+def test_what_a_method_trains_by_must_be_there_before_anything_starts(
+    run: Run, empty: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], words: Any
+) -> None:
+    (tmp_path / "broken_reward.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with untouched(empty):
+        refused(run(empty, "retrain", *(part for one in settings for part in ("--set", one))), USAGE, *words)
+
+
+def test_what_no_method_of_the_run_uses_is_not_looked_at(empty: Place) -> None:
+    """GRPO without a weight for the mixture leaves it alone, as DPO does; a judge of another kind needs no key."""
+    from flows.preflight import check_teachers
+
+    unused = {
+        "mixture": {"terms": [{"kind": "function", "function": "nowhere_at_all:f"}]},
+        "judge": {"llm": {"api_key_env": "NO_SUCH_KEY", "rubric": "kindness"}},
+    }
+    for methods in (["dpo"], ["grpo"]):
+        check_teachers(empty.root, Params.model_validate({**unused, "finetune": {"methods": methods}}))
+
+
+def test_the_held_out_judge_may_not_rank(empty: Place) -> None:
+    from flows.preflight import check_teachers
+
+    path = str(empty.root / "models/reward/../reward/held_out")
+    given = {"finetune": {"methods": ["grpo"]}, "judge": {"reward_model": {"path": path}}}
+    with pytest.raises(ParamsError, match="found the held-out judge"):
+        check_teachers(empty.root, Params.model_validate(given))
+
+
+def test_folders_that_preflight_looks_into_without_torch_are_those_of_reward_models() -> None:
+    from flows import preflight
+    from tasks.rewards import held_out, scoring
+
+    assert (preflight.REWARD_FACTS, preflight.HELD_OUT) == (scoring.FACTS, held_out.HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "label", "message"),
+    [
+        ({"id2label": {"0": "safe", "1": "unsafe"}}, True, "unsafe", None),
+        ({}, True, "LABEL_1", None),
+        ({"id2label": {"0": "safe", "1": "toxic"}}, True, "unsafe", r"label 'unsafe', found \['safe', 'toxic'\]"),
+        ({"id2label": {"1": "unsafe"}}, False, "unsafe", "expected weights"),
+        ([], True, "unsafe", "AttributeError"),
+    ],
+)
+def test_a_classifier_is_looked_at_without_its_weights_being_read(
+    tmp_path: Path, config: Any, weights: bool, label: str, message: str | None
+) -> None:
+    from flows.preflight import check_teachers
+
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if weights:
+        (tmp_path / "model.safetensors").write_bytes(b"not read")
+    term = {"kind": "safety", "classifier": str(tmp_path), "classifier_label": label}
+    params = Params.model_validate({"finetune": {"methods": ["ppo"]}, "mixture": {"terms": [term]}})
+    with pytest.raises(ParamsError, match=message) if message else nullcontext():
+        check_teachers(tmp_path, params)
+
+
+def test_what_a_variant_trains_by_is_looked_at_for_a_comparison_alone(run: Run, empty: Place) -> None:
+    from flows.preflight import settle_params
+
+    settings = ["compare.variants={ppo: {finetune.methods: [ppo]}}", f"mixture.terms={NOWHERE}"]
+    with untouched(empty):
+        ended = run(empty, "compare", "--set", settings[0], "--set", settings[1])
+        refused(ended, USAGE, "compare.variants.ppo: mixture.terms", "nowhere_at_all:f")
+        with pytest.raises(ParamsError, match=r"compare\.variants\.ppo"):
+            settle_params(empty.root, [], settings, comparing=True)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tasks.comparison.cost import read_cost
 from tasks.registry.client import Store
 from tests.flows.conftest import Done, Trained, Workspace
 
+METHODS = Path(__file__).with_name("methods.yaml")
 VARIANTS = (
     "compare.preset=null",
     "compare.variants.same={}",
@@ -143,6 +144,61 @@ def test_again_nothing_is_redone_and_another_evaluation_keeps_the_policies_that_
     cost = read_cost(hot / "cost.json")
     assert cost is not None
     assert cost.sessions == 1
+
+
+@pytest.fixture(scope="module")
+def methods(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """A workspace after `plumbline compare` of the preset `methods`."""
+    workspace = trained.copy(tmp_path_factory.mktemp("methods") / "copy")
+    done = workspace.run("compare", "--params", METHODS, "--json")
+    assert done.code == 0, done.err
+    return Compared(workspace.root, workspace.server, done)
+
+
+def test_the_methods_run_side_by_side_and_dpo_before_a_shorter_ppo(methods: Compared) -> None:
+    """Of PPO's 64 episodes half are left after DPO. Only what learns from the reward model is told with its time."""
+    answer = methods.done.payload
+    assert answer["failures"] == {}
+    rows = {row["name"]: row for row in answer["variants"]}
+    assert {name: row["methods"] for name, row in rows.items()} == {
+        "dpo": ["dpo"],
+        "grpo": ["grpo"],
+        "ppo": ["ppo"],
+        "dpo_ppo": ["dpo", "ppo"],
+    }
+    facts = {name: read_artifact(methods.folder(f"{name}-seed17") / "policy").facts for name in rows}
+    assert facts["ppo"]["episodes"] == 64
+    assert facts["dpo_ppo"]["stages"]["2-ppo"]["episodes"] == 32
+    ratio = answer["time_ratio"]
+    assert ratio["reward_model_seconds"] > 0
+    assert set(ratio["ratios"]) == {"grpo", "ppo", "dpo+ppo"}
+    for found in ratio["ratios"].values():
+        assert found["wall_with_reward_model"] > found["wall"] > 0
+
+
+def test_whether_the_methods_had_one_budget_is_measured(methods: Compared) -> None:
+    """The readings are the evaluations of training, and end with all of its seconds; a stack has none."""
+    budget, rows = methods.done.payload["budget"], methods.done.payload["variants"]
+    seconds = [row["cpu_seconds"] for row in rows]
+    assert budget["factor"] == pytest.approx(max(seconds) / min(seconds))
+    assert budget["equal"] is (budget["factor"] <= 1.5)
+    assert f"{budget['factor']:.2f}x" in budget["text"]
+    for row in rows:
+        facts = read_artifact(methods.folder(f"{row['name']}-seed17") / "policy").facts
+        (readings,) = row["readings"]
+        assert [each["win_rate"] for each in readings] == [each["win_rate"] for each in facts.get("evaluations", [])]
+        if row["name"] != "dpo_ppo":
+            assert readings[-1]["cpu_seconds"] == pytest.approx(row["cpu_seconds"])
+
+
+def test_each_method_leaves_the_plots_that_it_has_figures_for(methods: Compared) -> None:
+    sampled = {"rewards.png", "on_policy.png"}
+    for name in ("dpo", "grpo", "ppo", "dpo_ppo"):
+        (evaluation,) = methods.folder(f"{name}-seed17").glob("evaluation-*")
+        found = {path.name for path in (evaluation / "plots").iterdir()}
+        assert found & sampled == (set() if name == "dpo" else sampled), name
+    report = {path.name for path in (methods.root / "reports/comparison/plots").iterdir()}
+    assert report == {"win_rate_kl.png", "reliability.png", "training_time.png", "win_rate_time.png"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from data_contracts.errors import ParamsError, UsageError
 from flows.params import PARAMS_FILE, Params, load_params, render_defaults, save_params
@@ -92,3 +93,69 @@ def test_an_unreadable_file_is_named(root: Path, text: str, message: str) -> Non
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="plumbline init"):
         load_params(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["setting", "overlay"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mixture.terms", "[{kind: function, function: mod:f}]"),
+        ("mixture.terms", "[{kind: compliance, must: ['^a: b #', '[a-z]{2}: @', '- ']}]"),
+        ("judge.llm.extra_body", "{a: {b: [1, {c: d:e}]}, f: null, g: 'yes'}"),
+        ("compare.variants", "{hot: {finetune.dpo.lr: 0.001}}"),
+        ("finetune.methods", "[sft, dpo]"),
+    ],
+)
+def test_what_is_set_stands_in_block_style_as_dvc_reads_it(root: Path, key: str, value: str, how: str) -> None:
+    """DVC reads params by `YAML(typ="safe")`, which is libyaml and refuses `{function: mod:f}`."""
+    from dvc.utils.serialize import parse_yaml
+
+    overlay = root / "overlay.yaml"
+    *heads, last = key.split(".")
+    nested = "".join(f"{'  ' * depth}{head}:\n" for depth, head in enumerate(heads))
+    overlay.write_text(f"{nested}{'  ' * len(heads)}{last}: {value}\n")
+    given = ([overlay], []) if how == "overlay" else ([], [f"{key}={value}"])
+    params, document = load_params(root, *given)
+    assert save_params(root, document)
+    text = (root / PARAMS_FILE).read_text()
+    assert parse_yaml(text, PARAMS_FILE) == document
+    assert load_params(root)[0] == params
+    line = next(line for line in text.splitlines() if line.strip().startswith(f"{last}:"))
+    assert line.strip() == f"{last}:"
+
+
+def test_a_list_takes_the_comments_of_its_first_item_along(root: Path) -> None:
+    _, document = load_params(root, [], ["mixture.terms=[{kind: brevity}]"])
+    save_params(root, document)
+    text = (root / PARAMS_FILE).read_text()
+    assert "  terms:\n  - kind: brevity\n" in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("finetune.dpo.trainer_args={optim: !x sgd}", r"params\.yaml: expected params that DVC can read.*leave tags"),
+        (
+            'finetune.dpo.trainer_args={optim: "a\\u0085b"}',  # libyaml takes it for the end of a line
+            r"DVC reads as we do.*trainer_args\.optim: 'a b' in place of 'a\\x85b'",
+        ),
+    ],
+)
+def test_what_dvc_could_not_read_back_is_not_written(root: Path, setting: str, message: str) -> None:
+    before = (root / PARAMS_FILE).read_bytes()
+    _, document = load_params(root, [], [setting])
+    with pytest.raises(ParamsError, match=re.compile(message, re.DOTALL)) as caught:
+        save_params(root, document)
+    assert caught.value.exit_code == 2
+    assert (root / PARAMS_FILE).read_bytes() == before
+
+
+def test_a_file_edited_beyond_dvc_is_named_before_dvc_calls_it_corrupted_and_a_setting_mends_it(root: Path) -> None:
+    file = root / PARAMS_FILE
+    file.write_text("mixture:\n  terms: [{kind: function, function: mod:f}]\n")
+    with pytest.raises(ParamsError, match="expected params that DVC can read"):
+        save_params(root, load_params(root)[1])
+    save_params(root, load_params(root, [], ["mixture.terms=[{kind: function, function: mod:g}]"])[1])
+    assert YAML(typ="safe").load(file.read_text()) == {
+        "mixture": {"terms": [{"kind": "function", "function": "mod:g"}]}
+    }

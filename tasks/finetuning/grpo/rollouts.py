@@ -8,7 +8,8 @@
 4. Rewards become advantages (`groups`).
 
 Prompts, draws and temperature of a rollout are functions of the seed and its number alone, so a resumed run repeats
-them. What a checkpoint has to keep besides is the counts, and what the reward's normalisation has learned.
+them. What a checkpoint has to keep besides is the counts, and what the reward's normalisation has learned. Counts are
+of all groups that were judged, replaced ones included; figures are of those that are learned from.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from data_contracts.records import Message
 from tasks.finetuning.grpo.groups import advantages, unjudged, without_spread
 from tasks.finetuning.grpo.params import GrpoParams
 from tasks.models.chat import encode_prompts
-from tasks.models.judging import Answers, Floats, GainFunction, Judge, Prompt, Reward
+from tasks.models.judging import Answers, Floats, GainFunction, Judge, Prompt, Reward, settle
 from tasks.models.sampling import Completion, sample_ids, stop_token_ids
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 ADVANTAGE = "advantage"
 """Name of the field that carries advantages from the rollout through TRL to its reward function."""
+
+REWARD = "reward"
+"""Figure of the reward mixture's total; those of its terms are `reward/<term>`."""
 
 
 class SamplingTrainer(Protocol):
@@ -58,11 +62,16 @@ class SamplingTrainer(Protocol):
 
 @dataclass(slots=True)
 class _Groups:
-    """G groups of K candidates: `completions` is flat, group after group; `rewards` (G, K), NaN where not judged."""
+    """G groups of K candidates: `completions` is flat, group after group; `rewards` (G, K), NaN where not judged.
+
+    `mixture` holds what the reward mixture said, a name an array (G, K): `reward`, its total, and `reward/<term>`, raw
+    values, NaN where the term gave none. It is empty without a mixture.
+    """
 
     prompts: list[Prompt]
     completions: list[Completion]
     rewards: Floats
+    mixture: dict[str, Floats]
 
     def replace(self, rows: Sequence[int], others: _Groups) -> None:
         """Put the groups of `others` into `rows`."""
@@ -71,6 +80,8 @@ class _Groups:
             self.prompts[row] = others.prompts[place]
             self.completions[row * size : (row + 1) * size] = others.completions[place * size : (place + 1) * size]
         self.rewards[rows] = others.rewards
+        for name, values in others.mixture.items():
+            self.mixture[name][rows] = values
 
 
 class JudgedRollouts:
@@ -97,7 +108,9 @@ class JudgedRollouts:
         self.temperatures = tuple(temperatures) or (params.temperature,)
         self.seed = seed
         self.totals: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter(seen=0, generated=0)  # of all processes, see `tasks.finetuning.tokens`
         self.figures: dict[str, float] = {}
+        self._sampled = 0  # tokens of the rollout at hand, replaced groups included
 
     def __call__(self, prompts: Sequence[Sequence[Mapping[str, str]]], trainer: SamplingTrainer) -> dict[str, Any]:
         """Prompt ids, completion ids, log-probabilities and advantages, a row a candidate.
@@ -109,6 +122,7 @@ class JudgedRollouts:
         draw = np.random.default_rng((self.seed, number, process))
         trainer.set_temperature(self._temperature(number))
         self.figures = {}
+        self._sampled = 0
         # 1. and 2.: candidates, judged
         given: list[Prompt] = [
             tuple(Message(**turn) for turn in prompt) for prompt in prompts[:: self.params.candidates]
@@ -127,15 +141,27 @@ class JudgedRollouts:
             self._count("resampled", len(rows))
         # 4. advantages
         self._describe(groups, flat)
-        return self._rows(groups, trainer.sum_over_processes)
+        trained = self._rows(groups, trainer.sum_over_processes)
+        self._count_tokens(trained, trainer.sum_over_processes)
+        return trained
+
+    def win_rate(self, prompts: Sequence[Prompt], answers: Sequence[str], others: Sequence[str]) -> float:
+        """Mean P(an answer beats the other one) by the judge that trains, over the prompts it judges; of none, ½."""
+        groups = list(zip(answers, others, strict=True))
+        verdicts = self.judge.judge(prompts, groups)
+        settle(verdicts.counts)
+        won = [each.wins[0, 1] for each in verdicts.judgements if each is not None]
+        return float(np.mean(won)) if won else 0.5
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, JSON-able."""
-        return {"totals": dict(self.totals), "reward": self.reward.state() if self.reward else None}
+        reward = self.reward.state() if self.reward else None
+        return {"totals": dict(self.totals), "tokens": dict(self.tokens), "reward": reward}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()`."""
         self.totals = Counter(state["totals"])
+        self.tokens = Counter(state["tokens"])
         if self.reward is not None:
             self.reward.restore(state["reward"])
 
@@ -147,6 +173,7 @@ class JudgedRollouts:
     def _judged(self, trainer: SamplingTrainer, prompts: list[Prompt], draw: np.random.Generator) -> _Groups:
         size = self.params.candidates
         completions = self._sample(trainer, prompts, draw)
+        self._sampled += sum(len(each.token_ids) for each in completions)
         texts = [each.text for each in completions]
         verdicts = self.judge.judge(prompts, [texts[start : start + size] for start in range(0, len(texts), size)])
         if len(verdicts.judgements) != len(prompts):
@@ -157,14 +184,15 @@ class JudgedRollouts:
         gains = self.gains(verdicts.judgements, size)
         rewards = np.array(gains.values, dtype=np.float64)
         self._refuse_odd_gains(rewards, [each is None for each in verdicts.judgements])
-        for source, counts in (("judge", verdicts.counts), ("gains", gains.counts)):
+        for source, counts in (("judge", settle(verdicts.counts)), ("gains", gains.counts)):
             for name, value in counts.items():
                 self._count(f"{source}/{name}", value)
         self._count("groups", len(prompts))
         self._count("unjudged", int(unjudged(rewards).sum()))
-        if self.reward is not None:
-            rewards += self.params.reward_weight * self._mixture(prompts, completions).reshape(rewards.shape)
-        return _Groups(prompts, completions, rewards)
+        mixture = {name: values.reshape(rewards.shape) for name, values in self._mixture(prompts, completions).items()}
+        if mixture:
+            rewards += self.params.reward_weight * mixture[REWARD]
+        return _Groups(prompts, completions, rewards, mixture)
 
     def _refuse_odd_gains(self, values: Floats, missing: Sequence[bool]) -> None:
         expected = (len(missing), self.params.candidates)
@@ -176,18 +204,18 @@ class JudgedRollouts:
                 "a defect of the gain function."
             )
 
-    def _mixture(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Floats:
-        """Totals (G * K,) of the reward mixture."""
-        assert self.reward is not None
+    def _mixture(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, Floats]:
+        """Total and terms (G * K,) of the reward mixture, by the names of the figures that they become."""
+        if self.reward is None:
+            return {}
         scored = self.reward.score(
             answers([prompt for prompt in prompts for _ in range(self.params.candidates)], completions)
         )
-        self.figures["reward"] = float(scored.total.mean())
-        for name, term in scored.terms.items():
-            self.figures[f"reward/{name}"] = float(np.nanmean(term.raw)) if not np.isnan(term.raw).all() else 0.0
         for name, count in scored.fallbacks.items():
             self._count(f"reward fallback/{name}", count)
-        return scored.total
+        # copies: groups are replaced in place
+        terms = {f"{REWARD}/{name}": np.array(term.raw, dtype=np.float64) for name, term in scored.terms.items()}
+        return {REWARD: np.array(scored.total, dtype=np.float64)} | terms
 
     def _sample(self, trainer: SamplingTrainer, prompts: list[Prompt], draw: np.random.Generator) -> list[Completion]:
         """K completions a prompt."""
@@ -237,6 +265,8 @@ class JudgedRollouts:
             # the mean of -log π over samples of π estimates its entropy, nats per token at the sampling temperature
             "sampled_entropy": -float(np.mean([logp for each in groups.completions for logp in each.logps])),
         }
+        for name, values in groups.mixture.items():
+            self.figures[name] = float(np.nanmean(values)) if not np.isnan(values).all() else 0.0
         if empty == len(texts):
             raise StageError(
                 f"Every one of {len(texts)} completions of a rollout is empty: the policy ends its answers before a "
@@ -260,6 +290,11 @@ class JudgedRollouts:
             "logprobs": [list(each.logps) for each in groups.completions],
             ADVANTAGE: advantages(groups.rewards, self.params.scale_by, reduce).reshape(-1).tolist(),
         }
+
+    def _count_tokens(self, rows: Mapping[str, Sequence[Sequence[int]]], reduce: Reduce) -> None:
+        length = sum(len(ids) for name in ("prompt_ids", "completion_ids") for ids in rows[name])
+        seen, generated = reduce(np.array([length * self.params.passes, self._sampled], dtype=np.float64))
+        self.tokens.update(seen=int(seen), generated=int(generated))
 
     def _count(self, name: str, value: float) -> None:
         """Add to the totals of the run and to the figures of this rollout."""

@@ -59,12 +59,6 @@ _FROM_TRL = {
 }
 """What the curve takes of TRL's own figures. Its others are of advantages, which are 0 on average by construction."""
 
-_COUNTED_ANEW = frozenset(
-    f"judge/{name}"
-    for name in ("seconds", "cached", "retries", "requests", "prompt_tokens", "completion_tokens", "cost")
-)
-"""Costs of judging, which a resumed run counts otherwise (a cache answers): in the facts, not in the curve."""
-
 
 def check_params(params: GrpoParams) -> None:
     """Raise `ParamsError` for TRL arguments that are unknown (with the nearest valid name) or refused by TRL."""
@@ -74,6 +68,8 @@ def check_params(params: GrpoParams) -> None:
 def run(inputs: FinetuneInputs, params: GrpoParams) -> dict[str, Any]:
     """Train the policy, write it into `inputs.folder` with its curve, and return facts for the manifest.
 
+    `implied_beta` is None: the optimum of GRPO's objective is π_ref·exp(gain / β) too, but a gain is a rank among the
+    candidates of a prompt, which has no Bradley-Terry unit, so β·log(π / π_ref) gives no probability of a preference.
     Raises `ParamsError` before any work when params or inputs do not fit together; `StageError` when no prompt fits the
     context, every completion is empty, KL runs away, the training diverges, or the disk is full; `JudgeError` and
     `RewardError` as judge and reward raise them.
@@ -133,7 +129,10 @@ def run(inputs: FinetuneInputs, params: GrpoParams) -> dict[str, Any]:
         "start_weights": digests["start"],
         "reference_weights": digests["reference"],
         "judge": {"name": ranker.name, "digest": ranker.digest, "noise": ranker.noise, "gains": gains.digest},
-        "prompts": {"train": len(prompts), "too_long": too_long},
+        "implied_beta": None,
+        "prompts": {"train": len(prompts)},
+        "too_long": {"train": too_long},
+        "tokens": dict(rollouts.tokens),
         "totals": dict(sorted(rollouts.totals.items())),
         "trained_parameters": trainable,
         **_outcome(state, params, rows),
@@ -343,7 +342,7 @@ def _curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ours = {name.removeprefix(ROLLOUT): value for name, value in entry.items() if name.startswith(ROLLOUT)}
         entries.append(
             {_FROM_TRL[name]: value for name, value in entry.items() if name in _FROM_TRL}
-            | {name: value for name, value in ours.items() if name not in _COUNTED_ANEW}
+            | ours
             | {name: value for name, value in entry.items() if name.startswith("eval_")}
         )
     return curve_rows(entries)

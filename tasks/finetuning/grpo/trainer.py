@@ -21,11 +21,11 @@ from trl.trainer.utils import add_fused_lm_head
 from data_contracts.artifact import write_json
 from tasks.finetuning.arena import Arena
 from tasks.finetuning.grpo.padding import WithoutPadding
-from tasks.finetuning.grpo.rollouts import ADVANTAGE, JudgedRollouts
+from tasks.finetuning.grpo.rollouts import ADVANTAGE, REWARD, JudgedRollouts
 from tasks.finetuning.ppo.kl_control import KlController, check_kl_sign
 from tasks.finetuning.ppo.monitors import repeated_share
 from tasks.models.judging import Floats
-from tasks.models.sampling import stop_token_ids
+from tasks.models.sampling import Completion, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
@@ -38,6 +38,9 @@ ROLLOUT = "rollout/"
 
 SELECTION = "selection"
 """The metric that the best checkpoint is chosen by: its win rate, less 1 where its KL is above best_within_kl."""
+
+_WATCHED = 128
+"""Most questions to the judge at an evaluation; a win rate of 0.7 then has a standard error of 0.04."""
 
 
 def judged_advantage(
@@ -131,7 +134,8 @@ class JudgedTrainer(WithoutPadding, GRPOTrainer):  # type: ignore[misc]
         figures = dict(self.rollouts.figures)
         if "ref_per_token_logps" in output:
             kl, error = self._kl_per_token(output)
-            check_kl_sign(kl, error)
+            if self.rollouts.params.top_p == 1:  # a nucleus is no sample of the policy, and its mean log-ratio no KL
+                check_kl_sign(kl, error)
             figures |= {"kl_per_token": kl, **self.controller.log()}
             self.beta = self.controller.update(kl, len(output["completion_mask"]) * self.accelerator.num_processes)
         for name, value in figures.items():
@@ -161,15 +165,26 @@ class JudgedTrainer(WithoutPadding, GRPOTrainer):  # type: ignore[misc]
         meeting = self.arena.meet(self.model)
         found = meeting.metrics()
         found["repetition"] = repeated_share([each.token_ids for each in meeting.completions])
+        found["training_reward"] = self._training_reward(meeting.completions)
         within = self.best_within_kl is None or found["kl_per_token"] <= self.best_within_kl
         found[SELECTION] = found["win_rate"] - (0.0 if within else 1.0)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
-        latest = self.rollouts.figures
-        # ranks within a group cannot rise: without a reward mixture there is no training reward to mistrust
-        seen = {"eval_training_reward": latest.get("reward", 0.0), "eval_entropy": latest["sampled_entropy"]}
+        seen = {"eval_entropy": self.rollouts.figures["sampled_entropy"]}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics | seen)
         return metrics
+
+    def _training_reward(self, completions: Sequence[Completion]) -> float:
+        """What training maximises, as a number that can rise: win rate over π_ref by the judge that trains.
+
+        Gains cannot, being ranks within a group. It is measured on the first `_WATCHED` prompts of the arena, where
+        the held-out judge is heard too; the mixture's mean over the latest rollout is added with its weight.
+        """
+        own, others = (
+            [each.text for each in side[:_WATCHED]] for side in (completions, self.arena.reference_completions)
+        )
+        won = self.rollouts.win_rate(self.arena.prompts[:_WATCHED], own, others)
+        return won + self.rollouts.params.reward_weight * self.rollouts.figures.get(REWARD, 0.0)
 
     # what a checkpoint keeps
 

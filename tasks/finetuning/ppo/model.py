@@ -23,7 +23,9 @@ from data_contracts.errors import ModelError
 from data_contracts.records import Message
 from tasks.models.chat import render_pair
 from tasks.models.fast_linear import use_fast_linears
+from tasks.models.fast_norm import use_fast_norms
 from tasks.models.loading import load_reward
+from tasks.models.logps import target_logps
 from tasks.models.packing import can_pack, hidden_states, pack
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class ActorCritic(nn.Module):
         self.critic = critic
         for network in (policy, critic):
             use_fast_linears(network)
+            use_fast_norms(network)
         self.direct = head_is_last(policy)
         self.packed = can_pack(unadapted(policy)) and can_pack(critic)
 
@@ -77,9 +80,12 @@ class ActorCritic(nn.Module):
         if policy:
             logits = response_logits(self.policy, ids, rows, positions, direct=self.direct, packed=self.packed)
             logits = logits.float() if temperature == 1 else logits.float() / temperature
-            everything = torch.log_softmax(logits, dim=-1)  # (M, V)
-            logps = everything.gather(1, targets.unsqueeze(1)).squeeze(1)
-            spread = -(everything.exp() * everything).sum(-1) if entropies else None
+            if entropies:
+                everything = torch.log_softmax(logits, dim=-1)  # (M, V)
+                logps = everything.gather(1, targets.unsqueeze(1)).squeeze(1)
+                spread = -(everything.exp() * everything).sum(-1)
+            else:
+                logps = target_logps(logits, targets)
         if critic:
             values = response_values(self.critic, ids, rows, positions, packed=self.packed)
         return TokenOutputs(logps, spread, values)

@@ -74,7 +74,7 @@ class PpoParams(Section):
     """
 
     episodes: int = Field(
-        3840, ge=1, description="Episodes (sampled responses) of the whole training, in whole updates."
+        7680, ge=1, description="Episodes (sampled responses) of the whole training, in whole updates."
     )
     episodes_per_update: int = Field(
         64, ge=1, le=65536, description="Episodes of one rollout, over all processes; 512 to 1024 for real models."
@@ -160,7 +160,7 @@ class PpoParams(Section):
     )
     sampler: Literal["own", "vllm"] = Field("own", description="What samples rollouts.")
     vllm: VllmParams = Field(default_factory=VllmParams, description="Settings of sampler: vllm.")
-    kl: KlParams = Field(default_factory=KlParams, description="Control of the KL from π_ref.")
+    kl: KlParams = Field(default_factory=lambda: KlParams(target=0.15), description="Control of the KL from π_ref.")
     shaping: ShapingParams = Field(default_factory=ShapingParams, description="From a score to rewards of tokens.")
     monitors: MonitorParams = Field(default_factory=MonitorParams, description="Watch for reward hacking.")
     lora: LoraParams | None = Field(None, description="Train adapters of the policy only; null trains all weights.")
@@ -180,9 +180,11 @@ class PpoParams(Section):
         "win_rate", description="Validation metric whose best checkpoint becomes the policy: of the held-out judge."
     )
     best_within_kl: float | None = Field(
-        None,
+        0.2,
         gt=0,
-        description="Most nats per token from π_ref at an evaluation for its checkpoint to be the best; null: any.",
+        le=10,
+        description="Checkpoints above this KL from π_ref (nats per token) become the policy only if there is no "
+        "other; null: whatever their KL.",
     )
     trainer_args: dict[str, Any] = Field(
         default_factory=dict,

@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_contracts.errors import ParamsError, StageError
+from tasks.finetuning.arena import near_first
 from tasks.finetuning.ppo.advantages import gae, whiten
 from tasks.finetuning.ppo.checkpointing import SavesActorCritic
 from tasks.finetuning.ppo.config import PPOConfig
@@ -396,16 +397,10 @@ class PPOTrainer(SavesActorCritic):
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As transformers, except that a policy too far from π_ref is never the best."""
-        limit, kl_per_token = self.args.best_within_kl, metrics.get("eval_kl_per_token")
-        if limit is not None and kl_per_token is not None and kl_per_token > limit:
-            logger.warning(
-                "step %d cannot be the best: %.4f nats per token from π_ref, more than best_within_kl (%g)",
-                self.state.global_step,
-                kl_per_token,
-                limit,
-            )
-            return False
+        """As transformers, with policies near π_ref before all others (`arena.near_first`)."""
+        key = self.args.metric_for_best_model
+        if key is not None:
+            metrics = near_first(metrics, key, self.args.best_within_kl)
         found: bool = super()._determine_best_metric(metrics, trial)
         return found
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from data_contracts.errors import JudgeError
 from data_contracts.records import CuratedPair
-from tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts
+from tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts, settle
 from tasks.rewards.judge_params import JudgeParams
 from tasks.statistics import clustered_interval
 
@@ -105,7 +105,7 @@ def require_reliable(report: Mapping[str, Any], params: JudgeParams) -> None:
 
 
 def _ask(judge: Judge, pairs: Sequence[CuratedPair]) -> tuple[Floats, Mapping[str, float]]:
-    """P(first beats second) of each pair (2, N): chosen first, then rejected first; and what the asking cost."""
+    """P(first beats second) of each pair (2, N): chosen first, then rejected first; and the judge's counts, settled."""
     prompts = [pair.prompt for pair in pairs]
     orders = [(pair.chosen, pair.rejected) for pair in pairs] + [(pair.rejected, pair.chosen) for pair in pairs]
     verdicts = judge.judge([*prompts, *prompts], orders)
@@ -115,7 +115,7 @@ def _ask(judge: Judge, pairs: Sequence[CuratedPair]) -> tuple[Floats, Mapping[st
             f"{len(verdicts.judgements)}. The judge is broken: report it."
         )
     wins = np.array([_first(judgement) for judgement in verdicts.judgements], dtype=np.float64)
-    return wins.reshape(2, len(pairs)), verdicts.counts
+    return wins.reshape(2, len(pairs)), settle(verdicts.counts)
 
 
 def _first(judgement: Judgement | None) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.comparison.budget import Reading
 from tasks.comparison.cost import Cost
 from tasks.comparison.table import Trial
 
@@ -36,9 +37,11 @@ def make_trial() -> Callable[..., Trial]:
         cpu: float = 10.0,
         ece: float | None = 0.1,
         methods: tuple[str, ...] = ("dpo",),
+        readings: tuple[Reading, ...] = (),
     ) -> Trial:
         cost = Cost(wall_seconds=cpu / 2, cpu_seconds=cpu, sessions=1, gpus=0, tokens_seen=1000, tokens_generated=0)
         verdicts = {"gold": outcomes, "judge": outcomes}
-        return Trial(name, methods, {"finetune.methods": list(methods)}, seed, _metrics(kl, ece), verdicts, cost)
+        settings = {"finetune.methods": list(methods)}
+        return Trial(name, methods, settings, seed, _metrics(kl, ece), verdicts, cost, readings)
 
     return make

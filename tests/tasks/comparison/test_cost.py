@@ -8,7 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
+from data_contracts.records import CuratedPair, Message, Origin
 from tasks.comparison.cost import Cost, Metered, read_cost
+from tasks.models.judging import Verdicts
+from tasks.rewards.judges.pairwise import from_scores
+from tasks.rewards.judges.reliability import calibrate
 
 TICK = 0.03  # the system counts CPU time in ticks of 10 ms, user and system apart
 
@@ -72,10 +76,8 @@ def test_the_account_is_written_while_the_body_runs(tmp_path: Path, monkeypatch:
     ("facts", "tokens"),
     [
         ({"tokens": {"seen": 7}}, (7, None)),
-        ({"method": "ppo", "response_tokens": 5}, (None, 5)),
-        ({"method": "grpo"}, (None, None)),
-        ({"stages": {"1-a": {"tokens": {"seen": 7, "generated": 0}}, "2-ppo": {"response_tokens": 5}}}, (None, 5)),
-        ({"stages": {"1-a": {"tokens": {"seen": 7}}, "2-b": {"tokens": {"seen": 2, "generated": 1}}}}, (9, None)),
+        ({"tokens": {"seen": 7, "generated": 0}}, (7, 0)),
+        ({"method": "another"}, (None, None)),
     ],
 )
 def test_tokens_are_as_the_method_says_and_never_guessed(
@@ -85,6 +87,52 @@ def test_tokens_are_as_the_method_says_and_never_guessed(
     cost = read_cost(tmp_path / "cost.json")
     assert cost is not None
     assert (cost.tokens_seen, cost.tokens_generated) == tokens
+
+
+class Paid:
+    """A judge of which each call costs 2 requests, half a second and 0.25."""
+
+    name, digest, noise = "llm", "llm-1", None
+
+    def judge(self, prompts: Any, groups: Any) -> Verdicts:
+        judgement = from_scores([1.0, 0.0], None)
+        return Verdicts([judgement] * len(groups), {"requests": 2.0, "seconds": 0.5, "cost": 0.25, "unusable": 0})
+
+
+def test_what_a_judge_was_paid_reaches_the_account_and_the_price(tmp_path: Path) -> None:
+    """Two sessions, the first of which fails: a calibration each, so 0.5 in all, beside CPU hours at 0."""
+
+    def asks(context: Context, *, fail: bool) -> dict[str, Any]:
+        report = calibrate(Paid(), make_pairs(3), 3, seed=0)
+        assert report["counts"] == {"unusable": 0}
+        if fail:
+            raise RuntimeError("killed")
+        return {}
+
+    account = tmp_path / "cost.json"
+    with pytest.raises(RuntimeError):
+        Metered(asks, account)(Context(tmp_path), fail=True)
+    Metered(asks, account)(Context(tmp_path), fail=False)
+    calibrate(Paid(), make_pairs(3), 3, seed=0)  # outside, no account is open
+    cost = read_cost(account)
+    assert cost is not None
+    assert (cost.judge_requests, cost.judge_seconds, cost.judge_cost) == (4, 1.0, 0.5)
+    assert cost.price(0, 0) == 0.5
+
+
+def make_pairs(count: int) -> list[CuratedPair]:
+    return [
+        CuratedPair(
+            id=str(number),
+            prompt=(Message(role="user", content="Hello"),),
+            chosen="yes",
+            rejected="no",
+            source="test",
+            origin=Origin(file="test", line=1),
+            cluster=str(number),
+        )
+        for number in range(count)
+    ]
 
 
 def test_a_price_is_that_of_core_and_gpu_hours() -> None:

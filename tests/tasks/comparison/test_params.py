@@ -5,9 +5,14 @@ from pydantic import ValidationError
 
 from data_contracts.errors import ParamsError
 from tasks.comparison.params import CompareParams
-from tasks.comparison.variants import Variant, settled, variants_of
+from tasks.comparison.variants import Variant, settled
+from tasks.comparison.variants import variants_of as _variants_of
 
 DOCUMENT = {"seed": 17, "finetune": {"methods": ["dpo"], "dpo": {"beta": 0.1, "lr": 0.001}}}
+
+
+def variants_of(params: CompareParams, ppo_episodes: int = 7680) -> list[Variant]:
+    return _variants_of(params, ppo_episodes=ppo_episodes, an_update=64)
 
 
 def test_the_beta_sweep_is_dpo_at_each_beta() -> None:
@@ -20,7 +25,14 @@ def test_the_beta_sweep_is_dpo_at_each_beta() -> None:
 
 def test_methods_are_compared_one_each_and_custom_variants_follow() -> None:
     params = CompareParams(preset="methods", variants={"stack": {"finetune.methods": ["dpo", "ppo"]}})
-    assert [variant.name for variant in variants_of(params)] == ["dpo", "grpo", "ppo", "stack"]
+    assert [variant.name for variant in variants_of(params)] == ["dpo", "grpo", "ppo", "dpo_ppo", "stack"]
+
+
+@pytest.mark.parametrize(("alone", "after_dpo"), [(7680, 2560), (64, 64)])
+def test_ppo_after_dpo_is_shorter_in_whole_updates(alone: int, after_dpo: int) -> None:
+    """0.33 of 120 updates are 39.6, rounded to 40 of 64 episodes; at least one."""
+    found = {variant.name: dict(variant.settings) for variant in variants_of(CompareParams(preset="methods"), alone)}
+    assert found["dpo_ppo"] == {"finetune.methods": ["dpo", "ppo"], "finetune.ppo.episodes": after_dpo}
 
 
 def test_nested_settings_are_dotted_ones() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks.comparison.budget import Reading
 from tasks.comparison.params import RecommendParams
 from tasks.comparison.recommend import Contender, Facts, Interval, Recommendation, recommend
 
@@ -21,7 +22,7 @@ def contender(name: str, wins: int, cost: float, *, kl: float = 0.1, seeds: int 
     outcomes = np.tile((np.arange(N) < wins).astype(np.float64), (seeds, 1))
     methods = (name.split("-")[0],)
     win = Interval(share, share - 0.03, share + 0.03)
-    defaults: dict[str, Any] = {"cpu_seconds": cost * 1000, "agreement": 0.8}
+    defaults: dict[str, Any] = {"cpu_seconds": 100.0, "agreement": 0.8}
     return Contender(
         name, methods, win, Interval(kl, kl - 0.01, kl + 0.01), cost=cost, outcomes=outcomes, **{**defaults, **more}
     )
@@ -111,13 +112,51 @@ def test_equal_costs_leave_it_to_the_win_rate_then_the_kl_then_the_name() -> Non
 def test_what_is_out_says_why_and_the_next_best_is_taken(
     ppo: dict[str, Any], changes: dict[str, Any], rule: str, named: str
 ) -> None:
-    pair = (contender("dpo", 700, 1.0, cpu_seconds=50.0), contender("ppo", 800, 3.0, **{"cpu_seconds": 90.0, **ppo}))
+    pair = (contender("dpo", 700, 1.0, cpu_seconds=80.0), contender("ppo", 800, 3.0, **{"cpu_seconds": 90.0, **ppo}))
     assert recommend(facts(*pair[:1], contender("ppo", 800, 3.0)), PARAMS).variant == "ppo"
     found = recommend(facts(*pair, **changes), PARAMS)
     assert found.variant == "dpo"
     refused = next(reason for reason in found.reasons if reason.rule == rule)
     assert refused.text.startswith("ppo is out: ")
     assert named in refused.text
+
+
+def readings(*won: tuple[float, float], kl: float = 0.1) -> dict[str, Any]:
+    return {"readings": (tuple(Reading(seconds, share, kl) for seconds, share in won),)}
+
+
+DPO_40 = contender("dpo", 700, 1.0, cpu_seconds=40.0, **readings((20, 0.6), (40, 0.7)))
+
+
+@pytest.mark.parametrize(
+    ("ppo", "chosen", "told"),
+    [
+        ({"cpu_seconds": 60.0}, "ppo", None),
+        (readings((30, 0.72), (100, 0.8)), "ppo", "it had won 0.720 of validation prompts against 0.700"),
+        (readings((30, 0.705), (100, 0.8)), "dpo", "the lead does not count"),
+        (readings((30, 0.9), (100, 0.8), kl=0.5), "ppo", "it had won 0.900"),
+        (readings((50, 0.9), (100, 0.9)), "dpo", "no evaluation of ppo by then"),
+        ({}, "dpo", "no evaluation of ppo by then"),
+    ],
+)
+def test_a_lead_at_many_times_the_seconds_counts_only_if_it_was_there_at_the_cheapers(
+    ppo: dict[str, Any], chosen: str, told: str | None
+) -> None:
+    """60 s over 40 s are one budget, 100 s are not: PPO then has to read 0.71 or more by 40 s, against DPO's 0.7."""
+    found = recommend(facts(DPO_40, contender("ppo", 800, 3.0, **ppo)), PARAMS)
+    assert found.variant == chosen
+    leads = [reason for reason in found.reasons if reason.rule == "same_budget"]
+    assert [reason.holds for reason in leads] == ([] if told is None else [chosen == "ppo"])
+    assert told is None or told in leads[0].text
+    exploration = next(reason for reason in found.reasons if reason.rule == "exploration")
+    assert exploration.holds is (chosen == "ppo")
+
+
+def test_what_is_set_aside_leaves_the_next_best_to_be_judged_by_its_own_lead() -> None:
+    """GRPO's lead over DPO at 50 s counts (1.25 times its 40 s); PPO, better still at 100 s, shows nothing by then."""
+    grpo = contender("grpo", 760, 2.0, cpu_seconds=50.0, **readings((50, 0.76)))
+    found = recommend(facts(DPO_40, grpo, contender("ppo", 800, 3.0)), PARAMS)
+    assert (found.variant, found.tied) == ("grpo", ("grpo",))
 
 
 def test_dpo_needs_no_reward_model() -> None:

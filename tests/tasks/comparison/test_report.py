@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 
 from data_contracts.records import CuratedPair, Message, Origin
+from tasks.comparison.budget import Reading
 from tasks.comparison.params import CompareParams
 from tasks.comparison.report import Shared, compare, verdict, write_report
 from tasks.comparison.table import Trial
@@ -29,13 +31,17 @@ def shared() -> Shared:
     """Three pairs on two prompts; the first prompt has three responses."""
     audit = {"passed": True, "accuracy": {"value": 0.7, "low": 0.68, "high": 0.72}}
     train = [pair(0, "one"), pair(1, "one"), pair(2, "two")]
-    return Shared(train, audit, {"models/reference": "abc"}, seed=1, confidence=0.95, resamples=200)
+    return Shared(train, audit, {"models/reference": "abc"}, seed=1, confidence=0.95, resamples=200, reward_seconds=1.5)
 
 
 def test_a_report_is_a_table_a_recommendation_and_plots(make_trial: Callable[..., Trial], tmp_path: Path) -> None:
     wins = {str(number): float(number < 80) for number in range(100)}
     more = {str(number): float(number < 95) for number in range(100)}
-    trials = [make_trial("dpo", wins), make_trial("ppo", more, cpu=27.0, methods=("ppo",), ece=None)]
+    known = (Reading(9.0, 0.9, 0.1), Reading(27.0, 0.95, 0.1))
+    trials = [
+        make_trial("dpo", wins, readings=(Reading(10.0, 0.8, 0.1),)),
+        make_trial("ppo", more, cpu=27.0, methods=("ppo",), ece=None, readings=known),
+    ]
     comparison = compare(trials, {"grpo-seed1": "KL ran away"}, shared(), PARAMS)
     write_report(comparison, trials, PARAMS, tmp_path)
 
@@ -49,15 +55,21 @@ def test_a_report_is_a_table_a_recommendation_and_plots(make_trial: Callable[...
     assert found["recommendation"]["variant"] == "ppo"
     reasons = {reason["rule"]: reason for reason in found["recommendation"]["reasons"]}
     assert (reasons["data_size"]["figure"], reasons["pairs_or_lists"]["figure"]) == (3, 0.5)
-    assert found["time_ratio"]["ratios"]["ppo"] == {"wall": 2.7, "cpu": 2.7}
-    assert "the same 3 training pairs" in found["budget"]
+    assert found["time_ratio"]["ratios"]["ppo"] == {"wall": 2.7, "cpu": 2.7, "wall_with_reward_model": 3.0}
+    assert "the same 3 training pairs" in found["budget"]["text"]
+    assert (found["budget"]["equal"], found["budget"]["factor"]) == (False, 2.7)
+    assert reasons["same_budget"]["holds"]
 
     text = (tmp_path / "comparison.md").read_text()
     assert "Recommended: ppo (ppo)" in text
-    assert "Training time of ppo over dpo: 2.70x wall-clock, 2.70x CPU (literature: 2 to 5x)" in text
+    assert (
+        "Training time of ppo over dpo: 2.70x wall-clock, 2.70x CPU (literature: 2 to 5x); 3.00x wall-clock with"
+        in text
+    )
+    assert "unequal budgets of training: 2.70x (dpo 10.0 to ppo 27.0 CPU s of training)" in text
     assert "Failed: grpo-seed1: KL ran away" in text
     names = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert names == {"win_rate_kl.png", "reliability.png", "training_time.png"}
+    assert names == {"win_rate_kl.png", "reliability.png", "training_time.png", "win_rate_time.png"}
 
 
 def test_the_same_trials_give_the_same_bytes(make_trial: Callable[..., Trial], tmp_path: Path) -> None:
@@ -67,6 +79,17 @@ def test_the_same_trials_give_the_same_bytes(make_trial: Callable[..., Trial], t
         write_report(compare(trials, {}, shared(), PARAMS), trials, PARAMS, tmp_path / name)
     for path in sorted((tmp_path / "one").rglob("*.*")):
         assert path.read_bytes() == (tmp_path / "other" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_seconds_within_the_factor_are_one_budget_and_an_unknown_reward_model_is_told(
+    make_trial: Callable[..., Trial],
+) -> None:
+    wins = {"a": 1.0, "b": 1.0}
+    trials = [make_trial("dpo", wins), make_trial("ppo", wins, cpu=14.0, methods=("ppo",))]
+    comparison = compare(trials, {}, replace(shared(), reward_seconds=None), PARAMS)
+    assert comparison.facts["budget"]["equal"]
+    assert "equal budgets of training within 1.40x (dpo 10.0 to ppo 14.0" in comparison.facts["budget"]["text"]
+    assert "the reward model's own training is not known, and not in it" in verdict(comparison)
 
 
 def test_where_nothing_beats_the_reference_the_verdict_says_so(make_trial: Callable[..., Trial]) -> None:

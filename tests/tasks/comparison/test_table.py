@@ -90,13 +90,21 @@ def test_the_front_holds_what_none_beats_in_all_three(make_trial: Make) -> None:
 
 def test_time_is_told_over_that_of_dpo(make_trial: Make) -> None:
     dpo, ppo = make_trial("dpo", MIXED, cpu=10), make_trial("ppo", MIXED, cpu=27, methods=("ppo",))
-    assert time_ratios(rows(dpo, ppo)) == {
-        "over": "dpo",
-        "ratios": {"ppo": {"wall": 2.7, "cpu": 2.7}},
-        "literature_ppo": [2.0, 5.0],
+    found = {"over": "dpo", "reward_model_seconds": None, "literature_ppo": [2.0, 5.0]}
+    assert time_ratios(rows(dpo, ppo), None) == {**found, "ratios": {"ppo": {"wall": 2.7, "cpu": 2.7}}}
+    assert time_ratios(rows(ppo), None) is None
+    assert time_ratios(rows(dpo), None) is None
+
+
+def test_what_learns_from_the_reward_model_is_told_with_its_time_too(make_trial: Make) -> None:
+    """DPO takes 5 s on the wall clock, PPO 13.5 s, the reward model 1.5 s: (13.5 + 1.5) / 5 = 3. KTO needs none."""
+    trials = [make_trial("dpo", MIXED, cpu=10), make_trial("ppo", MIXED, cpu=27, methods=("ppo",))]
+    found = time_ratios(rows(*trials, make_trial("kto", MIXED, cpu=10, methods=("kto",))), 1.5)
+    assert found is not None
+    assert found["ratios"] == {
+        "ppo": {"wall": 2.7, "cpu": 2.7, "wall_with_reward_model": 3.0},
+        "kto": {"wall": 1.0, "cpu": 1.0},
     }
-    assert time_ratios(rows(ppo)) is None
-    assert time_ratios(rows(dpo)) is None
 
 
 def test_the_table_in_markdown(make_trial: Make) -> None:

@@ -49,7 +49,7 @@ def test_singletons_follow_the_seed():
     sizes = {f"c{number}": 1 for number in range(200)}
     first, second = (assign_clusters(sizes, SplitParams(), seed)[0] for seed in (1, 2))
     assert first != second
-    assert _totals(sizes, first) == {"train": 140, "validation": 10, "test": 50}
+    assert _totals(sizes, first) == {"train": 160, "validation": 10, "test": 30}
 
 
 def test_too_few_clusters_stop_or_warn():

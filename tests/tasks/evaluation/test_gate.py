@@ -154,3 +154,13 @@ def test_calibration_does_not_apply_to_a_method_that_implies_no_probability():
     assert found.passed and not found.applies
     assert "not applicable to a method that implies no probability of a preference" in found.text
     assert not reason(decide(changed("calibration.ece", None), PARAMS), "max_ece").passed
+
+
+def test_a_judge_of_its_own_must_have_passed_its_audit_too():
+    failed = {"passed": False, "reasons": ["accuracy 0.51"]}
+    decision = decide({**GOOD, "judge_audit": failed}, PARAMS)
+    assert not decision.passed
+    assert reason(decision, "judge_audit").text == "audit of the held-out judge: failed (accuracy 0.51)"
+    assert decide({**GOOD, "judge_audit": GOOD["reward_audit"]}, PARAMS).passed
+    off = GateParams(require_reward_audit=False)
+    assert not reason(decide({**GOOD, "judge_audit": failed}, off), "judge_audit").applies

@@ -1,5 +1,4 @@
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,17 +14,6 @@ def size(path):
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
-def test_curves_are_read_by_name_with_their_steps(tmp_path):
-    lines = [
-        {"step": 5, "loss": 2.0, "epoch": 0.1},
-        {"step": 10, "loss": 1.0, "eval_loss": 3, "note": "x"},
-        {"loss": 0.5},
-    ]
-    (tmp_path / "t.jsonl").write_bytes(b"\n".join(orjson.dumps(line) for line in lines))
-    found = plots._read_curves(tmp_path / "t.jsonl")
-    assert found == {"loss": [(5.0, 2.0), (10.0, 1.0), (3.0, 0.5)], "eval_loss": [(10.0, 3.0)]}
-
-
 def test_a_missing_curve_is_an_artifact_error(tmp_path):
     with pytest.raises(ArtifactError, match=r"none\.jsonl"):
         plots.training_curves({"reward": tmp_path / "none.jsonl"}, tmp_path / "curves.png")
@@ -39,6 +27,15 @@ def test_a_row_a_stage(tmp_path):
     one, three = size(tmp_path / "1.png"), size(tmp_path / "3.png")
     assert one[0] == three[0]
     assert three[1] - one[1] == pytest.approx(2 * 2.3 * 120, abs=2)
+
+
+def test_the_stages_of_a_stack_are_lines_of_their_own(tmp_path):
+    rows = [b'{"step": 1, "loss": 2.0, "stage": "1-dpo"}', b'{"step": 2, "loss": 9.0, "stage": "2-ppo"}']
+    (tmp_path / "stack.jsonl").write_bytes(b"\n".join(rows))
+    (tmp_path / "one.jsonl").write_bytes(b"\n".join(row.replace(b"2-ppo", b"1-dpo") for row in rows))
+    for name in ("stack", "one"):
+        plots.training_curves({"policy": tmp_path / f"{name}.jsonl"}, tmp_path / f"{name}.png")
+    assert (tmp_path / "stack.png").read_bytes() != (tmp_path / "one.png").read_bytes()
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=50))

@@ -116,4 +116,5 @@ def test_labels_and_formats_are_reported(tmp_path: Path) -> None:
 
 
 def test_the_source_is_listed() -> None:
-    assert dict(SOURCES) == {"human_pairs": read}
+    assert set(SOURCES) == {"human_pairs", "judged_pairs"}
+    assert SOURCES["human_pairs"] is read

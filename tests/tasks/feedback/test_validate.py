@@ -220,7 +220,9 @@ def test_raw_batches_of_a_store_and_of_a_world(tmp_path: Path) -> None:
 def test_unknown_kinds_of_feedback(tmp_path: Path) -> None:
     (tmp_path / "smoke_signals").mkdir()
     (tmp_path / "smoke_signals" / "a.jsonl").touch()
-    with pytest.raises(UsageError, match=r"expected feedback of a known kind \(human_pairs\), found 'smoke_signals'"):
+    with pytest.raises(
+        UsageError, match=r"expected feedback of a known kind \(human_pairs, judged_pairs\), found 'smoke_signals'"
+    ):
         raw_batches(tmp_path, tmp_path)
 
 

@@ -26,6 +26,9 @@ from tasks.models.pairs import tokenise_pairs
 
 RECORDED = Path(__file__).parent / "recorded" / "dpo.json"
 QUICK = DpoParams(
+    beta=0.1,
+    sft_weight=0.3,
+    best_within_kl=None,
     lr=1e-2,
     epochs=2,
     batch_size=8,
@@ -106,7 +109,7 @@ def test_facts_are_json_and_tell_what_happened(whole: tuple[dict[str, Any], Path
     assert [each["step"] for each in facts["evaluations"]] == [4, 8, 12]
     assert facts["stopped"] == "all steps done"
     best = max(facts["evaluations"], key=lambda each: each["win_rate"])
-    assert facts["best"] == {"step": best["step"], "metric": "win_rate", "value": best["win_rate"]}
+    assert facts["best"] == {"step": best["step"], "metric": "win_rate", "value": best["win_rate"], "within_kl": True}
     assert [row["step"] for row in rows(folder)] == [2, 4, 6, 8, 10, 12]
     assert facts["evaluations"][-1]["preference_accuracy"] > 0.9, "chosen responses start with another word"
     assert "/" not in json.dumps(facts).replace("nats/", ""), "no path of this machine"
@@ -358,7 +361,7 @@ def test_best_checkpoint_is_kept(inputs: FinetuneInputs) -> None:
         return [next(verdicts)] * len(prompts) if prompts else []
 
     facts = dpo.run(dataclasses.replace(inputs, judge=judge), QUICK)
-    assert facts["best"] == {"step": 4, "metric": "win_rate", "value": 1.0}
+    assert facts["best"] == {"step": 4, "metric": "win_rate", "value": 1.0, "within_kl": True}
     assert [each["win_rate"] for each in facts["evaluations"]] == [1.0, 0.0, 0.0]
     (kept,) = inputs.work.glob("run-*/checkpoint-4")
     assert all(torch.equal(tensor, weights(inputs.folder)[name]) for name, tensor in weights(kept).items())

@@ -21,13 +21,15 @@ from tasks.models.curve import write_curve
 
 QUICK: dict[str, Any] = {
     "lr": 1e-2,
+    "epochs": 1.0,
     "batch_size": 8,
     "log_every": 1,
     "eval_every": 2,
     "early_stopping": None,
+    "best_within_kl": None,
     "validation": ValidationParams(pairs=8, prompts=6, max_new_tokens=8),
 }
-REAL = FinetuneParams(methods=("sft", "dpo"), sft=ImitationParams(**QUICK), dpo=DpoParams(**QUICK))
+REAL = FinetuneParams(methods=("sft", "dpo"), sft=ImitationParams(**QUICK), dpo=DpoParams(**QUICK, beta=0.1))
 """Two stages of six steps."""
 
 
@@ -63,6 +65,7 @@ class Double:
         (inputs.folder / ADAPTER).mkdir()
         inputs.progress(1, 3, "training")
         facts = {"method": self.name, "settings": {"lr": 1.0}, "seed": inputs.seed}
+        facts |= {"too_long": {"train": len(self.name)}, "tokens": {"seen": 100, "generated": len(self.name)}}
         return facts | ({"implied_beta": self.beta} if self.beta else {})
 
 
@@ -163,7 +166,9 @@ def test_each_stage_starts_where_the_one_before_it_ended(
     assert shift(inputs.folder) == pytest.approx(3)
     assert [each.work.name for each in given] == ["1-sft", "2-dpo", "3-sft"]
     assert list(facts["stages"]) == ["1-sft", "2-dpo", "3-sft"]
-    assert facts["implied_beta"] == 0.1, "of the last stage that has one"
+    assert facts["implied_beta"] is None, "the last stage imitates"
+    assert facts["too_long"] == {"train": 3}
+    assert facts["tokens"] == {"seen": 300, "generated": 9}
     assert [(row["step"], row["stage"], row["loss"]) for row in rows(inputs.folder)] == [
         (2, "1-sft", 0.5),
         (3, "1-sft", 0.25),
@@ -179,8 +184,29 @@ def test_without_an_implied_reward_there_is_no_beta(inputs: FinetuneInputs, doub
     assert stack.run(inputs, FinetuneParams(methods=("ppo",)))["implied_beta"] is None
 
 
-def test_the_last_stage_with_an_implied_reward_gives_beta(inputs: FinetuneInputs, doubles: dict[str, Double]) -> None:
-    assert stack.run(inputs, FinetuneParams(methods=("dpo", "kto", "ppo")))["implied_beta"] == 0.2
+@pytest.mark.parametrize(
+    ("methods", "tie", "beta"),
+    [
+        (("dpo", "kto"), "reference", 0.2),
+        (("dpo", "kto", "sft"), "reference", None),
+        (("dpo", "kto"), "previous", None),
+        (("kto",), "previous", 0.2),
+    ],
+)
+def test_beta_is_that_of_the_last_stage_if_it_implies_a_reward_against_pi_ref(
+    inputs: FinetuneInputs, doubles: dict[str, Double], methods: Any, tie: Any, beta: float | None
+) -> None:
+    """SFT implies no reward; tied to the policy before it, a stage implies one that π_ref cannot tell."""
+    assert stack.run(inputs, FinetuneParams(methods=methods, stage_reference=tie))["implied_beta"] == beta
+
+
+def test_too_long_is_that_of_the_stage_that_set_aside_the_most(
+    inputs: FinetuneInputs, doubles: dict[str, Double]
+) -> None:
+    """Doubles set aside as many examples as their names have letters."""
+    facts = stack.run(inputs, FinetuneParams(methods=("sft", "orpo", "dpo")))
+    assert facts["too_long"] == {"train": 4}
+    assert facts["tokens"] == {"seen": 300, "generated": 10}
 
 
 def killed_in_the_last(

@@ -120,6 +120,29 @@ def test_what_is_longer_than_the_judge_takes_is_left_out(
     assert Validation(shown, torch.zeros(9, 2), 0.1, 64, 3, arena).measure(model)["win_rate"] == 0.5
 
 
+def test_a_judge_may_find_a_text_too_long_in_its_own_tokens(
+    reference: Path, pairs: Callable[..., list[CuratedPair]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a reward model with another tokenizer does: it counts letters and takes 20. The policy answers 21 letters to
+    the second of four prompts, which alone it would not win: with that left out, it wins always."""
+    model, tokenizer = load_policy(reference), load_tokenizer(reference)
+    shown = tokenise_pairs(pairs(9, seed=6), tokenizer, 64)
+    answers = iter([["one"] * 4, ["yes", "no " * 7, "yes", "yes"]])
+
+    def judge(prompts: Any, responses: Any) -> list[float | None]:
+        return [None if len(response) > 20 else float("yes" in response) for response in responses]
+
+    def answer(*_: Any, **__: Any) -> list[Completion]:
+        return [Completion(text, (3, 4), (0.0, 0.0), True) for text in next(answers)]
+
+    monkeypatch.setattr(arena_module, "_answer", answer)
+    arena = open_arena(model, tokenizer, shown.pairs, judge, SETTINGS, **OPEN)
+    assert arena is not None
+    meeting = arena.meet(model)
+    assert meeting.win_rate == 1.0
+    assert meeting.scores.isnan().tolist() == [False, True, False, False]
+
+
 def test_draw_is_seeded_and_bounded(reference: Path, pairs: Callable[..., list[CuratedPair]]) -> None:
     tokenised = tokenise_pairs(pairs(20, seed=6), load_tokenizer(reference), 64)
     one, again, other = (draw_pairs(tokenised, 5, seed).pairs for seed in (1, 1, 2))
@@ -131,7 +154,7 @@ def test_draw_is_seeded_and_bounded(reference: Path, pairs: Callable[..., list[C
     ("scores", "context", "message"),
     [
         ([float("nan")] * 4, 64, "4 finite scores from the judge"),
-        ([1.0], 64, "found shape \\(1,\\)"),
+        ([1.0], 64, "found 1 with 0 not finite"),
         ([1.0] * 4, 8, "room for 6 new tokens in a context of 7, found none"),
     ],
 )

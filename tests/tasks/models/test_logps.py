@@ -8,7 +8,7 @@ import torch
 from data_contracts.errors import ModelError
 from data_contracts.records import Message
 from tasks.models.chat import encode, encode_all
-from tasks.models.logps import length_sorted_batches, pad_right, token_logps
+from tasks.models.logps import length_sorted_batches, pad_right, target_logps, token_logps
 
 PROMPTS = [(Message(role="user", content=text),) for text in ("one", "please refund the order", "a", "is one two")]
 COMPLETIONS = ["yes please", "no", "the order is three two one", ""]
@@ -74,3 +74,22 @@ def test_right_padding() -> None:
     ids, mask = pad_right([[5], [6, 7]], padding_id=9)
     assert ids.tolist() == [[5, 9], [6, 7]]
     assert mask.tolist() == [[1, 0], [1, 1]]
+
+
+def test_the_gradient_of_target_logps_is_that_of_the_naive_form() -> None:
+    """Naive: log_softmax and gather. By hand: of logits (0, 0), log p(target) = -ln 2 and its gradient ±1/2."""
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    weights = torch.randn(5, dtype=torch.float64)
+    naive = logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    found = target_logps(logits, targets)
+    torch.testing.assert_close(found, naive)
+    torch.testing.assert_close(
+        *(torch.autograd.grad((each * weights).sum(), logits, retain_graph=True) for each in (found, naive))
+    )
+    even = torch.zeros(1, 2, requires_grad=True)
+    logp = target_logps(even, torch.tensor([1]))
+    (gradient,) = torch.autograd.grad(logp.sum(), even)
+    torch.testing.assert_close(logp, torch.tensor([-0.6931472]))
+    torch.testing.assert_close(gradient, torch.tensor([[-0.5, 0.5]]))

@@ -17,7 +17,7 @@ from tasks.models.chat import end_token_id
 from tasks.models.loading import load_tokenizer
 from tasks.rewards import bradley_terry
 from tasks.rewards.bradley_terry import train_reward
-from tasks.rewards.params import RewardParams
+from tasks.rewards.params import RewardParams, RewardThresholds
 from tasks.rewards.scoring import RewardModel, padding_id
 
 Pairs = tuple[list[CuratedPair], list[CuratedPair]]
@@ -179,6 +179,16 @@ def test_other_params_do_not_resume_what_was_begun(policy_folder: Path, pairs: P
         progress=lambda done, total, note: seen.append(done),
     )
     assert seen[0] == 1
+
+
+def test_what_training_does_not_read_does_not_begin_it_anew(policy_folder: Path, pairs: Pairs, tmp_path: Path) -> None:
+    """The share of the held-out judge reaches a training by its pairs alone, and thresholds reach the audit only."""
+    params = RewardParams(epochs=1, batch_size=8, trainer_args={"max_steps": 3})
+    found = []
+    for changes in ({}, {"held_out_share": 0.3}, {"audit": RewardThresholds(min_accuracy=0.1)}):
+        train(policy_folder, pairs, tmp_path, params.model_copy(update=changes))
+        found += [run.name for run in (tmp_path / "work").glob("run-*")]
+    assert len(set(found)) == 1
 
 
 def test_pairs_beyond_the_context_are_counted_and_none_left_is_an_error(

@@ -91,9 +91,11 @@ def test_the_policy_learns_what_the_judge_likes_and_facts_tell_it(whole: tuple[d
     facts, folder = whole
     assert json.loads(json.dumps(facts)) == facts
     assert facts["steps"] == {"planned": STEPS, "run": STEPS}
-    assert facts["prompts"]["too_long"] == 0
+    assert facts["prompts"] == {"train": 48}
+    assert facts["too_long"] == {"train": 0}
+    assert facts["implied_beta"] is None
     assert facts["judge"] == {"name": "counting", "digest": "counting-1", "noise": 0.0, "gains": "rank-gains"}
-    assert facts["totals"]["groups"] == STEPS * 4 == facts["totals"]["judge/requests"]
+    assert facts["totals"]["groups"] == STEPS * 4
     assert facts["totals"]["completions"] == STEPS * 16
     assert [each["step"] for each in facts["evaluations"]] == [4, 8, 12]
     assert facts["evaluations"][-1]["win_rate"] > 0.8
@@ -336,6 +338,8 @@ def test_groups_without_spread_are_counted_and_replaced_by_other_prompts(
 
     class Indifferent(type(judge)):  # type: ignore[misc]
         def judge(self, prompts: Any, groups: Any) -> Any:
+            if len(groups[0]) == 2:  # an evaluation, against π_ref
+                return super().judge(prompts, groups)
             alike = [
                 ["yes"] * len(group) if "cat" in prompt[-1].content else list(group)
                 for prompt, group in zip(prompts, groups, strict=True)
@@ -362,6 +366,96 @@ def test_groups_without_spread_are_counted_and_replaced_by_other_prompts(
         return sum(row["zero_variance_share"] for row in rows(folder))
 
     assert left(more.folder) < 0.5 * left(judged.folder)
+
+
+def test_figures_are_of_the_groups_that_are_learned_from(
+    judged: FinetuneInputs, quick: GrpoParams, length_reward: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge and a reward for whom all answers are alike on prompts with `cat`, whose groups are then replaced in
+    part: figures of the reward are means over the completions that TRL is given; sampled are more than are seen."""
+
+    class Indifferent(type(judged.ranker)):  # type: ignore[misc]
+        def judge(self, prompts: Any, groups: Any) -> Any:
+            alike = [
+                ["yes"] * len(group) if "cat" in prompt[-1].content else list(group)
+                for prompt, group in zip(prompts, groups, strict=True)
+            ]
+            return super().judge(prompts, alike)
+
+    class Also(type(length_reward)):  # type: ignore[misc]
+        def score(self, answers: Answers) -> Any:
+            scored = super().score(answers)
+            alike = np.array(["cat" in prompt[-1].content for prompt in answers.prompts])
+            raw = np.where(alike, -100.0, scored.terms["length"].raw)
+            term = dataclasses.replace(scored.terms["length"], raw=raw)
+            return dataclasses.replace(scored, total=raw, terms={"length": term})
+
+    seen: list[tuple[dict[str, float], dict[str, Any], int]] = []
+    original = grpo.JudgedRollouts.__call__
+
+    def spy(self: Any, prompts: Any, trainer: Any) -> Any:
+        rows = original(self, prompts, trainer)
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows["completion_ids"]]
+        asked = [self.tokenizer.decode(ids) for ids in rows["prompt_ids"]]
+        raw = [-100.0 if "cat" in head else -float(len(text.split())) for head, text in zip(asked, texts, strict=True)]
+        seen.append((dict(self.figures), rows, raw))
+        return rows
+
+    monkeypatch.setattr(grpo.JudgedRollouts, "__call__", spy)
+    ranker, reward = Indifferent(digest="indifferent"), Also(digest="alike")
+    params = quick.model_copy(update={"reward_weight": 0.1, "resample_zero_variance": 2, "epochs": 0.5})
+    facts = grpo.run(dataclasses.replace(judged, ranker=ranker, reward=reward), params)
+    assert facts["totals"]["resampled"] > 0
+    for figures, _, raw in seen:
+        assert figures["reward"] == pytest.approx(np.mean(raw))
+        assert figures["reward/length"] == pytest.approx(np.mean(raw))
+    trained = sum(len(ids) for _, rows, _ in seen for name in ("prompt_ids", "completion_ids") for ids in rows[name])
+    learned_from = sum(len(ids) for _, rows, _ in seen for ids in rows["completion_ids"])
+    assert facts["tokens"]["seen"] == trained
+    assert facts["tokens"]["generated"] > learned_from
+
+
+def test_tokens_count_every_pass(judged: FinetuneInputs, quick: GrpoParams) -> None:
+    """With two passes a rollout each sampled token is seen twice, its prompt with it."""
+    update = {"passes": 2, "epochs": 0.25, "lr": 1e-9, "kl": KlParams(mode="fixed", stop_at=None)}
+    facts = grpo.run(judged, quick.model_copy(update=update))
+    prompts = {tuple(turn.content for turn in pair.prompt): pair for pair in judged.train}
+    assert len(prompts) == 48
+    generated = facts["tokens"]["generated"]
+    assert facts["tokens"]["seen"] > 2 * generated
+    assert facts["tokens"]["seen"] % 2 == 0
+    assert generated >= facts["totals"]["completions"]
+
+
+def test_a_judge_that_is_hacked_is_found_by_the_held_out_one(
+    judged: FinetuneInputs, quick: GrpoParams, again: Callable[..., FinetuneInputs]
+) -> None:
+    """The training judge likes `yes`, the held-out one hates it: the policy learns `yes`, wins more and more before the
+    one and less and less before the other. Gains are ranks, which cannot rise, and a constant would find nothing."""
+
+    def hate(prompts: Any, responses: Any) -> list[float]:
+        return [-float(response.split().count("yes")) for response in responses]
+
+    watch = MonitorParams(fall=0.15, length_factor=None, repetition_rise=None, entropy_share=None)
+    params = quick.model_copy(update={"monitors": watch, "log_every": 1, "eval_every": 1})
+    facts = grpo.run(dataclasses.replace(judged, judge=hate), params)
+    assert "divergence" in {finding["kind"] for finding in facts["findings"]}
+    rewards = [each["training_reward"] for each in facts["evaluations"]]
+    assert rewards[-1] > rewards[0] > 0
+    healthy = grpo.run(again("healthy"), params)
+    assert healthy["findings"] == []
+
+
+def test_a_nucleus_is_no_sample_to_read_a_kl_sign_from(
+    judged: FinetuneInputs, quick: GrpoParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At top_p 1 a KL that is negative beyond noise stops the run; below 1 it does not, because the mean log-ratio of
+    what is drawn from a nucleus is no KL."""
+    monkeypatch.setattr(grpo.JudgedTrainer, "_kl_per_token", lambda self, output: (-0.5, 1e-3))
+    params = quick.model_copy(update={"epochs": 0.1, "kl": KlParams(mode="fixed", stop_at=None)})
+    grpo.run(judged, params.model_copy(update={"top_p": 0.9}))
+    with pytest.raises(StageError, match="not negative beyond noise"):
+        grpo.run(judged, params)
 
 
 def test_a_reward_is_calibrated_on_pi_ref_and_added_with_its_weight(
@@ -421,10 +515,10 @@ def test_the_best_checkpoint_lies_within_the_kl_where_one_does(
 def test_a_monitor_that_finds_something_is_told_and_stops_the_run_if_asked(
     judged: FinetuneInputs, quick: GrpoParams, again: Callable[..., FinetuneInputs], caplog: Any
 ) -> None:
-    """Six evaluations, of which the first three are the baseline; a policy that learns is less surprised by itself, so
-    its entropy falls below 99 % of where it was. A run that was stopped is not gone on with."""
+    """Twelve evaluations, of which the first three are the baseline; a policy that learns is less surprised by itself,
+    so its entropy falls below 99 % of where it was. A run that was stopped is not gone on with."""
     watch = MonitorParams(entropy_share=0.99, length_factor=None)
-    params = quick.model_copy(update={"eval_every": 2, "monitors": watch})
+    params = quick.model_copy(update={"log_every": 1, "eval_every": 1, "monitors": watch})
     with caplog.at_level(logging.WARNING):
         facts = grpo.run(judged, params)
     assert [finding["kind"] for finding in facts["findings"]] == ["entropy"]
@@ -481,7 +575,7 @@ def test_prompts_that_leave_no_room_are_counted_and_none_left_is_an_error(
     facts = grpo.run(
         dataclasses.replace(judged, train=longer), quick.model_copy(update={"max_length": 32, "epochs": 0.3})
     )
-    assert facts["prompts"]["too_long"] > 0
+    assert facts["too_long"]["train"] > 0
     with pytest.raises(StageError, match="room for 30 new tokens within 32, found none"):
         grpo.run(judged, quick.model_copy(update={"max_length": 32, "max_new_tokens": 30}))
 

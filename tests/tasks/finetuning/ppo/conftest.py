@@ -96,6 +96,7 @@ QUICK = PpoParams(
     log_every=1,
     eval_every=2,
     kl=KlParams(stop_at=None),
+    best_within_kl=None,
     validation=ValidationParams(pairs=8, prompts=6, max_new_tokens=8),
 )
 """Six updates of two steps, with evaluations and checkpoints after steps 4, 8 and 12."""

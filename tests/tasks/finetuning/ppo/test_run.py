@@ -94,7 +94,11 @@ def test_facts_and_curve_tell_what_happened(whole: Whole) -> None:
     assert facts["episodes"] == 48
     assert [each["step"] for each in facts["evaluations"]] == [4, 8, 12]
     best = max(facts["evaluations"], key=lambda each: each["win_rate"])
-    assert facts["best"] == {"step": best["step"], "metric": "win_rate", "value": best["win_rate"]}
+    assert {name: facts["best"][name] for name in ("step", "value", "kl_per_token")} == {
+        "step": best["step"],
+        "value": best["win_rate"],
+        "kl_per_token": best["kl_per_token"],
+    }
     assert facts["stopped"] == "all steps done"
     assert "/" not in json.dumps({name: facts[name] for name in facts if name != "settings"}).replace("reward/", "")
     curve = rows(folder)
@@ -198,14 +202,29 @@ def test_best_checkpoint_is_by_the_held_out_judge_and_within_kl(
     facts = ppo.run(
         dataclasses.replace(ppo_inputs, judge=lambda prompts, responses: [next(verdicts)] * len(prompts)), quick
     )
-    assert facts["best"] == {"step": 4, "metric": "win_rate", "value": 1.0}
+    assert {name: facts["best"][name] for name in ("step", "metric", "value", "within_kl")} == {
+        "step": 4,
+        "metric": "win_rate",
+        "value": 1.0,
+        "within_kl": True,
+    }
     (kept,) = ppo_inputs.work.glob("run-*/checkpoint-4")
     best = weights(ppo_inputs.folder)
     assert all(torch.equal(tensor, best[name]) for name, tensor in weights(kept).items())
     (last,) = ppo_inputs.work.glob("run-*/checkpoint-12")
     assert any(not torch.equal(tensor, best[name]) for name, tensor in weights(last).items())
-    with pytest.raises(StageError, match=r"within 1e-09 nats per token .* 3 evaluations further away"):
-        ppo.run(ppo_elsewhere("far"), quick.model_copy(update={"best_within_kl": 1e-9}))
+
+
+def test_a_policy_near_the_reference_is_better_than_any_far_from_it(ppo_elsewhere: Elsewhere, quick: PpoParams) -> None:
+    """The limit lies at the KL of the evaluation that is nearest; a limit that none meets keeps the best of all."""
+    evaluations = ppo.run(ppo_elsewhere("any"), quick)["evaluations"]
+    nearest = min(evaluations, key=lambda row: row["kl_per_token"])
+    limit = nearest["kl_per_token"] + 1e-9
+    bound = ppo.run(ppo_elsewhere("near"), quick.model_copy(update={"best_within_kl": limit}))["best"]
+    assert (bound["step"], bound["value"], bound["within_kl"]) == (nearest["step"], nearest["win_rate"], True)
+    best = max(evaluations, key=lambda row: row["win_rate"])
+    far = ppo.run(ppo_elsewhere("far"), quick.model_copy(update={"best_within_kl": 1e-9}))["best"]
+    assert (far["step"], far["value"], far["within_kl"]) == (best["step"], best["win_rate"], False)
 
 
 def test_early_stopping_and_a_kill_right_behind_it(
