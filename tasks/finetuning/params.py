@@ -161,11 +161,10 @@ class DpoParams(OfflineParams):
     """Direct preference optimisation (Rafailov et al. 2023) with TRL's DPOTrainer."""
 
     beta: float = Field(
-        0.3,
+        0.2,
         gt=0,
         le=10,
-        description="Strength of the tie to π_ref; 0.05 to 0.2 is usual, smaller drifts further. The sample world's "
-        "annotators agree more than people do, and margins grow with agreement: there 0.15 left the KL band.",
+        description="Strength of the tie to π_ref; 0.05 to 0.2 is usual, smaller drifts further.",
     )
     loss_type: LossType = Field(
         "sigmoid",
@@ -180,11 +179,11 @@ class DpoParams(OfflineParams):
         "sigmoid it makes the labels soft: conservative DPO (Mitchell 2023).",
     )
     sft_weight: float = Field(
-        0.1,
+        0.2,
         ge=0,
         le=10,
         description="Weight of the mean negative log-likelihood of chosen tokens, added to the preference loss: it "
-        "keeps the policy near what people wrote. On the sample world 0.1 won more often than 0.2 or 0.3.",
+        "keeps the policy near what people wrote.",
     )
     lr: float = Field(
         7e-4,
@@ -193,7 +192,7 @@ class DpoParams(OfflineParams):
         description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models (TRL's default is 1e-6).",
     )
     epochs: float = Field(
-        0.5, gt=0, le=100, description="Passes over the pairs; a fraction stops within a pass. 1 is usual."
+        0.6, gt=0, le=100, description="Passes over the pairs; a fraction stops within a pass. 1 is usual."
     )
 
     @model_validator(mode="after")

@@ -39,10 +39,10 @@ class SampleWorldParams(Section):
         description="Conversations of mixed quality for the base model and SFT.",
     )
     careful_share: float = Field(
-        0.15, ge=0, le=1, description="Share of responses written by careful writers, in demonstrations and feedback."
+        0.10, ge=0, le=1, description="Share of responses written by careful writers, in demonstrations and feedback."
     )
     careless_share: float = Field(
-        0.55, ge=0, le=1, description="Share of responses written by careless writers; the rest are average."
+        0.60, ge=0, le=1, description="Share of responses written by careless writers; the rest are average."
     )
     noise: float = Field(
         0.5,
