@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tasks.compare_policies import Compared
 from tasks.comparison.report import verdict
 from tasks.comparison.table import HEADER, cells
+
+if TYPE_CHECKING:
+    from tasks.compare_policies import Compared
 
 
 def comparison_payload(compared: Compared) -> dict[str, Any]:

@@ -177,7 +177,8 @@ def _body(stage: str, folder: Path, root: Path, values: dict[str, object]) -> di
         decision = {"passed": passed, "reasons": [{"name": "win", "passed": passed, "text": "win rate 0.68 ≥ 0.5"}]}
         write_json(folder / "gate.json", decision)
         return decision
-    return _model(stage, folder, values)
+    facts = _model(stage, folder, values)
+    return {"method": "dpo", **facts} if stage == "finetune" else facts
 
 
 def _model(stage: str, folder: Path, values: dict[str, object]) -> dict[str, object]:

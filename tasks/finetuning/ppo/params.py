@@ -88,8 +88,8 @@ class PpoParams(Section):
         2,
         ge=1,
         le=64,
-        description="Passes over a rollout. 4 in summarize_from_feedback_details, 1 in verl and OpenRLHF. On the sample "
-        "world 2 passes over more episodes won more often than 4 in about the same time.",
+        description="Passes over a rollout. 4 in summarize_from_feedback_details, 1 in verl and OpenRLHF. On the "
+        "sample world 2 passes over more episodes won more often than 4 in about the same time.",
     )
     minibatches: int = Field(
         1, ge=1, le=1024, description="Optimiser steps of a pass; must divide episodes_per_update (times processes)."
