@@ -56,7 +56,7 @@ class KlParams(Section):
     stop_at: float | None = Field(
         1.0, gt=0, description="KL in nats per token above which the run has run away and stops; null: never."
     )
-    stop_patience: int = Field(1, ge=1, description="Updates in a row above stop_at that end the run; 1: the first.")
+    stop_patience: int = Field(3, ge=1, description="Updates in a row above stop_at that end the run; 1: the first.")
     beta_min: float = Field(1e-4, ge=0, description="Smallest β that the adaptive mode may reach.")
     beta_max: float = Field(1.0, gt=0, le=10, description="Largest β that the adaptive mode or the ramp may reach.")
 

@@ -84,7 +84,7 @@ def test_a_restored_controller_goes_on_alike(measured: list[float], cut: int, st
 
 
 def test_a_runaway_stops_with_what_to_do() -> None:
-    each = controller(stop_at=1.0)
+    each = controller(stop_at=1.0, stop_patience=1)
     each.update(0.99, 10)
     with pytest.raises(
         StageError, match=r"at most 1 nats per token .*found 1\.2 .*target 0\.1, β 0\.15.*learning rate"
