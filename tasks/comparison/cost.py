@@ -1,7 +1,8 @@
 """What fine-tuning a variant cost: seconds, CPU seconds, tokens and what a judge was paid, measured where it runs.
 
 The account lies beside the artifact, never in it: a clock would give equal weights unequal digests. It is
-written at the start and every other second, so that a killed run's seconds are kept, and a resumed one goes on from them.
+written at the start and every other second, so that a killed run's seconds are kept, and a resumed one goes on from
+them.
 """
 
 from __future__ import annotations

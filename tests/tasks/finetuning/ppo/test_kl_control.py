@@ -91,7 +91,7 @@ def test_a_runaway_stops_with_what_to_do() -> None:
     ):
         each.update(1.2, 10)
     with pytest.raises(StageError, match=r"set kl\.mode: adaptive"):
-        controller(mode="fixed", stop_at=1.0).update(1.2, 10)
+        controller(mode="fixed", stop_patience=1, stop_at=1.0).update(1.2, 10)
     with pytest.raises(StageError, match=r"finite KL .* found nan"):
         controller().update(float("nan"), 10)
 
