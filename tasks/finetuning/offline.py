@@ -26,7 +26,7 @@ from tasks.finetuning.reference_logps import reference_logps
 from tasks.finetuning.validation import Validation, draw_pairs
 from tasks.models.callbacks import Patience, stop_reason, usual_callbacks
 from tasks.models.checkpoints import run_folder, weights_digest
-from tasks.models.curve import curve_rows, write_curve
+from tasks.models.curve import curve_rows, evaluations_of, write_curve
 from tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from tasks.models.pairs import TokenisedPairs, TokenPair, digest_of_tokens, fitting_pairs
 from tasks.models.training import library_versions, train
@@ -250,15 +250,7 @@ def libraries() -> dict[str, str]:
 
 
 def _outcome(state: TrainerState, params: OfflineParams, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    evaluations = [
-        {
-            name.removeprefix("validation_"): row[name]
-            for name in row
-            if name == "step" or name.startswith("validation_")
-        }
-        for row in rows
-        if "validation_preference_accuracy" in row
-    ]
+    evaluations = evaluations_of(rows, "preference_accuracy")
     return {
         "steps": {"planned": state.max_steps, "run": evaluations[-1]["step"]},
         "best": _best(state, params, evaluations),

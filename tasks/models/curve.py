@@ -42,6 +42,19 @@ def curve_rows(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return [rows[step] for step in sorted(rows)]
 
 
+def evaluations_of(rows: Sequence[Mapping[str, Any]], measured: str) -> list[dict[str, Any]]:
+    """Validation figures without their prefix, and the step, of each row in which `measured` was measured."""
+    return [
+        {
+            name.removeprefix("validation_"): row[name]
+            for name in row
+            if name == "step" or name.startswith("validation_")
+        }
+        for row in rows
+        if f"validation_{measured}" in row
+    ]
+
+
 def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `training.jsonl`, a JSON object a logged step."""
     lines = b"".join(orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in rows)

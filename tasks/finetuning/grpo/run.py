@@ -34,7 +34,7 @@ from tasks.finetuning.sections import ValidationParams
 from tasks.models.callbacks import Patience, stop_reason, usual_callbacks
 from tasks.models.chat import as_dicts, encode_prompts
 from tasks.models.checkpoints import newest_whole, run_folder, weights_digest
-from tasks.models.curve import curve_rows, write_curve
+from tasks.models.curve import curve_rows, evaluations_of, write_curve
 from tasks.models.judging import GainFunction, Judge, Prompt
 from tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from tasks.models.sampling import sample
@@ -349,15 +349,7 @@ def _curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _outcome(state: TrainerState, params: GrpoParams, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    evaluations = [
-        {
-            name.removeprefix("validation_"): row[name]
-            for name in row
-            if name == "step" or name.startswith("validation_")
-        }
-        for row in rows
-        if "validation_win_rate" in row
-    ]
+    evaluations = evaluations_of(rows, "win_rate")
     best = next(each for each in evaluations if each["step"] == state.best_global_step)
     within = params.best_within_kl is None or best["kl_per_token"] <= params.best_within_kl
     watched = state.stateful_callbacks[WatchForHacking.__name__]["attributes"]["kept"]

@@ -28,7 +28,7 @@ from tasks.finetuning.ppo.vllm import check_vllm
 from tasks.models.callbacks import Patience, stop_reason, usual_callbacks
 from tasks.models.chat import as_dicts
 from tasks.models.checkpoints import run_folder, weights_digest
-from tasks.models.curve import curve_rows, write_curve
+from tasks.models.curve import curve_rows, evaluations_of, write_curve
 from tasks.models.judging import Prompt, Reward
 from tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from tasks.models.trainer_args import check_trainer_args
@@ -266,15 +266,7 @@ def _callbacks(inputs: FinetuneInputs, params: PpoParams) -> list[Any]:
 def _outcome(
     state: TrainerState, params: PpoParams, rows: Sequence[Mapping[str, Any]], stopped: str | None
 ) -> dict[str, Any]:
-    evaluations = [
-        {
-            name.removeprefix("validation_"): row[name]
-            for name in row
-            if name == "step" or name.startswith("validation_")
-        }
-        for row in rows
-        if "validation_win_rate" in row
-    ]
+    evaluations = evaluations_of(rows, "win_rate")
     best = next(row for row in evaluations if row["step"] == state.best_global_step)
     return {
         "steps": {"planned": state.max_steps, "run": evaluations[-1]["step"]},
