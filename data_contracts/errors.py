@@ -11,6 +11,8 @@ PlumblineError                 exit 3   a stage failed
 ├── RewardError                exit 3   a reward function gave what no stated fallback covers
 ├── JudgeError                 exit 3   a judge cannot be reached, or is worse than params allow
 ├── VersioningError            exit 3   DVC or git refused
+├── OperationsError            exit 3   a service, or the operations database, refused
+├── SignatureError             exit 3   a version is unsigned, or not what was signed
 ├── RegistryError              exit 3   MLflow refused
 │   └── UnknownModelError      exit 2   no such model, version or alias
 └── StageError                 exit 3   a stage ended badly (killed, out of memory, disk full)
@@ -69,6 +71,14 @@ class JudgeError(PlumblineError):
 
 class VersioningError(PlumblineError):
     """DVC or git refused an operation."""
+
+
+class OperationsError(PlumblineError):
+    """A service cannot be started or reached, or the operations database refused."""
+
+
+class SignatureError(PlumblineError):
+    """A model version is not signed, or its files or its ledger are not what was signed."""
 
 
 class RegistryError(PlumblineError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,17 @@ import typer
 
 from data_contracts.artifact import full_disk_as_stage_error
 from data_contracts.errors import CheckFailed, PlumblineError
-from flows import environment
+from flows import (
+    audit_cli,
+    deployments_cli,
+    environment,
+    intake_cli,
+    monitor_cli,
+    promote_cli,
+    services_cli,
+    serving_cli,
+)
+from flows.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
 from flows.output import Output, report_failure
 
 app = typer.Typer(
@@ -22,16 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Directory = Annotated[Path, typer.Option("-C", "--workspace", help="The workspace, or a folder inside it.")]
-Overlays = Annotated[
-    list[Path] | None, typer.Option("--params", help="A YAML file merged over params.yaml. Repeatable.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="KEY=VALUE over params.yaml, dotted key. Repeatable.")
-]
-HERE = Path()
 
 
 @app.command()
@@ -60,7 +59,7 @@ def retrain(
     from flows import runner
 
     output = Output(json)
-    report = runner.retrain_here(_root(workspace), params or [], settings or [], output)
+    report = runner.retrain_here(workspace_root(workspace), params or [], settings or [], output)
     output.result(report.payload, report.renderable)
     if not report.passed:
         raise CheckFailed("the gate said no: the model is registered as rejected, with the reasons above.")
@@ -74,7 +73,7 @@ def compare(
     from flows import runner
 
     output = Output(json)
-    report = runner.compare_here(_root(workspace), params or [], settings or [], output)
+    report = runner.compare_here(workspace_root(workspace), params or [], settings or [], output)
     output.result(report.payload, report.renderable)
     if report.failed:
         raise CheckFailed(f"failed: {', '.join(report.failed)}, for the reasons above; run it again to try them anew.")
@@ -94,7 +93,7 @@ def self_play(
     from flows import commands
 
     chosen = [] if prompts is None else [f"self_play.prompts={prompts}"]
-    commands.self_play(_root(workspace), params or [], [*(settings or []), *chosen], Output(json))
+    commands.self_play(workspace_root(workspace), params or [], [*(settings or []), *chosen], Output(json))
 
 
 @app.command()
@@ -102,7 +101,7 @@ def stage(name: str, workspace: Directory = HERE) -> None:
     """Run one stage in this process, as `dvc repro` does. It does not commit to DVC."""
     from flows import runner
 
-    runner.stage_here(_root(workspace), name)
+    runner.stage_here(workspace_root(workspace), name)
 
 
 @app.command()
@@ -115,7 +114,7 @@ def ingest(
     """Take feedback files into the append-only raw store and version it."""
     from flows import commands
 
-    commands.ingest(_root(workspace), source, files, Output(json))
+    commands.ingest(workspace_root(workspace), source, files, Output(json))
 
 
 @app.command()
@@ -130,7 +129,7 @@ def validate(
     """Check files against their contract and curate them, as a dry run: nothing is ingested."""
     from flows import commands
 
-    commands.validate(_root(workspace), source, files, params or [], settings or [], Output(json))
+    commands.validate(workspace_root(workspace), source, files, params or [], settings or [], Output(json))
 
 
 @app.command()
@@ -143,7 +142,7 @@ def audit(
     """Walk a model to its raw feedback and re-hash every object, or list what used a record."""
     from flows import commands
 
-    commands.audit(_root(workspace), model, record, Output(json))
+    commands.audit(workspace_root(workspace), model, record, Output(json))
 
 
 @app.command()
@@ -156,7 +155,7 @@ def restore(
     """Bring back the exact dataset, reference policy, params and model of a registered version."""
     from flows import commands
 
-    commands.restore(_root(workspace), model, to.resolve(), Output(json))
+    commands.restore(workspace_root(workspace), model, to.resolve(), Output(json))
 
 
 @app.command()
@@ -165,6 +164,10 @@ def doctor(workspace: Directory = HERE, json: Json = False) -> None:
     from flows import doctor as examination
 
     examination.doctor(workspace.resolve(), Output(json))
+
+
+for area in (services_cli, deployments_cli, intake_cli, promote_cli, serving_cli, monitor_cli, audit_cli):
+    area.register(app)
 
 
 def main() -> None:
@@ -177,12 +180,6 @@ def main() -> None:
     except PlumblineError as error:
         report_failure(error, json="--json" in sys.argv[1:])
         sys.exit(error.exit_code)
-
-
-def _root(workspace: Path) -> Path:
-    from flows.workspaces import find_workspace
-
-    return find_workspace(Path(os.path.abspath(workspace)))
 
 
 if __name__ == "__main__":

@@ -31,15 +31,22 @@ from data_contracts.params import Section, flatten
 from data_contracts.secrets import mask
 from tasks.comparison.params import CompareParams, SelfPlayParams
 from tasks.curation.params import CurationParams
+from tasks.database.params import OperationsParams
 from tasks.evaluation.params import EvaluationParams, GateParams
 from tasks.feedback.params import FeedbackParams
 from tasks.finetuning.params import FinetuneParams, ReferenceParams
+from tasks.freshness.params import TriggerParams
+from tasks.intake.params import IntakeParams
 from tasks.models.params import TinyModelParams
+from tasks.monitoring.params import MonitorParams
+from tasks.promotion.params import PromotionParams
 from tasks.registry.params import RegistryParams
 from tasks.rewards.judge_params import JudgeParams
 from tasks.rewards.mixture_params import MixtureParams
 from tasks.rewards.params import RewardParams
 from tasks.sample_world.params import SampleWorldParams
+from tasks.services.params import ServicesParams
+from tasks.serving.params import ServingParams
 
 PARAMS_FILE = "params.yaml"
 _WIDTH = 120
@@ -85,6 +92,28 @@ class Params(Section):
     )
     registry: RegistryParams = Field(
         default_factory=RegistryParams, description="Where and under which name models are registered."
+    )
+    operations: OperationsParams = Field(
+        default_factory=OperationsParams,
+        description="Where the outbox, the ledger and the log of served answers are kept.",
+    )
+    services: ServicesParams = Field(
+        default_factory=ServicesParams, description="What `plumbline up` starts, and on which ports."
+    )
+    trigger: TriggerParams = Field(
+        default_factory=TriggerParams, description="When fresh feedback, age or a finding starts a run."
+    )
+    intake: IntakeParams = Field(
+        default_factory=IntakeParams, description="The watched inbox and the HTTP endpoint that take feedback in."
+    )
+    promotion: PromotionParams = Field(
+        default_factory=PromotionParams, description="Gates between a registered version and an alias that serves."
+    )
+    serving: ServingParams = Field(
+        default_factory=ServingParams, description="The serving process, its shadow and its canary."
+    )
+    monitor: MonitorParams = Field(
+        default_factory=MonitorParams, description="What is watched, and at which rate of false alarms."
     )
 
 

@@ -1,0 +1,26 @@
+"""Options that commands share, and the workspace they stand in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Directory = Annotated[Path, typer.Option("-C", "--workspace", help="The workspace, or a folder inside it.")]
+Overlays = Annotated[
+    list[Path] | None, typer.Option("--params", help="A YAML file merged over params.yaml. Repeatable.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE over params.yaml, dotted key. Repeatable.")
+]
+HERE = Path()
+
+
+def workspace_root(workspace: Path) -> Path:
+    """The workspace at or above a folder. Raises `UsageError` where there is none."""
+    from flows.workspaces import find_workspace
+
+    return find_workspace(Path(os.path.abspath(workspace)))

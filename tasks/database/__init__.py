@@ -1,0 +1,95 @@
+"""The operations database: what has to survive a crash and be agreed on by several processes.
+
+SQLite beside the workspace, or Postgres for more than one machine. Each noun keeps its own tables in
+a `MetaData` of its own and gives it to `open_database`. Write inside `writing`, read inside
+`reading`: on SQLite `writing` takes the write lock at once, so that what it reads cannot change before it commits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from data_contracts.errors import OperationsError, ParamsError
+from data_contracts.secrets import mask
+from tasks.database.params import OperationsParams
+
+_LOCK_WAIT_S = 30  # SQLite: how long a writer waits for another before it fails
+
+
+def database_url(root: Path, params: OperationsParams) -> str:
+    """The URL: as given, from the environment variable given, or SQLite under `.plumbline`. Raises `ParamsError`."""
+    given = params.database
+    if given is None:
+        return f"sqlite:///{root.resolve() / '.plumbline' / 'operations.db'}"
+    if not given.startswith("$"):
+        return given
+    url = os.environ.get(given[1:])
+    if not url:
+        raise ParamsError(
+            f"operations.database: expected a database URL in the environment variable {given[1:]}, found it unset. "
+            f"Export it, or set operations.database to a URL or to null."
+        )
+    return url
+
+
+def open_database(root: Path, params: OperationsParams, tables: MetaData) -> Engine:
+    """Connect, make the tables that are missing, and return the engine. Raises `OperationsError`."""
+    url = database_url(root, params)
+    if params.database is None:
+        (root / ".plumbline").mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    with _refusals(url):
+        tables.create_all(engine)
+    return engine
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction that writes: committed when the block ends well, else undone. Raises `OperationsError`."""
+    with _refusals(str(engine.url)), engine.connect() as connection:
+        connection = connection.execution_options(plumbline_writes=True)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One transaction that only reads, and sees one state of the database. Raises `OperationsError`."""
+    with _refusals(str(engine.url)), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """A write-ahead log, and transactions that begin when we say: the driver's own begin too late."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={_LOCK_WAIT_S * 1000}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("plumbline_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def _refusals(url: str) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        note = mask(" ".join(str(error).split()))[:300]
+        raise OperationsError(
+            f"operations database {mask(url)}: it refused: {note} Check operations.database, that the server answers "
+            f"and that the disk is not full; nothing was half-written."
+        ) from error

@@ -1,0 +1,1 @@
+"""Feedback that comes in by itself: a watched folder and an HTTP endpoint."""

@@ -1,0 +1,1 @@
+"""The lineage graph of a version, and its renderings: HTML, OpenLineage, CycloneDX."""

@@ -1,0 +1,1 @@
+"""Watching: sequential tests on recent traffic and labels, drift, and what they find."""

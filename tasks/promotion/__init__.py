@@ -1,0 +1,1 @@
+"""Promotion: gates between versions, and what an override needs."""

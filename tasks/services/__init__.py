@@ -1,0 +1,1 @@
+"""Services on loopback: what is started, supervised and asked for its health."""

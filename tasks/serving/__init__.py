@@ -1,0 +1,1 @@
+"""Serving: champion, shadow, canary, and the log of what was answered."""
