@@ -9,7 +9,7 @@
    CPU seconds suffer less from busy neighbours than wall seconds do; both are given. Imports and loading do not count.
 4. Beside the ratio stand two that leave something out: TRL's without its `gc.collect()` (its own choice, but no part of
    PPO), and with `--plain-linears` ours with the linear layers of torch (`ours_plain`, a third run a seed), because
-   `tasks.models.fast_linear` gains on AMD processors with AVX-512 alone.
+   `tasks.models.fast_linear` gains on AMD processors from Zen 5 on alone.
 5. Gold is the sample world's own reward of completions on held-out test prompts, which neither side trains on.
 """
 

@@ -3,7 +3,8 @@
 ```
 PlumblineError                 exit 3   a stage failed
 ├── UsageError                 exit 2   wrong command line, missing file, not a workspace
-│   └── ParamsError            exit 2   a params key or value is wrong
+│   ├── ParamsError            exit 2   a params key or value is wrong
+│   └── WorkspaceBusy          exit 2   another run is under way in the workspace
 ├── CheckFailed                exit 1   a gate, contract or audit said no
 │   └── ContractViolation      exit 1   feedback breaks its contract beyond what params allow
 ├── ArtifactError              exit 3   an artifact is missing, half-written or not what it claims
@@ -41,6 +42,10 @@ class UsageError(PlumblineError):
 
 class ParamsError(UsageError):
     """A params key is unknown, or its value is out of range."""
+
+
+class WorkspaceBusy(UsageError):
+    """Another run is under way in the workspace."""
 
 
 class CheckFailed(PlumblineError):

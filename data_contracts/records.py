@@ -57,6 +57,10 @@ class PreferencePair(Record):
         """The prompt as one string, a line a turn: for hashing, similarity and reports, not for models."""
         return "\n".join(f"{message.role}: {message.content}" for message in self.prompt)
 
+    def content_id(self) -> str:
+        """SHA-256 (hex) of what the pair says, whoever said it and when."""
+        return content_id(self.prompt, self.chosen, self.rejected)
+
 
 class CuratedPair(PreferencePair):
     """A preference pair after curation: its near-duplicate cluster, and what curation changed in it."""
@@ -66,7 +70,7 @@ class CuratedPair(PreferencePair):
 
 
 class UnpairedResponse(Record):
-    """One response that people liked or did not (a thumb up or down), with no other to compare it with."""
+    """Contract `unpaired_response` v1: one response that people liked or did not, with no other to compare it with."""
 
     id: str
     prompt: tuple[Message, ...]
@@ -77,6 +81,19 @@ class UnpairedResponse(Record):
     timestamp: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     origin: Origin
+
+    def prompt_text(self) -> str:
+        """The prompt as one string, as `PreferencePair.prompt_text` has it."""
+        return "\n".join(f"{message.role}: {message.content}" for message in self.prompt)
+
+    def content_id(self) -> str:
+        """SHA-256 (hex) of what the record says, whoever said it and when."""
+        turns = [[message.role, message.content] for message in self.prompt]
+        return hashlib.sha256(orjson.dumps([turns, self.response, self.desirable])).hexdigest()
+
+
+Feedback = PreferencePair | UnpairedResponse
+"""A record of any kind of feedback."""
 
 
 class Quarantined(Record):

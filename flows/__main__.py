@@ -106,7 +106,7 @@ def stage(name: str, workspace: Directory = HERE) -> None:
 
 @app.command()
 def ingest(
-    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs, judged_pairs.")],
+    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs, judged_pairs, unpaired_responses.")],
     files: Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")],
     workspace: Directory = HERE,
     json: Json = False,
@@ -119,7 +119,7 @@ def ingest(
 
 @app.command()
 def validate(
-    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs, judged_pairs.")],
+    source: Annotated[str, typer.Argument(help="Kind of feedback: human_pairs, judged_pairs, unpaired_responses.")],
     files: Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")],
     params: Overlays = None,
     settings: Settings = None,
@@ -130,19 +130,6 @@ def validate(
     from flows import commands
 
     commands.validate(workspace_root(workspace), source, files, params or [], settings or [], Output(json))
-
-
-@app.command()
-def audit(
-    model: Annotated[str | None, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or NAME.")] = None,
-    record: Annotated[str | None, typer.Option(help="List what used this record, instead.")] = None,
-    workspace: Directory = HERE,
-    json: Json = False,
-) -> None:
-    """Walk a model to its raw feedback and re-hash every object, or list what used a record."""
-    from flows import commands
-
-    commands.audit(workspace_root(workspace), model, record, Output(json))
 
 
 @app.command()

@@ -20,7 +20,10 @@ HERE = Path()
 
 
 def workspace_root(workspace: Path) -> Path:
-    """The workspace at or above a folder. Raises `UsageError` where there is none."""
+    """The workspace at or above a folder, its own Prefect server in use. Raises `UsageError` where there is none."""
+    from flows.environment import use_services
     from flows.workspaces import find_workspace
 
-    return find_workspace(Path(os.path.abspath(workspace)))
+    root = find_workspace(Path(os.path.abspath(workspace)))
+    use_services(root)
+    return root

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from data_contracts.errors import CheckFailed, ContractViolation, UsageError
+from data_contracts.errors import ContractViolation, OperationsError, UsageError
 from flows.output import Output
 from flows.params import load_params, resolve_overlays
 
 
 def ingest(root: Path, source: str, files: Sequence[str], output: Output) -> None:
-    """`plumbline ingest SOURCE FILE…`."""
-    from tasks.ingest_feedback import ingest_feedback
+    """`plumbline ingest SOURCE FILE…`: store, version, enter into the outbox, tell the server."""
+    from tasks.announce import announce_batches
+    from tasks.ingest_feedback import count_rows, ingest_feedback
 
     _check_source(source)
+    params, _ = load_params(root)
     with output.working("ingesting"):
         batches = ingest_feedback(root, source, list(files))
-    table = Table("file", "batch", "", box=None)
+    pending = None
+    try:
+        entries = announce_batches(root, params, source, batches, count_rows(batches))
+        announced = {entry.payload["sha256"]: entry.emitted_at is not None for entry in entries}
+    except OperationsError as error:  # the batch is safe and versioned; a later drain or poll announces it
+        announced, pending = {}, str(error)
+    table = Table("file", "batch", "", "event", box=None)
     rows = []
     for name, batch in zip(files, batches, strict=True):
-        path = batch.path.relative_to(root).as_posix()
-        table.add_row(escape(name), escape(path), "new" if batch.new else "already there")
-        rows.append({"file": name, "batch": path, "sha256": batch.digest, "new": batch.new})
-    output.result({"batches": rows}, table)
+        path, told = batch.path.relative_to(root).as_posix(), announced.get(batch.digest, False)
+        standing = "new" if batch.new else "already there"
+        table.add_row(escape(name), escape(path), standing, "announced" if told else "pending")
+        rows.append({"file": name, "batch": path, "sha256": batch.digest, "new": batch.new, "announced": told})
+    if pending is not None:
+        output.remark(f"ingested, not announced: {pending}")
+    output.result({"batches": rows, "pending": pending}, table)
 
 
 def validate(
@@ -49,26 +59,6 @@ def validate(
     output.result(report, table)
     if report["stopped"] is not None:
         raise ContractViolation(report["stopped"])
-
-
-def audit(root: Path, model: str | None, record: str | None, output: Output) -> None:
-    """`plumbline audit MODEL` or `plumbline audit --record ID`."""
-    from tasks import audit_lineage
-
-    if (model is None) == (record is None):
-        raise UsageError("audit: expected a model (models:/NAME@ALIAS) or --record ID, one of the two.")
-    params, _ = load_params(root)
-    if record is not None:
-        used = audit_lineage.audit_record(root, record, params.registry)
-        output.result(asdict(used), audit_lineage.render_record(used))
-        if not used.found:
-            raise CheckFailed(f"record {record}: no dataset of any registered model has it ({used.searched} searched).")
-        return
-    with output.working(f"re-hashing everything behind {model}"):
-        report = audit_lineage.audit_model(root, str(model), params.registry)
-    output.result(asdict(report), audit_lineage.render_tree(report))
-    if not report.verified:
-        raise CheckFailed(f"audit of {report.model_uri}: {len(report.problems)} problems, listed above.")
 
 
 def restore(root: Path, model: str, to: Path, output: Output) -> None:

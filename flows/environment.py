@@ -7,15 +7,23 @@ Values already set by the user win.
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # The temporary server of a run without PREFECT_API_URL takes ten seconds on a free core, more on a busy one.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # Prefect warns below 30 s; an automation calls a run dead that missed three of them.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Seven more processes of MLflow's server, for features of its UI that are not used here.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # With two threads and a busy neighbour, spinning OpenMP threads made a training step 15 times slower.
     "OMP_WAIT_POLICY": "passive",
@@ -32,3 +40,22 @@ def prepare(threads: int | None = None) -> None:
     if threads is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ.setdefault(name, str(threads))
+
+
+def use_services(root: Path) -> None:
+    """Point this process at the Prefect server that `plumbline up` started here, unless the user named another.
+
+    Call before prefect is imported. A server that should answer and does not is said on stderr, not waited for.
+    """
+    from tasks.services.addresses import answers, prefect_api_url
+
+    url = None if os.environ.get("PREFECT_API_URL") else prefect_api_url(root)
+    if url is None:
+        return
+    if answers(url):
+        os.environ["PREFECT_API_URL"] = url
+    else:
+        sys.stderr.write(
+            f"plumbline: the services of {root} do not answer at {url}; going on without them. `plumbline status` says "
+            f"why, `plumbline up` starts them.\n"
+        )

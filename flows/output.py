@@ -30,6 +30,11 @@ class Output:
         else:
             Console(highlight=False, markup=not isinstance(renderable, str)).print(renderable, soft_wrap=True)
 
+    def raw(self, data: bytes) -> None:
+        """Print a result that is a document of its own, as it is."""
+        Output.printed = True
+        sys.stdout.write(data.decode())
+
     def working(self, on: str) -> AbstractContextManager[object]:
         """Show a spinner on stderr while the block runs; nothing where stderr is not a terminal."""
         return self.remarks.status(on) if self.remarks.is_terminal else nullcontext()

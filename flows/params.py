@@ -29,6 +29,7 @@ from data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from data_contracts.errors import ParamsError, UsageError
 from data_contracts.params import Section, flatten
 from data_contracts.secrets import mask
+from flows.schedule_params import ScheduleParams
 from tasks.comparison.params import CompareParams, SelfPlayParams
 from tasks.curation.params import CurationParams
 from tasks.database.params import OperationsParams
@@ -99,6 +100,9 @@ class Params(Section):
     )
     services: ServicesParams = Field(
         default_factory=ServicesParams, description="What `plumbline up` starts, and on which ports."
+    )
+    schedule: ScheduleParams = Field(
+        default_factory=ScheduleParams, description="When the server retrains, polls and monitors by itself."
     )
     trigger: TriggerParams = Field(
         default_factory=TriggerParams, description="When fresh feedback, age or a finding starts a run."

@@ -1,9 +1,110 @@
-"""`plumbline promote`, `rollback`, `history`: which version serves, and who said so."""
+"""`plumbline promote`, `rollback`, `history`, `delete`: which version serves, and who said so.
+
+They need no Prefect server: an alias has to be moved back at night when nothing else is up.
+"""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+
+from data_contracts.errors import CheckFailed, SignatureError, UsageError
+from flows.arguments import HERE, Directory, Json, workspace_root
+from flows.output import Output
+
+Alias = Annotated[str, typer.Option(help="candidate, challenger, shadow or champion.")]
+Why = Annotated[str, typer.Option(help="Why, in words; kept in the ledger.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
+    for command in (promote, rollback, history, delete):
+        app.command()(command)
+
+
+def promote(
+    model: Annotated[
+        str | None, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or NAME; the candidate by default.")
+    ] = None,
+    alias: Alias = "champion",
+    reason: Why = "asked for on the command line",
+    override: Annotated[
+        str | None, typer.Option(help="Who answers for it where a gate says no; kept in the ledger.")
+    ] = None,
+    override_reason: Annotated[str, typer.Option(help="Why the gates are overridden.")] = "",
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Give an alias to a version that passes every gate before it, verified first and on record."""
+    from flows.params import load_params
+    from flows.promotion_report import promotion_payload, promotion_view, refusal
+    from tasks import promote_model as verb
+
+    if override is None and override_reason:
+        raise UsageError("--override-reason: expected --override NAME beside it, who answers for it.")
+    root, output = workspace_root(workspace), Output(json)
+    params, _ = load_params(root)
+    named = None if override is None else verb.Override(override, override_reason)
+    with output.working("verifying, comparing with the champion and timing answers"):
+        promotion = verb.promote(root, params, model, alias, reason=reason, override=named)
+    output.result(promotion_payload(promotion), promotion_view(promotion))
+    if not promotion.promoted:
+        raise CheckFailed(refusal(promotion))
+
+
+def rollback(
+    reason: Why,
+    to: Annotated[str | None, typer.Option(help="The version to return to; `previous` by default.")] = None,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Give champion back to an earlier version, verified first: no gates, no training, seconds."""
+    from flows.params import load_params
+    from flows.promotion_report import promotion_payload, promotion_view
+    from tasks import promote_model as verb
+
+    root, output = workspace_root(workspace), Output(json)
+    params, _ = load_params(root)
+    with output.working("verifying the version to return to"):
+        returned = verb.rollback(root, params, reason=reason, to=to)
+    output.result(promotion_payload(returned), promotion_view(returned))
+
+
+def history(
+    alias: Annotated[str | None, typer.Option(help="Show the lines of this alias alone.")] = None,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Show the promotion ledger and verify its chain: who moved which alias, when, why, on what evidence."""
+    from flows.params import load_params
+    from flows.promotion_report import history_payload, history_view
+    from tasks import promote_model as verb
+
+    root, output = workspace_root(workspace), Output(json)
+    params, _ = load_params(root)
+    found = verb.promotion_history(root, params, alias)
+    output.result(history_payload(found), history_view(found))
+    if found.problems:
+        raise SignatureError(f"the promotion ledger is not whole: {' '.join(found.problems)} Restore the database.")
+    if found.moved_outside:
+        raise CheckFailed(
+            f"moved outside the ledger: {', '.join(found.moved_outside)}. `plumbline rollback --to MODEL` settles it."
+        )
+
+
+def delete(
+    model: Annotated[str, typer.Argument(help="MODEL/VERSION or models:/MODEL/VERSION, never an alias.")],
+    reason: Why,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Delete a registered version that no alias holds, on record."""
+    from flows.params import load_params
+    from flows.promotion_report import entry_payload
+    from tasks import promote_model as verb
+
+    root, output = workspace_root(workspace), Output(json)
+    params, _ = load_params(root)
+    entry = verb.delete_version(root, params, model, reason=reason)
+    output.result({"deleted": entry_payload(entry)}, f"deleted models:/{entry.model}/{entry.version}: {entry.title}")

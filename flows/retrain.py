@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from prefect import flow
 from prefect.futures import PrefectFuture, as_completed
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.params import Params
@@ -26,26 +26,40 @@ _THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers
 
 
 @flow(name="retrain", task_runner=_THREADS, validate_parameters=False)
-def retrain(root: str = ".", overlays: Sequence[str] = (), settings: Sequence[str] = ()) -> Registered:
+def retrain(
+    root: str = ".",
+    overlays: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    trigger: Mapping[str, Any] | None = None,
+    wait_s: float = 0.0,
+) -> Registered:
     """Bring every stage up to date and register the model; independent stages run side by side.
 
     `root` is a workspace made by `plumbline init`; `overlays` and `settings` are as on the
-    command line. Raises the first stage's `PlumblineError`.
+    command line; `trigger` is what started the run, for the manifest; `wait_s` is how long to wait
+    for a workspace in which another run is under way. Raises the first stage's `PlumblineError`.
     """
     workspace = Path(root).resolve()
-    with exclusive_run(workspace):
-        return _retrain(workspace, overlays, settings)
+    with exclusive_run(workspace, wait_s):
+        return _retrain(workspace, overlays, settings, trigger or _deployed())
 
 
-def _retrain(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) -> Registered:
+def _deployed() -> dict[str, Any] | None:
+    """The deployment that a schedule or a person at the server started; None on the command line."""
+    return {"kind": "deployment", "deployment": str(deployment.name)} if deployment.name else None
+
+
+def _retrain(
+    workspace: Path, overlays: Sequence[str], settings: Sequence[str], trigger: Mapping[str, Any] | None
+) -> Registered:
     params, _ = settle_params(workspace, overlays, settings)
     refuse_dirty(workspace, params.registry)
     warm_up()
-    if params.feedback.path is not None:
-        ingest_feedback(workspace, params.feedback.source, [params.feedback.path])
+    for source, path in params.feedback.to_ingest():
+        ingest_feedback(workspace, source, [path])
     with open_run(workspace, params.registry, flow_run_id=str(flow_run.id)) as run:
         records = bring_up_to_date(STAGES.values(), Session(workspace, params, run), params)
-        return register_model(workspace, params.registry, records, run)
+        return register_model(workspace, params.registry, records, run, operations=params.operations, trigger=trigger)
 
 
 def bring_up_to_date(stages: Iterable[Stage], session: Session, params: Params) -> list[StageRecord]:

@@ -114,17 +114,21 @@ def _naming_interrupts() -> Iterator[None]:
 
 
 def _require_server() -> None:
-    """Say which Prefect server does not answer, before the client says it in a hundred lines."""
+    """Say which Prefect server does not answer, or is another version, before the client does in a hundred lines."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
+
+    from tasks.services.health import require_version
 
     url = PREFECT_API_URL.value()
     error = get_client(sync_client=True).api_healthcheck() if url else None
     if error is not None:
         raise UsageError(
-            f"PREFECT_API_URL: expected a Prefect server at {url}, found none ({error}). Start it (`prefect server "
-            f"start`), correct the URL, or unset it for a temporary server of the run's own."
+            f"PREFECT_API_URL: expected a Prefect server at {url}, found none ({error}). Start it (`plumbline up`), "
+            f"correct the URL, or unset it for a temporary server of the run's own."
         )
+    if url:
+        require_version(url.rstrip("/"), "PREFECT_API_URL")
 
 
 def _quiet_prefect() -> None:

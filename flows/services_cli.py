@@ -2,8 +2,45 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import typer
+
+from flows.arguments import HERE, Directory, Json, Overlays, Settings
+from flows.output import Output
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
+    app.command("up")(up)
+    app.command("down")(down)
+    app.command("status")(status)
+
+
+def up(params: Overlays = None, settings: Settings = None, workspace: Directory = HERE, json: Json = False) -> None:
+    """Start Prefect, a worker and MLflow on loopback, wait until healthy, register the deployments."""
+    from flows import services
+
+    services.up(_root(workspace), params or [], settings or [], Output(json))
+
+
+def down(workspace: Directory = HERE, json: Json = False) -> None:
+    """End the services of this workspace; running flow runs get SIGTERM first."""
+    from flows import services
+
+    services.down(_root(workspace), Output(json))
+
+
+def status(workspace: Directory = HERE, json: Json = False) -> None:
+    """Show each service: state, uptime, health, log. Exit code 1 when one that should run does not."""
+    from flows import services
+
+    services.status(_root(workspace), Output(json))
+
+
+def _root(workspace: Path) -> Path:
+    # not `workspace_root`, which points PREFECT_API_URL at the services that these commands change
+    from flows.workspaces import find_workspace
+
+    return find_workspace(Path(os.path.abspath(workspace)))

@@ -1,9 +1,101 @@
-"""`plumbline serve`, `harvest`: the champion behind an endpoint, a challenger in its shadow."""
+"""`plumbline serve`, `harvest`, `traffic`: the champion behind an endpoint, a challenger in its shadow."""
 
 from __future__ import annotations
 
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from flows.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
+from flows.output import Output
+
+Since = Annotated[datetime | None, typer.Option(help="Only what was received from this moment (UTC) on.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
+    app.command()(serve)
+    app.command()(harvest)
+    app.command()(traffic)
+
+
+def serve(
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="serving.port by default; 0: a free one.")] = None,
+    alias: Annotated[str, typer.Option(help="Alias of the version that answers.")] = "champion",
+    params: Overlays = None,
+    settings: Settings = None,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Answer OpenAI's /v1/chat/completions with the version that holds an alias, following it, until ended."""
+    from flows.params import load_params, resolve_overlays
+    from tasks.serve_model import serve_model
+
+    root, output = workspace_root(workspace), Output(json)
+    loaded, _ = load_params(root, resolve_overlays(root, params or []), settings or [])
+
+    def ready(url: str, version: str) -> None:
+        output.result({"url": url, "version": version}, f"{version} answers on {url}/v1/chat/completions")
+        sys.stdout.flush()
+
+    serve_model(root, loaded, alias=alias, port=port, ready=ready)
+
+
+def harvest(
+    since: Since = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write both answers here for people to label, and harvest nothing.")
+    ] = None,
+    params: Overlays = None,
+    settings: Settings = None,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Turn mirrored answers and thumbs into feedback, each once; or export them for people to label."""
+    from rich.table import Table
+
+    from flows.params import load_params, resolve_overlays
+    from tasks.harvest_traffic import export_for_people, harvest_traffic
+
+    root, output = workspace_root(workspace), Output(json)
+    loaded, _ = load_params(root, resolve_overlays(root, params or []), settings or [])
+    if export is not None:
+        rows = export_for_people(root, loaded, export, _utc(since))
+        text = f"{rows} rows in {export}. Fill in label (a, b or tie), then plumbline ingest human_pairs {export}"
+        output.result({"exported": rows, "file": str(export)}, text)
+        return
+    with output.working("harvesting"):
+        done = harvest_traffic(root, loaded, _utc(since))
+    table = Table("feedback", "batch", "", box=None)
+    for source, item in done.items():
+        counts = ", ".join(f"{name} {count}" for name, count in item["counts"].items())
+        table.add_row(source, item["batch"] or "nothing new", counts)
+    output.result(done, table)
+
+
+def traffic(since: Since = None, workspace: Directory = HERE, json: Json = False) -> None:
+    """Summarise what was answered: errors, refusals, violations, latencies and feedback by version."""
+    from rich.table import Table
+
+    from flows.params import load_params
+    from tasks.database import open_database
+    from tasks.serving import log
+    from tasks.serving.traffic import summarise
+
+    root = workspace_root(workspace)
+    engine = open_database(root, load_params(root)[0].operations, log.METADATA)
+    lines = summarise(log.interactions(engine, since=_utc(since)))
+    table = Table("role", "version", "answers", "errors", "refusals", "violations", "p50 ms", "p95 ms", "", box=None)
+    for line in lines:
+        times = [f"{line['latency_ms'][name]:.0f}" if line["latency_ms"][name] else "-" for name in ("p50", "p95")]
+        counts = [str(line[name]) for name in ("answers", "errors", "refusals", "violations")]
+        said = ", ".join(f"{kind} {count}" for kind, count in line["feedback"].items())
+        table.add_row(line["role"], line["model_uri"], *counts, *times, said)
+    Output(json).result({"versions": lines}, table if lines else "Nothing was answered yet.")
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -10,11 +10,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from data_contracts.artifact import FULL_DISK, write_bytes
-from data_contracts.errors import UsageError
+from data_contracts.errors import UsageError, WorkspaceBusy
 from data_contracts.secrets import has_password, mask
 from flows.params import PARAMS_FILE, render_defaults
 from flows.stages import render_dvc_yaml
 from tasks.validate_feedback import RAW
+
+_LOOK_EVERY_S = 1.0  # how often a run that waits looks whether the workspace is free
 
 
 def template_files() -> dict[str, bytes]:
@@ -70,18 +72,19 @@ def find_workspace(start: Path) -> Path:
 
 
 @contextmanager
-def exclusive_run(root: Path) -> Iterator[None]:
+def exclusive_run(root: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the workspace for one run; the operating system lets go of it however the process ends.
 
-    Raises `UsageError` when another run holds it.
+    Raises `WorkspaceBusy` when another run still holds it after `wait_s` seconds.
     """
     lock = root / ".plumbline" / "run.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=wait_s, poll_interval=_LOOK_EVERY_S if wait_s else 0.05)
     try:
-        with FileLock(lock, timeout=0):
+        with held:
             yield
     except Timeout:
-        raise UsageError(
+        raise WorkspaceBusy(
             f"{root}: another run is under way in this workspace. Wait for it to end, or use another workspace "
             f"(`plumbline init DIR`, or a git clone with `dvc pull`): two runs never share one."
         ) from None

@@ -1,82 +1,141 @@
-"""Verbs of the audit: from a model down to its raw feedback, and from a record up to its models."""
+"""Verb of the audit: from a model down to its raw feedback, every object re-hashed, every signature verified.
+
+`tasks.trace_lineage` walks the other way, from a record, a person or a hash up to the models that rest on it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
-from rich.tree import Tree
+from sqlalchemy import select
 
 from data_contracts.artifact import MANIFEST
-from data_contracts.errors import PlumblineError, RegistryError
+from data_contracts.errors import SignatureError
 from data_contracts.verification import HashCheck
+from tasks.database import open_database, reading
+from tasks.database.params import OperationsParams
+from tasks.freshness.tables import METADATA, OUTBOX
+from tasks.lineage.build import Described, build_graph
+from tasks.lineage.graph import SCHEMA, SCHEMA_VERSION, Graph
+from tasks.lineage.tree import render_graph, render_timeline
+from tasks.registry.chain import open_ledger
 from tasks.registry.client import Store
-from tasks.registry.lineage import FILES, build_index, index_path, look_up, read_line
+from tasks.registry.ledger import history, moved_outside, verify_chain
+from tasks.registry.listing import find_version, registered_at
 from tasks.registry.manifest import all_paths, broken_links
 from tasks.registry.params import RegistryParams
-from tasks.registry.versions import MANIFEST_TAG, OBJECT_TAG, StoredFiles, Version, all_versions, resolve
-from tasks.versioning.git import commit_is_sound
-from tasks.versioning.lock import current_hashes
+from tasks.registry.versions import MANIFEST_TAG, StoredFiles, Version
+from tasks.versioning.git import why_unsound
 from tasks.versioning.objects import ObjectStore
 
-INDEXED = {"curated": "data/curated", "validated": "data/validated"}
+LEDGER = "promotion ledger"
+_WHOLE = "an unbroken, signed chain"
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit of one version found. `objects`: a dict per copy with name, kind, hash, where, found, ok."""
+    """What an audit of one version found.
+
+    `objects`: a dict per copy with name, kind, hash, where, found, ok. `verified` is None where nothing was re-hashed
+    and nothing else is wrong. `notes` are worth knowing and break nothing. `timeline`: every move of an alias of the
+    model, oldest first. `lineage` is the graph, in the schema of `tasks.lineage.graph`.
+    """
 
     model_uri: str
-    verified: bool
+    verified: bool | None
     objects: list[dict[str, Any]]
     problems: list[str]
-    tree: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+    lineage: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class RecordReport:
-    """Every dataset and model version that a record reached, used or set aside, and where it was read."""
+class Walk:
+    """An audit with what it was made from, for renderers. `graph` is None where the manifest cannot be trusted."""
 
-    record: str
-    found: bool
-    origins: list[dict[str, Any]]
-    datasets: list[dict[str, Any]]
-    versions: list[dict[str, Any]]
-    searched: int
-    problems: list[str] = field(default_factory=list)
+    report: AuditReport
+    about: Described
+    manifest: Mapping[str, Any]
+    graph: Graph | None
 
 
-def audit_model(root: Path, uri: str, params: RegistryParams) -> AuditReport:
+def audit_model(
+    root: Path,
+    uri: str,
+    params: RegistryParams,
+    operations: OperationsParams | None = None,
+    *,
+    rehash: bool = True,
+) -> AuditReport:
     """Walk a version to its raw feedback and re-hash every object it names, each copy of it.
 
     Raises `RegistryError` when there is no such version.
     """
+    return walk_model(root, uri, params, operations, rehash=rehash).report
+
+
+def walk_model(
+    root: Path,
+    uri: str,
+    params: RegistryParams,
+    operations: OperationsParams | None = None,
+    *,
+    rehash: bool = True,
+) -> Walk:
+    """As `audit_model`, with graph and manifest. Without `rehash` only the manifest's own hash is checked."""
     store = Store(root, params)
-    version = resolve(store, uri)
+    version = find_version(store, uri)
     stored = StoredFiles(store, version)
     pinned = stored.check_manifest()
     if not pinned.ok:
-        note = f"{pinned.problem()} Nothing it names can be trusted: the walk ends here."
-        return _report(version, [pinned], [note], {"name": version.uri, "hash": "", "ok": False, "children": []})
-    manifest = stored.manifest()
-    checks = [pinned, *stored.check_files(manifest["files"]), *_check_texts(manifest), *_check_commit(root, manifest)]
+        return _distrust(version, pinned)
+    manifest, checks = stored.manifest(), [pinned]
+    timeline, notes, ledger = _operations(root, store, operations or OperationsParams(), rehash)
+    checks += ledger
+    if rehash:
+        checks += _check_everything(root, stored, manifest)
+    about = _describe(store, version, timeline, checks if rehash else [])
+    about = replace(about, trigger=_trigger(root, operations or OperationsParams(), manifest))
+    problems = [check.problem() for check in checks if not check.ok] + broken_links(manifest)
+    if rehash:
+        problems += _unlinked_artifacts(manifest, ObjectStore(root), checks)
+    verified = False if problems else (True if rehash else None)
+    graph = build_graph(manifest, about)
+    rows = [{**asdict(check), "ok": check.ok} for check in checks]
+    lineage = graph.as_dict(verified, problems)
+    report = AuditReport(version.uri, verified, rows, problems, notes, timeline, lineage)
+    return Walk(report, about, manifest, graph)
+
+
+def _distrust(version: Version, pinned: HashCheck) -> Walk:
+    note = f"{pinned.problem()} Nothing it names can be trusted: the walk ends here."
+    rows = [{**asdict(pinned), "ok": False}]
+    about = Described(version.uri, version.number, pinned.found or "", version.aliases, "")
+    lineage = {"schema": SCHEMA, "version": SCHEMA_VERSION, "model_uri": version.uri, "verified": False}
+    lineage |= {"problems": [note], "nodes": [], "edges": []}
+    return Walk(AuditReport(version.uri, False, rows, [note], lineage=lineage), about, {}, None)
+
+
+def _check_everything(root: Path, stored: StoredFiles, manifest: Mapping[str, Any]) -> list[HashCheck]:
+    """Every copy of every object, and the signature over the version's files."""
+    checks = stored.check_files(manifest["files"])
+    try:
+        checks += stored.check_signed()
+    except SignatureError as error:  # no key to verify by
+        checks.append(HashCheck("model.sig", "signature", "a signature that can be verified", "mlflow", str(error)))
+    checks += [*_check_texts(manifest), *_check_commit(root, manifest)]
     objects = ObjectStore(root)
     for path, digest in all_paths(manifest).items():
         checks += objects.check_path(digest, path, "data") + objects.check_workspace(digest, path, "data")
-    problems = [check.problem() for check in checks if not check.ok]
-    problems += broken_links(manifest) + list(_unlinked_artifacts(manifest, objects, checks))
-    return _report(version, checks, problems, _tree(version, manifest, checks))
-
-
-def _report(version: Version, checks: list[HashCheck], problems: list[str], tree: dict[str, Any]) -> AuditReport:
-    rows = [{**asdict(check), "ok": check.ok} for check in checks]
-    return AuditReport(version.uri, not problems, rows, problems, tree)
+    return checks
 
 
 def _check_texts(manifest: Mapping[str, Any]) -> Iterator[HashCheck]:
@@ -88,7 +147,74 @@ def _check_texts(manifest: Mapping[str, Any]) -> Iterator[HashCheck]:
 def _check_commit(root: Path, manifest: Mapping[str, Any]) -> Iterator[HashCheck]:
     commit = manifest["git"]["commit"]
     if commit is not None:
-        yield HashCheck("workspace commit", "commit", commit, "git", commit if commit_is_sound(root, commit) else None)
+        wrong = why_unsound(root, commit)
+        yield HashCheck("workspace commit", "commit", commit, "git", commit if wrong is None else wrong)
+
+
+def _operations(
+    root: Path, store: Store, params: OperationsParams, rehash: bool
+) -> tuple[list[dict[str, Any]], list[str], list[HashCheck]]:
+    """The ledger's lines, aliases that it cannot explain, and whether its chain is whole."""
+    engine = open_ledger(root, params)
+    try:
+        problems = verify_chain(engine, store) if rehash else []
+        entries = history(engine, store.params.model_name)
+        outside = moved_outside(engine, store)
+    except SignatureError as error:
+        problems, entries, outside = [str(error)], [], {}
+    finally:
+        engine.dispose()
+    found = _WHOLE if not problems else " ".join(problems)
+    checks = [HashCheck(LEDGER, "ledger", _WHOLE, "operations database", found)] if rehash or problems else []
+    notes = [
+        f"@{alias} was moved in MLflow itself: it names version {place['mlflow'] or 'none'}, the ledger says "
+        f"{place['ledger'] or 'none'}. Nobody approved that on record."
+        for alias, place in outside.items()
+    ]
+    return [_line(entry) for entry in entries], notes, checks
+
+
+def _trigger(root: Path, params: OperationsParams, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the outbox still knows of the event that started the run; nothing for a run that a person started."""
+    event = manifest.get("trigger_event_id")
+    if not event:
+        return {}
+    engine = open_database(root, params, METADATA)
+    try:
+        columns = (OUTBOX.c.key, OUTBOX.c.kind, OUTBOX.c.subject, OUTBOX.c.created_at)
+        with reading(engine) as connection:
+            row = connection.execute(select(*columns).where(OUTBOX.c.event_id == event)).mappings().first()
+    finally:
+        engine.dispose()
+    return {name: str(value) for name, value in row.items()} if row is not None else {}
+
+
+def _line(entry: Any) -> dict[str, Any]:
+    names = ("seq", "alias", "version", "previous", "action", "actor", "reason", "hash")
+    line = {name: getattr(entry, name) for name in names}
+    return {**line, "at": entry.at.isoformat(timespec="seconds"), "evidence": dict(entry.evidence)}
+
+
+def _describe(store: Store, version: Version, timeline: list[dict[str, Any]], checks: Iterable[HashCheck]) -> Described:
+    health: dict[str, bool] = {}
+    for check in checks:
+        for name in _ancestors("ledger" if check.name == LEDGER else check.name):
+            health[name] = health.get(name, True) and check.ok
+    return Described(
+        model_uri=version.uri,
+        number=version.number,
+        manifest_sha256=version.tags[MANIFEST_TAG],
+        aliases=version.aliases,
+        registered_at=registered_at(store, version).isoformat(timespec="seconds"),
+        ledger=timeline,
+        health=health,
+    )
+
+
+def _ancestors(name: str) -> Iterator[str]:
+    """The name, the folders it lies in, and "" for the whole."""
+    parts = name.rstrip("/").split("/")
+    return ("/".join(parts[:end]) for end in range(len(parts) + 1))
 
 
 def _unlinked_artifacts(
@@ -109,199 +235,19 @@ def _unlinked_artifacts(
                 yield f"{path}: the DVC version is another artifact than the one that stage {name} wrote."
 
 
-def _tree(version: Version, manifest: Mapping[str, Any], checks: Iterable[HashCheck]) -> dict[str, Any]:
-    """The walk as nested nodes {"name", "hash", "ok", "children"}, from the version to raw batches."""
-    health: dict[str, bool] = {}
-    for check in checks:
-        for name in _ancestors(check.name):
-            health[name] = health.get(name, True) and check.ok
-    makers = {path: stage for stage in manifest["stages"].values() for path in stage["outs"]}
-    paths, seen = all_paths(manifest), set[str]()
-
-    def node(path: str) -> dict[str, Any]:
-        children = []
-        if path in makers and path not in seen:
-            children = [node(dep) for dep in sorted(makers[path]["deps"])]
-        elif path in manifest["tracked"] and path not in seen:
-            batches = [batch for batch in manifest["raw_batches"] if batch["path"].startswith(f"{path}/")]
-            children = [_leaf(batch["path"], batch["md5"], health) for batch in batches]
-        again = path in seen and path in makers
-        seen.add(path)
-        digest = paths.get(path) or "recorded, not versioned"
-        return {**_leaf(path, digest, health), "children": children, **({"again": True} if again else {})}
-
-    files = [_leaf(name, entry["sha256"], health) for name, entry in sorted(manifest["files"].items())]
-    texts = [_leaf(name, entry["sha256"], health) for name, entry in manifest["texts"].items()]
-    roots = [node(manifest["objects"][role]["path"]) for role in ("policy", "gate") if role in manifest["objects"]]
-    children = [
-        {"name": "registered files", "hash": "", "ok": all(item["ok"] for item in files), "children": files},
-        {"name": "texts in the manifest", "hash": "", "ok": all(item["ok"] for item in texts), "children": texts},
-        *roots,
-    ]
-    return {
-        "name": version.uri,
-        "hash": version.tags[MANIFEST_TAG],
-        "ok": all(check.ok for check in checks),
-        "children": children,
-    }
-
-
-def _leaf(name: str, digest: str, health: Mapping[str, bool]) -> dict[str, Any]:
-    return {"name": name, "hash": digest, "ok": health.get(name, True), "children": []}
-
-
-def _ancestors(name: str) -> Iterator[str]:
-    parts = name.rstrip("/").split("/")
-    return ("/".join(parts[: end + 1]) for end in range(len(parts)))
-
-
-def render_tree(report: AuditReport) -> RenderableType:
-    """The audit as a tree for a terminal, with the problems below it."""
-    tree = Tree(_label(report.tree))
-    _grow(tree, report.tree["children"])
-    verdict = "verified" if report.verified else f"{len(report.problems)} problem(s)"
-    table = Table(f"{report.model_uri}: {len(report.objects)} copies of objects re-hashed, {verdict}", box=None)
+def render_audit(walk: Walk) -> RenderableType:
+    """The audit as a tree for a terminal, then who moved which alias, then what is wrong."""
+    report = walk.report
+    parts: list[RenderableType] = [render_graph(walk.graph)] if walk.graph is not None else []
+    if report.timeline:
+        parts += ["", render_timeline(report.timeline, walk.about.number), ""]
+    if report.problems:
+        verdict = f"{len(report.problems)} problem(s)"
+    else:
+        verdict = "verified" if report.verified else "nothing re-hashed (--no-rehash)"
+    table = Table(f"{report.model_uri}: {len(report.objects)} copies of objects checked, {verdict}", box=None)
+    for note in report.notes:
+        table.add_row(f"[yellow]{escape(note)}[/yellow]")
     for problem in report.problems:
-        table.add_row(f"[red]{problem}[/red]")
-    grid = Table.grid()
-    grid.add_row(tree)
-    grid.add_row(table)
-    return grid
-
-
-def _grow(tree: Tree, nodes: Iterable[Mapping[str, Any]]) -> None:
-    for node in nodes:
-        _grow(tree.add(_label(node)), node["children"])
-
-
-def _label(node: Mapping[str, Any]) -> str:
-    mark = "[green]ok[/green]" if node["ok"] else "[red]CHANGED[/red]"
-    note = " (above)" if node.get("again") else ""
-    return f"{mark} {node['name']} [dim]{node['hash'][:20]}[/dim]{note}"
-
-
-def index_datasets(root: Path, objects: Mapping[str, Mapping[str, Any]]) -> None:
-    """Index the records of a version's datasets, so that `audit_record` finds them at once."""
-    store = ObjectStore(root)
-    for role in INDEXED:
-        if role in objects:
-            _index(root, store, objects[role]["md5"])
-
-
-def _index(root: Path, objects: ObjectStore, digest: str) -> Path:
-    path = index_path(root / ".plumbline" / "lineage", digest)
-    if not path.is_file():
-        with objects.local_files(digest, FILES) as files:
-            build_index(files, path)
-    return path
-
-
-def audit_record(root: Path, record: str, params: RegistryParams) -> RecordReport:
-    """List every dataset and model version that holds a record, and what became of it in each."""
-    objects = ObjectStore(root)
-    versions = all_versions(Store(root, params), params.model_name)
-    datasets, users = _datasets(root, versions)
-    rows, problems = [], []
-    for digest, path in datasets.items():
-        try:
-            rows += [{"path": path, "md5": digest, **fate} for fate in _fates(root, objects, digest, record)]
-        except PlumblineError as error:
-            problems.append(f"{path} {digest} could not be searched: {error}")
-    return RecordReport(
-        record=record,
-        found=bool(rows),
-        origins=_distinct(row["origin"] for row in rows if row["origin"]),
-        datasets=rows,
-        versions=[use for row in rows for use in _uses(row, users[row["md5"]])],
-        searched=len(datasets),
-        problems=problems,
-    )
-
-
-def _datasets(root: Path, versions: Iterable[Version]) -> tuple[dict[str, str], dict[str, list[Version]]]:
-    """Datasets of all versions and of the workspace: hash -> path, hash -> versions that name it."""
-    datasets: dict[str, str] = {}
-    users: dict[str, list[Version]] = {}
-    for version in versions:
-        for role, path in INDEXED.items():
-            digest = version.tags.get(f"{OBJECT_TAG}{role}")
-            if digest is not None:
-                datasets[digest] = path
-                users.setdefault(digest, []).append(version)
-    present = current_hashes(root)
-    for path in INDEXED.values():
-        if path in present:
-            datasets.setdefault(present[path], path)
-            users.setdefault(present[path], [])
-    return datasets, users
-
-
-def _fates(root: Path, objects: ObjectStore, digest: str, record: str) -> Iterator[dict[str, Any]]:
-    """What became of a record in one dataset: a dict per line of it."""
-    places = look_up(_index(root, objects, digest), record)
-    if not places:
-        return
-    with objects.local_files(digest, {place.file for place in places}) as files:
-        for place in places:
-            try:
-                entry = read_line(files[place.file], place, record)
-            except orjson.JSONDecodeError as error:
-                raise RegistryError(f"{place.file} is not what was indexed ({error}); audit the model.") from error
-            if entry is not None:
-                yield _fate(place.file.removesuffix(".jsonl"), entry)
-
-
-def _fate(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    fate = {"quarantine": "quarantined"}.get(name, name)
-    origin = entry.get("origin") or {"file": entry.get("file"), "line": entry.get("line")}
-    return {
-        "fate": fate,
-        "reason": entry.get("reason"),
-        "into": entry.get("into"),
-        "cluster": entry.get("cluster"),
-        "origin": origin if origin.get("file") else None,
-    }
-
-
-_USES = {
-    "train": "trained on",
-    "validation": "selected with",
-    "test": "evaluated on",
-    "merged": "not used: merged into another record",
-    "quarantined": "not used: quarantined",
-}
-
-
-def _uses(row: Mapping[str, Any], users: Iterable[Version]) -> Iterator[dict[str, Any]]:
-    """How each version used the record; having been accepted says nothing yet, curation decides."""
-    if row["fate"] not in _USES:
-        return
-    for version in users:
-        yield {
-            "model_uri": version.uri,
-            "aliases": list(version.aliases),
-            "passed": version.passed,
-            "use": _USES[row["fate"]],
-            "dataset": row["md5"],
-        }
-
-
-def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({tuple(sorted(item.items())): item for item in items}.values())
-
-
-def render_record(report: RecordReport) -> RenderableType:
-    """A record's datasets and versions as a table for a terminal."""
-    if not report.found:
-        return f"Record {report.record}: in none of the {report.searched} datasets of this workspace and its models."
-    table = Table("where", "hash or alias", "what became of it", box=None, title=f"Record {report.record}")
-    for origin in report.origins:
-        table.add_row(f"{origin['file']}, line {origin['line']}", "", "read here")
-    for row in report.datasets:
-        why = " ".join(str(row[name]) for name in ("reason", "into") if row[name])
-        table.add_row(row["path"], row["md5"][:20], f"{row['fate']} {why}".strip())
-    for use in report.versions:
-        table.add_row(use["model_uri"], ", ".join(use["aliases"]), use["use"])
-    for problem in report.problems:
-        table.add_row(f"[red]{problem}[/red]")
-    return table
+        table.add_row(f"[red]CHANGED {escape(problem)}[/red]")
+    return Group(*parts, table)

@@ -8,10 +8,14 @@ from typing import Any
 
 from data_contracts.artifact import read_artifact, write_json
 from data_contracts.errors import ContractViolation
-from data_contracts.records import PreferencePair, dump_jsonl, load_jsonl
+from data_contracts.records import Merged, PreferencePair, Quarantined, UnpairedResponse, dump_jsonl, load_jsonl
 from tasks.curation.curate import Curated, curate
 from tasks.curation.params import CurationParams
+from tasks.curation.unpaired import CuratedUnpaired, curate_unpaired
 from tasks.stage import Facts, Stage, StageContext
+
+UNPAIRED = "unpaired.jsonl"
+"""Single responses, in the validated and the curated set; absent where no feedback has any."""
 
 
 def curate_preferences(context: StageContext, *, seed: int, curation: CurationParams) -> Facts:
@@ -22,24 +26,40 @@ def curate_preferences(context: StageContext, *, seed: int, curation: CurationPa
     splits = {"train": curated.train, "validation": curated.validation, "test": curated.test}
     for name, records in splits.items():
         dump_jsonl(context.folder / f"{name}.jsonl", records)
-    dump_jsonl(context.folder / "merged.jsonl", curated.merged)
-    dump_jsonl(context.folder / "quarantine.jsonl", curated.quarantined)
-    write_json(context.folder / "report.json", curated.report)
-    return account(validated.facts, curated)
+    single = None
+    if (validated.path / UNPAIRED).is_file():
+        responses = list(load_jsonl(validated.path / UNPAIRED, UnpairedResponse))
+        single = curate_unpaired(responses, pairs, curated, curation, seed)
+        dump_jsonl(context.folder / UNPAIRED, single.accepted)
+    merged, quarantined = set_aside(curated, single)
+    dump_jsonl(context.folder / "merged.jsonl", merged)
+    dump_jsonl(context.folder / "quarantine.jsonl", quarantined)
+    write_json(context.folder / "report.json", curated.report | ({"unpaired": single.report} if single else {}))
+    return account(validated.facts, curated, single)
 
 
-def account(validated: Mapping[str, Any], curated: Curated) -> Facts:
+def set_aside(curated: Curated, single: CuratedUnpaired | None) -> tuple[list[Merged], list[Quarantined]]:
+    """What curation folded and what it set aside, of pairs and of single responses."""
+    if single is None:
+        return curated.merged, curated.quarantined
+    return [*curated.merged, *single.merged], [*curated.quarantined, *single.quarantined]
+
+
+def account(validated: Mapping[str, Any], curated: Curated, single: CuratedUnpaired | None = None) -> Facts:
     """Close the books over validation and curation: `read = accepted + merged + quarantined`.
 
-    `reasons` counts the quarantined by reason, `merged_reasons` the merged.
+    `reasons` counts the quarantined by reason, `merged_reasons` the merged. With single responses `unpaired` counts
+    those to train on, and they are in the other figures.
 
     Raises `ContractViolation` when they do not close, which would mean that a record was lost.
     """
     splits = {"train": len(curated.train), "validation": len(curated.validation), "test": len(curated.test)}
-    reasons = Counter(validated["reasons"]) + Counter(row.reason for row in curated.quarantined)
-    merged_reasons = Counter(row.reason for row in curated.merged)
-    read, accepted, merged = validated["read"], sum(splits.values()), merged_reasons.total()
-    quarantined = validated["quarantined"] + len(curated.quarantined)
+    folded, refused = set_aside(curated, single)
+    reasons = Counter(validated["reasons"]) + Counter(row.reason for row in refused)
+    merged_reasons = Counter(row.reason for row in folded)
+    unpaired = {"unpaired": len(single.accepted)} if single else {}
+    read, accepted, merged = validated["read"], sum((splits | unpaired).values()), merged_reasons.total()
+    quarantined = validated["quarantined"] + len(refused)
     if read != accepted + merged + quarantined:
         raise ContractViolation(
             f"curation lost count: read {read} != accepted {accepted} + merged {merged} + "
@@ -53,6 +73,7 @@ def account(validated: Mapping[str, Any], curated: Curated) -> Facts:
         "reasons": dict(sorted(reasons.items())),
         "merged_reasons": dict(sorted(merged_reasons.items())),
         "splits": splits,
+        **unpaired,
     }
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import orjson
 
 from data_contracts.errors import ContractViolation
-from data_contracts.records import PreferencePair, dump_jsonl, load_jsonl
-from tasks.curate_preferences import account
+from data_contracts.records import PreferencePair, UnpairedResponse, dump_jsonl, load_jsonl
+from tasks.curate_preferences import UNPAIRED, account, set_aside
 from tasks.curation.curate import curate
-from tasks.curation.params import CurationParams
+from tasks.curation.params import CurationParams, SplitParams
+from tasks.curation.unpaired import curate_unpaired
 from tasks.feedback.batches import store_batch
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import validate
@@ -35,15 +36,21 @@ def dry_run(
         (folder / "validated").mkdir()
         batches = [(source, path, batch) for batch, path in stored.items()]
         try:
-            facts = validate(batches, feedback, folder / "validated", report_to=home)
+            facts = validate(batches, feedback, folder / "validated", report_to=home, needs_pairs=False)
         except ContractViolation as stop:
             return _stopped(home, str(stop))
         pairs = list(load_jsonl(folder / "validated" / "accepted.jsonl", PreferencePair))
+        if not pairs:  # single responses alone: there is nothing to split
+            curation = curation.model_copy(update={"split": SplitParams(on_empty="warn")})
         curated = curate(pairs, curation, seed)
-        counts = account(facts, curated)
+        single = None
+        if (folder / "validated" / UNPAIRED).is_file():
+            responses = list(load_jsonl(folder / "validated" / UNPAIRED, UnpairedResponse))
+            single = curate_unpaired(responses, pairs, curated, curation, seed)
+        counts = account(facts, curated, single)
         quarantine = home / "quarantine.jsonl"
         shutil.copyfile(folder / "validated" / "quarantine.jsonl", quarantine)
-        dump_jsonl(folder / "more.jsonl", curated.quarantined)
+        dump_jsonl(folder / "more.jsonl", set_aside(curated, single)[1])
         with quarantine.open("ab") as file:
             file.write((folder / "more.jsonl").read_bytes())
     return {**counts, "quarantine_path": str(quarantine), "stopped": None}

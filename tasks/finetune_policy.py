@@ -6,18 +6,25 @@ import logging
 from typing import TYPE_CHECKING
 
 from data_contracts.artifact import write_json
-from data_contracts.records import CuratedPair, load_jsonl
+from data_contracts.records import CuratedPair, UnpairedResponse, load_jsonl
 from tasks.finetuning.params import FinetuneParams
 from tasks.rewards.judge_params import JudgeParams
 from tasks.rewards.mixture_params import MixtureParams
 from tasks.stage import Facts, Stage, StageContext
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tasks.finetuning.methods import FinetuneInputs
     from tasks.rewards.scoring import RewardModel
 
+UNPAIRED = "unpaired.jsonl"
+"""Single judged responses in the curated set; absent where no feedback has any."""
+
 JUDGE_REPORT = "judge.json"
 """Beside the policy: how far the judge that ranked candidates agreed with people."""
+
+_RANKING = ("judge", "kappa", "noise", "rubric")
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +54,7 @@ def finetune_policy(
             "rates, which then rise with its errors. Set reward.held_out_share (such as 0.5) for a held-out judge.",
             "+".join(finetune.methods),
         )
+    unpaired, ignored = unpaired_responses(curated / UNPAIRED, finetune)
     arbiter = RewardModel.load(folder, trust_remote_code=reference_trust_remote_code)
     inputs = FinetuneInputs(
         start=context.dep("reference"),
@@ -63,6 +71,7 @@ def finetune_policy(
         judge_digest=arbiter.digest,
         judge_length=arbiter.max_length,
         reward_model=reward,
+        unpaired=unpaired,
     )
     taught: Facts = {}
     if {"ppo", "grpo"} & set(finetune.methods):
@@ -71,7 +80,23 @@ def finetune_policy(
         )
         inputs, taught = _with_rewards(inputs, finetune, mixture, judge, trained)
     facts = stack.run(inputs, finetune)
-    return {**facts, **taught, "held_out_judge": name, "optimised_against_judge": optimised}
+    return {**facts, **taught, **ignored, "held_out_judge": name, "optimised_against_judge": optimised}
+
+
+def unpaired_responses(file: Path, finetune: FinetuneParams) -> tuple[list[UnpairedResponse], Facts]:
+    """The single responses that a method learns from, or, as a fact, how many there are that none does."""
+    if not file.is_file():
+        return [], {}
+    found = list(load_jsonl(file, UnpairedResponse))
+    if "kto" in finetune.methods or not found:
+        return found, {}
+    logger.warning(
+        "%d single responses (%s) are not learned from: only kto takes them, and finetune.methods is %s.",
+        len(found),
+        file.name,
+        "+".join(finetune.methods),
+    )
+    return [], {"unpaired_ignored": len(found)}
 
 
 def maximises_mixture(finetune: FinetuneParams) -> bool:
@@ -112,7 +137,7 @@ def _with_rewards(
         require_reliable(report, judge)
         noise = report["noise"]["value"]
         inputs = replace(inputs, ranker=Measured(unmeasured, noise), gains=build_gains(judge.gains, noise))
-        facts["ranking"] = {name: report[name] for name in ("judge", "kappa", "noise")} | {"gains": judge.gains.kind}
+        facts["ranking"] = {name: report[name] for name in _RANKING if name in report} | {"gains": judge.gains.kind}
     return inputs, facts
 
 

@@ -10,23 +10,27 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from data_contracts.artifact import Artifact
+import data_contracts
+from data_contracts.artifact import Artifact, sha256_file
 from data_contracts.errors import VersioningError
-from tasks.audit_lineage import index_datasets
+from tasks.database.params import OperationsParams
+from tasks.index_lineage import INDEXED, index_datasets
 from tasks.registry.card import render_card
+from tasks.registry.ledger import open_ledger
 from tasks.registry.manifest import all_paths, build_manifest, published_files
 from tasks.registry.params import RegistryParams
 from tasks.registry.runs import Run
 from tasks.registry.versions import Upload, register, results_key
 from tasks.stage import StageRecord
 from tasks.versioning.git import head_commit, is_dirty, program_identity, workspace_state
-from tasks.versioning.lock import read_lock, read_tracked
+from tasks.versioning.lock import current_hashes, read_lock, read_tracked
 from tasks.versioning.objects import ObjectStore
 from tasks.versioning.workspace import Versions
 
 PUBLISHED = {"finetune": "model", "evaluate": "evaluation", "gate": "gate"}
 TEXTS = ("params.yaml", "dvc.yaml", "dvc.lock", ".gitignore", ".dvcignore")
 CARD = "MODEL_CARD.md"
+SUITES = Path(data_contracts.__file__).parent / "suites"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +55,26 @@ def refuse_dirty(root: Path, params: RegistryParams) -> None:
         )
 
 
-def register_model(root: Path, params: RegistryParams, records: Sequence[StageRecord], run: Run) -> Registered:
-    """Register the policy of these stages, passed or rejected; the same results keep their version."""
+def register_model(
+    root: Path,
+    params: RegistryParams,
+    records: Sequence[StageRecord],
+    run: Run,
+    *,
+    operations: OperationsParams | None = None,
+    trigger: Mapping[str, Any] | None = None,
+) -> Registered:
+    """Register and sign the policy of these stages, passed or rejected; the same results keep their version.
+
+    `operations` is where the promotion ledger is kept, the workspace's own SQLite by default; `trigger` is what
+    started the run, None for a person at the command line.
+    """
     refuse_dirty(root, params)
     if params.push:
         Versions(root).push()
     artifacts = {record.name: record.artifact for record in records}
     key = results_key([artifacts[stage].digest for stage in PUBLISHED])
-    manifest, texts = _describe(root, params.model_name, key, records, run)
+    manifest, texts = _describe(root, params.model_name, key, records, run, trigger)
     run.log_datasets(*_inputs(manifest))
     run.log_files(artifacts["evaluate"].path / "plots", "plots")
     run.log_outcome(manifest["evaluation"], manifest["settings"], {"plumbline.key": key})
@@ -70,14 +86,19 @@ def register_model(root: Path, params: RegistryParams, records: Sequence[StageRe
         uploads=[Upload(artifacts[stage].path, name) for stage, name in PUBLISHED.items()],
         texts=texts,
         manifest=manifest,
+        ledger=open_ledger(root, operations or OperationsParams()),
     )
-    index_datasets(root, manifest["objects"])
     aliases = [f"models:/{version.name}@{alias}" for alias in version.aliases]
     return Registered(version.uri, aliases, version.passed, list(records))
 
 
 def _describe(
-    root: Path, model_name: str, key: str, records: Sequence[StageRecord], run: Run
+    root: Path,
+    model_name: str,
+    key: str,
+    records: Sequence[StageRecord],
+    run: Run,
+    trigger: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The manifest and the further texts of a version; the card is written from the manifest, and named in it."""
     lineage = _lineage(root)
@@ -95,6 +116,7 @@ def _describe(
         files=files,
         settings=YAML(typ="safe").load(lineage["texts"]["params.yaml"]),
         flow_run_id=run.flow_run_id,
+        trigger=trigger,
     )
     card = render_card(manifest)
     data = card.encode()
@@ -102,8 +124,18 @@ def _describe(
     return manifest, {CARD: card}
 
 
+def suites() -> dict[str, dict[str, Any]]:
+    """The contracts of records in force: name -> version, and SHA-256 of the suite's file."""
+    found = {}
+    for file in sorted(SUITES.glob("*.v*.json")):
+        name, version = file.stem.rsplit(".v", 1)
+        found[name] = {"version": int(version), "sha256": sha256_file(file)}
+    return found
+
+
 def _lineage(root: Path) -> dict[str, Any]:
-    tracked, objects = read_tracked(root), ObjectStore(root)
+    tracked, objects, hashes = read_tracked(root), ObjectStore(root), current_hashes(root)
+    datasets = {role: {"md5": hashes[path]} for role, path in INDEXED.items() if path in hashes}
     ignores = (path.relative_to(root).as_posix() for path in sorted(root.glob("[!.]*/.gitignore")))
     names = [*TEXTS, *(entry["file"] for entry in tracked.values()), *ignores]
     return {
@@ -113,6 +145,8 @@ def _lineage(root: Path) -> dict[str, Any]:
         "texts": {name: (root / name).read_text(encoding="utf-8") for name in names if (root / name).is_file()},
         "git": workspace_state(root).as_dict(),
         "program": program_identity(),
+        "suites": suites(),
+        "accounts": index_datasets(root, datasets),
     }
 
 

@@ -25,7 +25,8 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
     Objects come from the cache, or the remote, by hash, whatever the workspace holds now. `to`
     appears only when it is whole and every file has been re-hashed; there `dvc status` is clean.
     Returns {"model_uri", "to", "objects": {path: DVC hash}}. Raises `UsageError` when `to` is not
-    empty, `RegistryError` or `VersioningError` when the version or an object of it is lost.
+    empty, `SignatureError` when the version is not what was signed, `RegistryError` or `VersioningError` when it or an
+    object of it is lost.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{to}: expected a new or empty folder, found content. Choose another folder.")
@@ -35,6 +36,7 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
     pinned = stored.check_manifest()
     if not pinned.ok:
         raise RegistryError(f"{version.uri}: {pinned.problem()} What it names cannot be trusted; nothing was restored.")
+    stored.require_signed()
     manifest = stored.manifest()
     paths = all_paths(manifest)
     try:

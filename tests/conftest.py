@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from flows import environment
 
 environment.prepare(threads=1)
 os.environ["HF_HUB_OFFLINE"] = "1"
+_CONFIG = tempfile.TemporaryDirectory(prefix="plumbline-config-")  # the signing key of the tests, not the person's own
+os.environ["XDG_CONFIG_HOME"] = _CONFIG.name
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

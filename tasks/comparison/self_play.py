@@ -22,7 +22,7 @@ from data_contracts.errors import JudgeError, ModelError
 from data_contracts.progress import Progress, silent
 from data_contracts.records import CuratedPair, Message
 from tasks.comparison.params import SelfPlayParams
-from tasks.models.judging import Judge, Judgement
+from tasks.models.judging import Judge, Judgement, rubric_of
 
 Prompt = tuple[Message, ...]
 _SIDES = ("policy", "reference")
@@ -79,8 +79,9 @@ def play(
             f"expected {len(meetings)} verdicts from the judge {judge.name}, found {len(verdicts.judgements)}. "
             f"Report it."
         )
+    rubric = rubric_of(judge)
     origin = {
-        "judge": {"name": judge.name, "digest": judge.digest},
+        "judge": {"name": judge.name, "digest": judge.digest, **({"rubric": rubric} if rubric else {})},
         "policy": policy.digest,
         "reference": reference.digest,
         "seed": seed,

@@ -10,12 +10,12 @@ prompt itself talks about (options A and B, two answers to compare) is no leak i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
-from data_contracts.records import PreferencePair, Quarantined
+from data_contracts.records import Feedback, Message, PreferencePair, Quarantined, UnpairedResponse
 from tasks.curation.verdicts import Item, Outcome, quarantine, shorten
 
 REASON = "leaked_label"
@@ -163,6 +163,19 @@ def clean_leaks(items: Sequence[Item]) -> Outcome:
     return outcome
 
 
+def clean_response(record: UnpairedResponse) -> UnpairedResponse | Quarantined:
+    """A single response with its leaks cut (metadata `cleaned` names them), or set aside as `leaked_label`."""
+    cuts: list[str] = []
+    try:
+        prompt, (response,) = _clean_texts(record.prompt, {"response": record.response}, cuts)
+    except _Inseparable as leak:
+        return _inseparable(record, leak)
+    if not cuts:
+        return record
+    told = record.metadata | {"cleaned": [*record.metadata.get("cleaned", []), *cuts]}
+    return record.model_copy(update={"prompt": prompt, "response": response, "metadata": told})
+
+
 def find_leak(text: str, prompt: str = "") -> tuple[str, int, int] | None:
     """The first leak in a text: pattern name and the span to cut; a span of (-1, -1) cannot be cut alone."""
     if not _HINT.search(text):
@@ -192,20 +205,11 @@ def _sentence(text: str, start: int, end: int) -> tuple[int, int]:
 def _clean_pair(pair: PreferencePair) -> tuple[PreferencePair, tuple[str, ...]] | Quarantined:
     if not any(_HINT.search(text) for text in (pair.chosen, pair.rejected, *(m.content for m in pair.prompt))):
         return pair, ()
+    cuts: list[str] = []
     try:
-        cuts: list[str] = []
-        prompt = tuple(
-            message.model_copy(update={"content": _clean_text(message.content, "", f"prompt[{turn}]", cuts)})
-            for turn, message in enumerate(pair.prompt)
-        )
-        context = "\n".join(message.content for message in prompt)
-        chosen = _clean_text(pair.chosen, context, "chosen", cuts)
-        rejected = _clean_text(pair.rejected, context, "rejected", cuts)
+        prompt, (chosen, rejected) = _clean_texts(pair.prompt, {"chosen": pair.chosen, "rejected": pair.rejected}, cuts)
     except _Inseparable as leak:
-        return quarantine(
-            pair, REASON, field=leak.field, expected="text that does not tell which response was preferred",
-            found=f"{leak.name}, which cannot be cut alone: {leak.text}",
-        )  # fmt: skip
+        return _inseparable(pair, leak)
     if not cuts:
         return pair, ()
     if chosen == rejected:
@@ -213,6 +217,28 @@ def _clean_pair(pair: PreferencePair) -> tuple[PreferencePair, tuple[str, ...]] 
             pair, REASON, field="chosen", expected="responses that differ once the leaked label is cut", found=chosen
         )
     return pair.model_copy(update={"prompt": prompt, "chosen": chosen, "rejected": rejected}), tuple(cuts)
+
+
+def _clean_texts(
+    turns: Sequence[Message], responses: Mapping[str, str], cuts: list[str]
+) -> tuple[tuple[Message, ...], list[str]]:
+    """A prompt and the responses to it without leaks; each cut is added to `cuts`."""
+    prompt = tuple(
+        message.model_copy(update={"content": _clean_text(message.content, "", f"prompt[{turn}]", cuts)})
+        for turn, message in enumerate(turns)
+    )
+    context = "\n".join(message.content for message in prompt)
+    return prompt, [_clean_text(text, context, name, cuts) for name, text in responses.items()]
+
+
+def _inseparable(record: Feedback, leak: _Inseparable) -> Quarantined:
+    return quarantine(
+        record,
+        REASON,
+        field=leak.field,
+        expected="text that does not tell which response was preferred",
+        found=f"{leak.name}, which cannot be cut alone: {leak.text}",
+    )
 
 
 def _clean_text(text: str, prompt: str, field: str, cuts: list[str]) -> str:

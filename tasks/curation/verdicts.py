@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from data_contracts.records import Merged, PreferencePair, Quarantined
+from data_contracts.records import Feedback, Merged, PreferencePair, Quarantined
 
 _SHOWN = 160
 _OLDEST = datetime.min.replace(tzinfo=UTC)
@@ -69,17 +69,17 @@ def parse_time(timestamp: str | None) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def quarantine(pair: PreferencePair, reason: str, *, field: str | None, expected: str, found: str) -> Quarantined:
-    """Set a pair aside, whole, with the reason."""
+def quarantine(record: Feedback, reason: str, *, field: str | None, expected: str, found: str) -> Quarantined:
+    """Set a record aside, whole, with the reason."""
     return Quarantined(
         reason=reason,
-        file=pair.origin.file,
-        line=pair.origin.line,
+        file=record.origin.file,
+        line=record.origin.line,
         field=field,
         expected=expected,
         found=shorten(found),
-        record_id=pair.id,
-        raw=pair.model_dump_json(),
+        record_id=record.id,
+        raw=record.model_dump_json(),
     )
 
 

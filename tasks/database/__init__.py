@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_contracts.errors import OperationsError, ParamsError
 from data_contracts.secrets import mask
 from tasks.database.params import OperationsParams
 
+_MAKING_TABLES = 7_043_117  # a number of our own for Postgres's lock while tables are made
 _LOCK_WAIT_S = 30  # SQLite: how long a writer waits for another before it fails
 
 
@@ -47,8 +48,10 @@ def open_database(root: Path, params: OperationsParams, tables: MetaData) -> Eng
     engine = create_engine(url, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
-    with _refusals(url):
-        tables.create_all(engine)
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":  # on SQLite the write lock already lets one process in at a time
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MAKING_TABLES})"))
+        tables.create_all(connection)
     return engine
 
 

@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from tasks.feedback import human_pairs
+from tasks.feedback import human_pairs, unpaired_responses
+from tasks.feedback.rows import ReadRow
 
-SOURCES: Mapping[str, Callable[[Path, str], Iterator[human_pairs.ReadRow]]] = {
+SOURCES: Mapping[str, Callable[[Path, str], Iterator[ReadRow]]] = {
     "human_pairs": human_pairs.read,
     # the same formats and contract, but a judge chose: `annotator` names it
     "judged_pairs": partial(human_pairs.read, source="judged_pairs"),
+    unpaired_responses.SOURCE: unpaired_responses.read,
 }
 """Kind of feedback -> how its files are read: `read(path, origin)` yields every row, in order."""
+
+UNPAIRED = frozenset({unpaired_responses.SOURCE})
+"""Kinds whose records are `UnpairedResponse`; those of the others are `PreferencePair`."""

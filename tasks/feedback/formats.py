@@ -62,15 +62,15 @@ def recognise(row: Row) -> Format:
     Raises `Defect` (`missing_field`) when it has the fields of none.
     """
     if "response_a" in row or "response_b" in row:
-        return "response_label_hh_prompt" if _is_hh(row, "prompt") else "response_label"
+        return "response_label_hh_prompt" if is_hh(row, "prompt") else "response_label"
     if "chosen" not in row and "rejected" not in row:
         expected = "chosen and rejected, or response_a, response_b and label"
-        raise Defect("missing_field", "chosen", expected, _field_names(row))
+        raise Defect("missing_field", "chosen", expected, field_names(row))
     if "prompt" not in row:
-        return "hh_text" if _is_hh(row, "chosen") or _is_hh(row, "rejected") else "implicit_prompt"
+        return "hh_text" if is_hh(row, "chosen") or is_hh(row, "rejected") else "implicit_prompt"
     if any(isinstance(row.get(name), list) for name in ("prompt", "chosen", "rejected")):
         return "trl_conversational"
-    return "trl_standard_hh_prompt" if _is_hh(row, "prompt") else "trl_standard"
+    return "trl_standard_hh_prompt" if is_hh(row, "prompt") else "trl_standard"
 
 
 def read_content(row: Row, form: Format) -> Content:
@@ -78,7 +78,7 @@ def read_content(row: Row, form: Format) -> Content:
     needed = _needed(form)
     for name in needed:
         if name not in row:
-            raise Defect("missing_field", name, f"{', '.join(needed)} (format {form})", _field_names(row))
+            raise Defect("missing_field", name, f"{', '.join(needed)} (format {form})", field_names(row))
     if unknown := sorted(set(row) - set(needed) - OPTIONAL - EXTRAS):
         expected = f"the fields of format {form} ({', '.join(needed)}), and others inside metadata"
         raise Defect("unknown_field", unknown[0], expected, f"{unknown[0]}: {excerpt(row[unknown[0]])}")
@@ -86,7 +86,7 @@ def read_content(row: Row, form: Format) -> Content:
         return _conversational(row)
     if form == "implicit_prompt" and isinstance(row["chosen"], list):
         return _implicit_messages(row)
-    texts = [_text(row, name) for name in needed if name != "label"]
+    texts = [text_of(row, name) for name in needed if name != "label"]
     if form == "implicit_prompt":
         return _implicit_text(*texts)
     if form == "hh_text":
@@ -103,7 +103,7 @@ def read_label(row: Row) -> Literal["a", "b"]:
     """The label of a `response_label` row; raises `Defect` (`tie`) where neither was preferred."""
     label = row["label"]
     if not isinstance(label, str):
-        raise Defect("wrong_type", "label", "a string: a, b or tie", _type_of(label))
+        raise Defect("wrong_type", "label", "a string: a, b or tie", type_of(label))
     if label not in _LABELS:
         raise Defect("bad_label", "label", "a, b or tie", excerpt(label))
     if label == "tie":
@@ -120,14 +120,15 @@ def _needed(form: Format) -> tuple[str, ...]:
 
 
 def _conversational(row: Row) -> Content:
-    prompt = _messages(row, "prompt")
+    prompt = messages_of(row, "prompt")
     if isinstance(row["chosen"], str):
-        return Content(prompt, row["chosen"], _text(row, "rejected"))
-    return Content(prompt, _single_response(row, "chosen"), _single_response(row, "rejected"))
+        return Content(prompt, row["chosen"], text_of(row, "rejected"))
+    return Content(prompt, single_response(row, "chosen"), single_response(row, "rejected"))
 
 
-def _single_response(row: Row, field: str) -> str:
-    turns = _messages(row, field)
+def single_response(row: Row, field: str) -> str:
+    """The text of a field that holds one message of the assistant; raises `Defect` for anything else."""
+    turns = messages_of(row, field)
     if [turn.role for turn in turns] != ["assistant"]:
         reason = "turn_order" if turns else "empty_text"
         found = " ".join(turn.role for turn in turns) or "no message"
@@ -136,7 +137,7 @@ def _single_response(row: Row, field: str) -> str:
 
 
 def _implicit_messages(row: Row) -> Content:
-    chosen, rejected = _messages(row, "chosen"), _messages(row, "rejected")
+    chosen, rejected = messages_of(row, "chosen"), messages_of(row, "rejected")
     for field, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns:
             raise Defect("empty_text", field, "messages that end with the assistant's", "no message")
@@ -194,24 +195,26 @@ def _require_visible(chosen: str, rejected: str) -> None:
             raise Defect("empty_text", field, "a text with a visible character", excerpt(text))
 
 
-def _text(row: Row, field: str) -> str:
+def text_of(row: Row, field: str) -> str:
+    """A field that holds a string; raises `Defect` (`wrong_type`) for anything else."""
     value = row[field]
     if not isinstance(value, str):
-        raise Defect("wrong_type", field, "a string, as the row's other texts are", _type_of(value))
+        raise Defect("wrong_type", field, "a string, as the row's other texts are", type_of(value))
     return value
 
 
-def _messages(row: Row, field: str) -> tuple[Message, ...]:
+def messages_of(row: Row, field: str) -> tuple[Message, ...]:
+    """A field that holds a list of messages; raises `Defect` with the first thing wrong."""
     value = row[field]
     if not isinstance(value, list):
-        expected = "a list of messages, as another of prompt, chosen and rejected is one"
-        raise Defect("wrong_type", field, expected, _type_of(value))
+        expected = "a list of messages, as another of the row's texts is one"
+        raise Defect("wrong_type", field, expected, type_of(value))
     return tuple(_message(item, f"{field}[{position}]") for position, item in enumerate(value))
 
 
 def _message(item: object, place: str) -> Message:
     if not isinstance(item, dict):
-        raise Defect("wrong_type", place, "a message: an object with role and content", _type_of(item))
+        raise Defect("wrong_type", place, "a message: an object with role and content", type_of(item))
     present = {name: value for name, value in item.items() if value is not None}
     _check_message_fields(present, place)
     if present["role"] not in _ROLES:
@@ -223,20 +226,21 @@ def _message(item: object, place: str) -> Message:
 def _check_message_fields(message: Mapping[str, object], place: str) -> None:
     for name in ("role", "content"):
         if name not in message:
-            raise Defect("missing_field", f"{place}.{name}", "role and content", _field_names(message))
+            raise Defect("missing_field", f"{place}.{name}", "role and content", field_names(message))
         if not isinstance(message[name], str):
-            raise Defect("wrong_type", f"{place}.{name}", "a string", _type_of(message[name]))
+            raise Defect("wrong_type", f"{place}.{name}", "a string", type_of(message[name]))
     if unknown := sorted(set(message) - {"role", "content"}):
         name = unknown[0]
         raise Defect("unknown_field", f"{place}.{name}", "role and content alone", f"{name}: {excerpt(message[name])}")
 
 
-def _is_hh(row: Row, field: str) -> bool:
+def is_hh(row: Row, field: str) -> bool:
+    """Whether a field holds a text in the HH format."""
     value = row.get(field)
     return isinstance(value, str) and is_hh_text(value)
 
 
-def _type_of(value: object) -> str:
+def type_of(value: object) -> str:
     """A JSON value's type and beginning."""
     names: Sequence[tuple[type, str]] = (
         (bool, "boolean"),
@@ -249,5 +253,6 @@ def _type_of(value: object) -> str:
     return next((f"{name} {excerpt(value)}" for kind, name in names if isinstance(value, kind)), "null")
 
 
-def _field_names(row: Mapping[str, object]) -> str:
+def field_names(row: Mapping[str, object]) -> str:
+    """The first fields of a row, for a message."""
     return f"fields {', '.join(sorted(row)[:8])}" if row else "no fields"

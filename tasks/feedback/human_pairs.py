@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from data_contracts.preference_pair import excerpt
-from data_contracts.records import Origin, PreferencePair, Quarantined, content_id
-from tasks.feedback.containers import read_lines
-from tasks.feedback.defects import Defect
-from tasks.feedback.formats import EXTRAS, read_content, recognise
-
-UNRECOGNISED = "unrecognised"
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRow:
-    """One row as read: the pair it holds, or why it holds none.
-
-    `format` is one of `tasks.feedback.formats.Format`, or "unrecognised". `label` is the row's own
-    a, b or tie, null for formats without a label.
-    """
-
-    line: int
-    raw: str
-    format: str
-    outcome: PreferencePair | Quarantined
-    label: str | None = None
+from data_contracts.records import Origin, PreferencePair, content_id
+from tasks.feedback.formats import Format, read_content, recognise
+from tasks.feedback.rows import Reading, ReadRow, about, identifier, read_rows
 
 
 def read(path: Path, origin: str, source: str = "human_pairs") -> Iterator[ReadRow]:
@@ -39,92 +18,21 @@ def read(path: Path, origin: str, source: str = "human_pairs") -> Iterator[ReadR
     `origin` names the file in records and quarantine; `source` is the record's source where a row names none.
     Raises `UsageError` when the file itself cannot be read.
     """
-    for line, text in read_lines(path):
-        yield _read_row(text, Origin(file=origin, line=line), source)
+    return read_rows(path, origin, Reading(recognise, partial(_build, source), _known_label))
 
 
-def _read_row(text: bytes, origin: Origin, source: str) -> ReadRow:
-    raw = text.decode("utf-8", errors="backslashreplace")
-    form, row = UNRECOGNISED, dict[str, Any]()
-    try:
-        row = _parse(text)
-        form = recognise(row)
-        content = read_content(row, form)
-        record_id = _identifier(row, "id") or content_id(content.prompt, content.chosen, content.rejected)
-        pair = PreferencePair(
-            id=record_id,
-            prompt=content.prompt,
-            chosen=content.chosen,
-            rejected=content.rejected,
-            source=_optional_text(row, "source") or source,
-            annotator=_identifier(row, "annotator"),
-            timestamp=_optional_text(row, "timestamp"),
-            metadata=_metadata(row),
-            origin=origin,
-        )
-        return ReadRow(origin.line, raw, form, pair, row.get("label"))
-    except Defect as defect:
-        return ReadRow(origin.line, raw, form, _quarantined(defect, origin, row, raw), _known_label(row))
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    """A line's JSON object, without its null fields."""
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{text[error.start]:02x} at position {error.start + 1}"
-        raise Defect("bad_encoding", None, "UTF-8 text", found) from error
-    try:
-        row = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise Defect("broken_json", None, "a JSON object", str(error)) from error
-    if not isinstance(row, dict):
-        raise Defect("wrong_type", None, "a JSON object", excerpt(row))
-    return {name: value for name, value in row.items() if value is not None}
-
-
-def _identifier(row: Mapping[str, Any], field: str) -> str | None:
-    """A name given as a string or a whole number; null when the row has none."""
-    value = row.get(field)
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise Defect("wrong_type", field, "a string or a whole number", excerpt(value))
-
-
-def _optional_text(row: Mapping[str, Any], field: str) -> str | None:
-    value = row.get(field)
-    if value is None or isinstance(value, str):
-        return value
-    raise Defect("wrong_type", field, "a string", excerpt(value))
-
-
-def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields `meta` and `metadata` as one, and the known extras beside their entries."""
-    metadata: dict[str, Any] = {}
-    for field in ("meta", "metadata"):
-        value = row.get(field, {})
-        if not isinstance(value, dict):
-            raise Defect("wrong_type", field, "an object", excerpt(value))
-        metadata.update(value)
-    return metadata | {name: row[name] for name in EXTRAS if name in row}
+def _build(source: str, row: Mapping[str, Any], form: Format, origin: Origin) -> PreferencePair:
+    content = read_content(row, form)
+    return PreferencePair(
+        id=identifier(row, "id") or content_id(content.prompt, content.chosen, content.rejected),
+        prompt=content.prompt,
+        chosen=content.chosen,
+        rejected=content.rejected,
+        origin=origin,
+        **about(row, source),
+    )
 
 
 def _known_label(row: Mapping[str, Any]) -> str | None:
     label = row.get("label")
     return label if label in ("a", "b", "tie") else None
-
-
-def _quarantined(defect: Defect, origin: Origin, row: Mapping[str, Any], raw: str) -> Quarantined:
-    record_id = row.get("id")
-    return Quarantined(
-        reason=defect.reason,
-        file=origin.file,
-        line=origin.line,
-        field=defect.field,
-        expected=defect.expected,
-        found=defect.found,
-        record_id=record_id if isinstance(record_id, str) else None,
-        raw=raw,
-    )

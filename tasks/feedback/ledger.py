@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_contracts.preference_pair import CONTRACT, NO_PREFERENCE, VERSION
-from data_contracts.records import PreferencePair, Quarantined
-from tasks.feedback.human_pairs import ReadRow
+from data_contracts import preference_pair, unpaired_response
+from data_contracts.preference_pair import CONTRACT, VERSION
+from data_contracts.records import Feedback, Quarantined
 from tasks.feedback.params import FeedbackParams
+from tasks.feedback.rows import ReadRow
 
 Report = dict[str, Any]
+
+NO_PREFERENCE = preference_pair.NO_PREFERENCE | unpaired_response.NO_PREFERENCE
 
 _EXAMPLES = 3  # kept for each check
 _FILES_SHOWN = 3
@@ -24,6 +27,7 @@ class Entry:
 
     file: str
     source: str
+    unpaired: bool = False
     accepted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
@@ -31,12 +35,12 @@ class Entry:
     cases: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: dict[tuple[str, str], list[Quarantined]] = field(default_factory=dict)
 
-    def count(self, row: ReadRow, outcome: PreferencePair | Quarantined) -> None:
+    def count(self, row: ReadRow, outcome: Feedback | Quarantined) -> None:
         """Enter one row and what became of it."""
         self.formats[row.format] += 1
         if row.label is not None:
             self.labels[row.label] += 1
-        if isinstance(outcome, PreferencePair):
+        if not isinstance(outcome, Quarantined):
             self.accepted += 1
             return
         self.reasons[outcome.reason] += 1
@@ -71,9 +75,9 @@ class Ledger:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
-    def open_batch(self, file: str, source: str) -> Entry:
-        """Start the account of a file."""
-        self.entries.append(Entry(file, source))
+    def open_batch(self, file: str, source: str, *, unpaired: bool = False) -> Entry:
+        """Start the account of a file; `unpaired` where its records are single responses."""
+        self.entries.append(Entry(file, source, unpaired))
         return self.entries[-1]
 
     @property
@@ -86,13 +90,15 @@ class Ledger:
 
         `reasons`, `formats` and `label_counts` map a name to its rows; `reasons` add up to `quarantined` and
         `formats` to `read`. `checks` lists field, reason, cases and examples, the most frequent first;
-        `single_label` the files in which at least `single_label_rows` labels are all the same.
+        `single_label` the files in which at least `single_label_rows` labels are all the same. Where there are files
+        of single responses, `unpaired` is their part of the account.
         """
         entries = self.entries
         accepted = sum(entry.accepted for entry in entries)
         reasons = sum((entry.reasons for entry in entries), Counter[str]())
         assert self.read == accepted + reasons.total(), "a row is neither accepted nor quarantined"
-        return {
+        unpaired = [entry for entry in entries if entry.unpaired]
+        return ({"unpaired": _unpaired_account(unpaired)} if unpaired else {}) | {
             "contract": {"name": CONTRACT, "version": VERSION},
             "read": self.read,
             "accepted": accepted,
@@ -119,16 +125,24 @@ class Ledger:
         return [record.model_dump(include={"file", "line", "expected", "found"}) for record in found[:_EXAMPLES]]
 
 
-def objections(report: Report, params: FeedbackParams) -> tuple[list[str], list[str]]:
-    """What in a report stops the run, and what is merely worth a warning, each as a sentence or two."""
+def objections(report: Report, params: FeedbackParams, *, needs_pairs: bool = True) -> tuple[list[str], list[str]]:
+    """What in a report stops the run, and what is merely worth a warning, each as a sentence or two.
+
+    `needs_pairs`: whether it takes a valid pair. One of the two kinds must have a valid row in any case.
+    """
     stops: list[str] = []
     warnings: list[str] = []
-    if report["accepted"] == 0:
+    unpaired = report.get("unpaired")
+    pairs = _without(report, unpaired) if unpaired else report
+    if pairs["accepted"] == 0 and (needs_pairs or not unpaired or unpaired["accepted"] == 0):
         stops.append(
-            f"no valid row: expected at least one preference pair, found {report['read']} rows, none of them valid."
+            f"no valid row: expected at least one preference pair, found {pairs['read']} rows, none of them valid."
+            + (" Single responses alone leave nothing to train a reward model on or to evaluate with." * bool(unpaired))
         )
     else:
-        stops += _too_many(report, params)
+        stops += _too_many(pairs, params)
+    if unpaired:
+        stops += _too_many(unpaired, params, "rows of single responses")
     if report["single_label"]:
         (stops if params.on_single_label == "stop" else warnings).append(_same_label(report))
     return stops, warnings
@@ -150,13 +164,31 @@ def describe(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _too_many(report: Report, params: FeedbackParams) -> list[str]:
+def _unpaired_account(entries: Sequence[Entry]) -> Report:
+    reasons = sum((entry.reasons for entry in entries), Counter[str]())
+    return {
+        "contract": {"name": unpaired_response.CONTRACT, "version": unpaired_response.VERSION},
+        "read": sum(entry.read for entry in entries),
+        "accepted": sum(entry.accepted for entry in entries),
+        "merged": 0,
+        "quarantined": reasons.total(),
+        "reasons": dict(reasons),
+    }
+
+
+def _without(report: Report, part: Report) -> Report:
+    """Rows, accepted and reasons of a report without those of a part of it."""
+    counts = {name: report[name] - part[name] for name in ("read", "accepted")}
+    return counts | {"reasons": Counter(report["reasons"]) - Counter(part["reasons"])}
+
+
+def _too_many(report: Report, params: FeedbackParams, rows: str = "rows") -> list[str]:
     defects = sum(count for reason, count in report["reasons"].items() if reason not in NO_PREFERENCE)
-    fraction = defects / report["read"]
+    fraction = defects / max(report["read"], 1)
     if fraction <= params.quarantine_threshold:
         return []
     return [
-        f"too many bad rows: expected at most {params.quarantine_threshold:.1%} of the rows in quarantine "
+        f"too many bad rows: expected at most {params.quarantine_threshold:.1%} of the {rows} in quarantine "
         f"(feedback.quarantine_threshold; ties do not count), found {defects} of {report['read']} = {fraction:.1%}. "
         f"Mend the rows, or raise the threshold if they may be left out."
     ]

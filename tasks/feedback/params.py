@@ -17,17 +17,23 @@ class FeedbackParams(Section):
         description="File, `datasets` folder or hub name to ingest before the run; "
         "null: only what data/raw and the sample world hold.",
     )
-    source: Literal["human_pairs", "judged_pairs"] = Field(
+    source: Literal["human_pairs", "judged_pairs", "unpaired_responses"] = Field(
         default="human_pairs",
         description="Kind of feedback in `path`: human_pairs, preference pairs judged by people; judged_pairs, by a "
-        "judge (plumbline self-play ingests its own).",
+        "judge (plumbline self-play ingests its own); unpaired_responses, single responses with a thumb.",
+    )
+    unpaired_path: str | None = Field(
+        default=None,
+        description="File, `datasets` folder or hub name of single responses with a thumb up or down (source "
+        "unpaired_responses) to ingest before the run, beside `path`; only KTO learns from them.",
     )
     quarantine_threshold: float = Field(
         default=0.1,
         ge=0.0,
         le=1.0,
-        description="Largest fraction of rows read that may be quarantined before the run stops; ties, which are no "
-        "defect, do not count. 0: any bad row stops the run; 1: never stop.",
+        description="Largest fraction of rows read that may be quarantined before the run stops, of pairs and of "
+        "single responses each; ties and neutral thumbs, which are no defect, do not count. 0: any bad row stops the "
+        "run; 1: never stop.",
     )
     on_single_label: Literal["stop", "warn"] = Field(
         default="stop",
@@ -40,3 +46,8 @@ class FeedbackParams(Section):
         description="Fewest labelled rows in a file for on_single_label to apply. 8: where both labels are equally "
         "likely, a false alarm has probability 2 * 0.5^8 = 0.8 %.",
     )
+
+    def to_ingest(self) -> list[tuple[str, str]]:
+        """Kind and place of what a run ingests before it starts."""
+        named = (self.source, self.path), ("unpaired_responses", self.unpaired_path)
+        return [(source, path) for source, path in named if path is not None]

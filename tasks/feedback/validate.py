@@ -3,6 +3,7 @@
 Writes into a folder:
 
 - `accepted.jsonl`: `PreferencePair`, in the order read;
+- `unpaired.jsonl`: `UnpairedResponse`, in the order read; only where there are files of single responses;
 - `quarantine.jsonl`: `Quarantined`, one a row that was set aside, with the row as read;
 - `report.json`: the account of `Ledger.report`.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
@@ -20,14 +22,16 @@ from typing import IO, Any
 import orjson
 
 from data_contracts.artifact import full_disk_as_stage_error, write_json
+from data_contracts.contract_suite import KnownIds, Violation
 from data_contracts.errors import ContractViolation, UsageError
-from data_contracts.preference_pair import KnownIds, Violation, check_pairs
+from data_contracts.preference_pair import check_pairs
 from data_contracts.progress import Progress, silent
-from data_contracts.records import PreferencePair, Quarantined
-from tasks.feedback import SOURCES
-from tasks.feedback.human_pairs import ReadRow
+from data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse
+from data_contracts.unpaired_response import check_unpaired
+from tasks.feedback import SOURCES, UNPAIRED
 from tasks.feedback.ledger import Ledger, describe, objections
 from tasks.feedback.params import FeedbackParams
+from tasks.feedback.rows import ReadRow
 
 NamedBatch = tuple[str, str, Path]
 """A kind of feedback, the name of a file in records, and the file itself."""
@@ -56,15 +60,16 @@ def validate(
     folder: Path,
     *,
     report_to: Path | None = None,
+    needs_pairs: bool = True,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Read every batch, run the contract, write the three files into `folder` and return the counts.
+    """Read every batch, run the contract, write the files into `folder` and return the counts.
 
     Raises `UsageError` without batches or for an unreadable file, `StageError` when an expectation cannot
     be run or the disk is full, and `ContractViolation` when no row is valid, too many are quarantined or a
     file's labels are all the same (see `FeedbackParams`). Before the last, `report.json` and
     `quarantine.jsonl` are copied into `report_to`, and the message names them: `folder` may be a draft
-    that the caller removes.
+    that the caller removes. `needs_pairs`: whether single responses alone stop the run.
     """
     if not batches:
         raise UsageError(
@@ -75,7 +80,7 @@ def validate(
     with full_disk_as_stage_error(folder):
         _sort_rows(batches, ledger, folder, progress)
         report = ledger.report(single_label_rows=params.single_label_rows)
-        stops, warnings = objections(report, params)
+        stops, warnings = objections(report, params, needs_pairs=needs_pairs)
         report["warnings"] = warnings
         write_json(folder / "report.json", report)
         if stops:
@@ -86,49 +91,58 @@ def validate(
 
 def _sort_rows(batches: Sequence[NamedBatch], ledger: Ledger, folder: Path, progress: Progress) -> None:
     known = KnownIds()
-    with (folder / "accepted.jsonl").open("wb") as accepted, (folder / "quarantine.jsonl").open("wb") as quarantine:
+    with ExitStack() as files:
+        accepted, quarantine = (
+            files.enter_context((folder / name).open("wb")) for name in ("accepted.jsonl", "quarantine.jsonl")
+        )
+        kept = {False: accepted}
+        if any(source in UNPAIRED for source, _, _ in batches):
+            kept[True] = files.enter_context((folder / "unpaired.jsonl").open("wb"))
         for done, (source, origin, path) in enumerate(batches):
-            entry = ledger.open_batch(origin, source)
+            entry = ledger.open_batch(origin, source, unpaired=source in UNPAIRED)
             rows = SOURCES[_known_source(source, path)](path, origin)
             while piece := list(islice(rows, _PIECE)):
                 for row, outcome in _check(piece, known):
                     entry.count(row, outcome)
-                    _write(accepted if isinstance(outcome, PreferencePair) else quarantine, outcome)
+                    _write(quarantine if isinstance(outcome, Quarantined) else kept[entry.unpaired], outcome)
                 progress(done, len(batches), f"{ledger.read:,} rows read")
             progress(done + 1, len(batches), f"{ledger.read:,} rows read")
 
 
-def _check(piece: Sequence[ReadRow], known: KnownIds) -> Iterator[tuple[ReadRow, PreferencePair | Quarantined]]:
-    """Each row of a piece and what becomes of it once the contract has run over the pairs."""
+def _check(piece: Sequence[ReadRow], known: KnownIds) -> Iterator[tuple[ReadRow, Feedback | Quarantined]]:
+    """Each row of a piece of one file and what becomes of it once its contract has run over the records."""
     pairs = [row.outcome for row in piece if isinstance(row.outcome, PreferencePair)]
-    grouped = groupby(check_pairs(pairs, known), key=lambda violation: violation.index)
+    singles = [row.outcome for row in piece if isinstance(row.outcome, UnpairedResponse)]
+    assert not (pairs and singles), "a file holds records of one kind"
+    found = [*check_pairs(pairs, known), *check_unpaired(singles, known)]
+    grouped = groupby(found, key=lambda violation: violation.index)
     blamed = {index: list(violations) for index, violations in grouped}
     position = 0
     for row in piece:
-        if isinstance(row.outcome, PreferencePair):
+        if isinstance(row.outcome, Quarantined):
+            yield row, row.outcome
+        else:
             violations = blamed.get(position)
             position += 1
             yield row, _refuse(row, row.outcome, violations) if violations else row.outcome
-        else:
-            yield row, row.outcome
 
 
-def _refuse(row: ReadRow, pair: PreferencePair, violations: Sequence[Violation]) -> Quarantined:
+def _refuse(row: ReadRow, record: Feedback, violations: Sequence[Violation]) -> Quarantined:
     first, *others = violations
     also = "".join(f"; also {other.field}: {other.reason}" for other in others)
     return Quarantined(
         reason=first.reason,
-        file=pair.origin.file,
-        line=pair.origin.line,
+        file=record.origin.file,
+        line=record.origin.line,
         field=first.field,
         expected=first.expected,
         found=first.found + also,
-        record_id=pair.id,
+        record_id=record.id,
         raw=row.raw,
     )
 
 
-def _write(file: IO[bytes], record: PreferencePair | Quarantined) -> None:
+def _write(file: IO[bytes], record: Feedback | Quarantined) -> None:
     file.write(orjson.dumps(record.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS) + b"\n")
 
 

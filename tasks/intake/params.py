@@ -2,8 +2,63 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from data_contracts.params import Section
 
 
 class IntakeParams(Section):
-    """How feedback comes in by itself."""
+    """How feedback comes in by itself: a watched folder, and an HTTP endpoint with bounds on all that is sent to it."""
+
+    inbox: str = Field(
+        default="inbox",
+        min_length=1,
+        description="The watched folder, in the workspace or absolute: a file dropped into <inbox>/<source>/ is "
+        "ingested as feedback of that kind.",
+    )
+    settle_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=3600,
+        description="Seconds for which a file must not change before it counts as whole. Hidden names and .part, .tmp, "
+        ".crdownload never count: write under such a name and rename.",
+    )
+    rescan_s: float = Field(
+        default=30.0, gt=0, le=3600, description="Seconds between full looks at the inbox, beside the system's notices."
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address that the endpoint listens on. It speaks plain HTTP: put a proxy with TLS before any other "
+        "than loopback.",
+    )
+    port: int = Field(default=8787, ge=1, le=65_535, description="Port of the endpoint.")
+    max_body_bytes: int = Field(
+        default=5_000_000, ge=1_000, description="Largest request body as sent, in bytes; more is answered 413."
+    )
+    max_decoded_bytes: int = Field(
+        default=25_000_000, ge=1_000, description="Largest request body once gzip is undone, in bytes; more is a 413."
+    )
+    max_rows: int = Field(default=10_000, ge=1, description="Most rows of one request; more is answered 413.")
+    max_waiting: int = Field(
+        default=128, ge=1, description="Requests worked on at a time; one more is answered 429 with Retry-After."
+    )
+    requests_per_s: float = Field(
+        default=500.0, gt=0, description="Requests a second of one token, over a burst of twice as many; more is a 429."
+    )
+    read_timeout_s: float = Field(
+        default=15.0, gt=0, description="Seconds in which a request body must have come in whole; later is a 408."
+    )
+    seal_every_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds after which accepted rows become a batch of the raw store. Until then they lie in the "
+        "spool, which survives a crash.",
+    )
+    seal_rows: int = Field(default=5_000, ge=1, description="Accepted rows that become a batch without waiting.")
+    min_free_bytes: int = Field(
+        default=200_000_000, ge=0, description="Free disk space, in bytes, below which requests are answered 507."
+    )
+    keep_keys_days: float = Field(
+        default=30.0, gt=0, description="Days for which an Idempotency-Key and its answer are remembered."
+    )

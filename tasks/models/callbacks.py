@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 from data_contracts.errors import StageError
 from data_contracts.progress import Progress
 from tasks.models.checkpoints import seal
+from tasks.models.processes import is_first, wait
 
 _SHOWN = {
     "loss": "loss",
@@ -59,8 +60,11 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Mark each checkpoint as whole once all of it is on disk."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Seal the checkpoint that was just written."""
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Seal the checkpoint that was just written, to which every process added its random state."""
+        wait()
+        if is_first():
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        wait()
 
 
 class LogTheLastStep(TrainerCallback):  # type: ignore[misc]

@@ -22,6 +22,7 @@ import orjson
 
 from data_contracts.artifact import sha256_file, write_json
 from data_contracts.errors import ModelError
+from tasks.models.processes import is_first
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,15 @@ def weights_digest(folder: Path) -> str:
 
 
 def run_folder(work: Path, depends_on: Mapping[str, Any]) -> Path:
-    """The folder of the run that depends on exactly `depends_on` (JSON-able); folders of other runs are removed."""
+    """The folder of the run that depends on exactly `depends_on` (JSON-able); folders of other runs are removed.
+
+    Of several processes the first makes and clears it; the others are told its name.
+    """
     raw = orjson.dumps(depends_on, option=orjson.OPT_SORT_KEYS)
     key = hashlib.sha256(raw).hexdigest()
     folder = work / f"run-{key[:16]}"
+    if not is_first():
+        return folder
     for other in work.glob("run-*"):
         if other != folder:
             shutil.rmtree(other)

@@ -148,6 +148,14 @@ def settle(counts: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in counts.items() if name not in SPENDING}
 
 
+def rubric_of(judge: object) -> dict[str, Any] | None:
+    """Name, version and digest of what a judge is told, or None for a judge that is told nothing (rules, a model)."""
+    rubric = getattr(getattr(judge, "inner", judge), "rubric", None)
+    if rubric is None:
+        return None
+    return {"name": rubric.name, "version": rubric.version, "digest": rubric.digest}
+
+
 class Judge(Protocol):
     """Ranks candidates. A judge says how it is called, what it depends on, and how noisy it was measured to be."""
 

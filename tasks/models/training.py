@@ -14,6 +14,7 @@ from data_contracts.errors import StageError
 from tasks.models.callbacks import stop_reason
 from tasks.models.checkpoints import drop_unfinished, newest_whole, read_state
 from tasks.models.full_disk import full_disk_named
+from tasks.models.processes import first_alone, is_first
 
 
 def train(trainer: Trainer, runs_in: Path) -> TrainerState:
@@ -24,7 +25,8 @@ def train(trainer: Trainer, runs_in: Path) -> TrainerState:
     """
     trainer.remove_callback(PrinterCallback)  # it prints each log row to stdout
     with _named_failures(runs_in):
-        checkpoint = newest_whole(runs_in)
+        # the first process removes what is damaged before another looks
+        checkpoint = first_alone(lambda: newest_whole(runs_in))
         if checkpoint is None or stop_reason(read_state(checkpoint)["stateful_callbacks"]) is None:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             return trainer.state
@@ -44,7 +46,8 @@ def _named_failures(runs_in: Path) -> Iterator[None]:
             "factor), set bf16 or gradient_checkpointing, or train adapters (lora)."
         ) from error
     except StageError:
-        drop_unfinished(runs_in)
+        if is_first():
+            drop_unfinished(runs_in)
         raise
 
 

@@ -5,14 +5,19 @@ a record id, and where its line is (`offset << 4 | file`, an index into `FILES`)
 binary search to ask one, so a thousand datasets of a million records cost about a thousand times twenty
 reads. The line itself, read back from the dataset, says what became of the record, and rules out a
 collision of the eight bytes. Being made from content, an index never goes stale and can be deleted.
+
+Beside it stands the dataset's account, `<hash>.json`: for each file, how many lines each annotator, each raw
+batch and each judge's rubric contributed. It answers "who labelled this?" without reading the lines again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,8 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+
+from data_contracts.artifact import write_json
 
 # Stored numbers point into this tuple: append only.
 FILES = (
@@ -29,8 +36,13 @@ FILES = (
     "merged.jsonl",
     "quarantine.jsonl",
     "accepted.jsonl",
+    "unpaired.jsonl",
 )
 _FILE_BITS = 4
+ANNOTATORS, BATCHES, PROMPTS, LINES = "annotators", "batches", "judge_prompts", "lines"
+
+Account = dict[str, dict[str, dict[str, int]]]
+"""What is counted -> file of the dataset without its suffix -> name -> lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +58,37 @@ def index_path(folder: Path, digest: str) -> Path:
     return folder / f"{digest.removesuffix('.dir')}.npy"
 
 
+def account_path(folder: Path, digest: str) -> Path:
+    """Where the account of the dataset with this DVC hash lies."""
+    return index_path(folder, digest).with_suffix(".json")
+
+
 def build_index(files: dict[str, Path], path: Path) -> int:
-    """Index a dataset's JSONL files, by their names in `FILES`, into `path`; return how many lines have an id."""
+    """Index a dataset's JSONL files, by their names in `FILES`, into `path`, its account first.
+
+    Returns how many lines have an id.
+    """
     keys: list[int] = []
     places: list[int] = []
+    counts: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for number, name in enumerate(FILES):
         if name in files:
             for offset, line in _lines(files[name]):
-                record = record_id(orjson.loads(line))
+                entry = orjson.loads(line)
+                for what, whose in _contributors(entry):
+                    counts[what][name.removesuffix(".jsonl")][whose] += 1
+                record = record_id(entry)
                 if record is not None:
                     keys.append(_key(record))
                     places.append(offset << _FILE_BITS | number)
-    index = np.array([keys, places], dtype=np.uint64)  # (2, n)
-    index = index[:, np.argsort(index[0], kind="stable")]
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path.with_suffix(".json"), counts)
+    _write_index(path, np.array([keys, places], dtype=np.uint64))
+    return len(keys)
+
+
+def _write_index(path: Path, index: NDArray[np.uint64]) -> None:
+    index = index[:, np.argsort(index[0], kind="stable")]  # (2, n)
     handle, scratch = tempfile.mkstemp(prefix=".index-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -68,7 +97,26 @@ def build_index(files: dict[str, Path], path: Path) -> int:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
-    return len(keys)
+
+
+def read_account(path: Path) -> Account:
+    """The account that `build_index` left beside an index."""
+    account: Account = orjson.loads(path.read_bytes())
+    return account
+
+
+def _contributors(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Who and what one line came from: ("annotators", name) and so on."""
+    yield LINES, "all"
+    if entry.get("annotator"):
+        yield ANNOTATORS, str(entry["annotator"])
+    origin = entry.get("origin") or entry
+    if isinstance(origin, Mapping) and origin.get("file"):
+        yield BATCHES, str(origin["file"])
+    judge = (entry.get("metadata") or {}).get("judge")
+    rubric = judge.get("rubric") if isinstance(judge, Mapping) else None
+    if isinstance(rubric, Mapping) and _is_rubric(rubric):
+        yield PROMPTS, f"{rubric['name']}@{rubric['version']} {rubric['digest']}"
 
 
 def look_up(path: Path, record: str) -> list[Place]:
@@ -92,6 +140,15 @@ def record_id(entry: dict[str, Any]) -> str | None:
     """The id of an accepted, curated, merged or quarantined record; None where a broken row has none."""
     value = entry.get("record_id", entry.get("id"))
     return None if value is None else str(value)
+
+
+def _is_rubric(rubric: Mapping[str, Any]) -> bool:
+    """Whether it is what our judges write: a row may claim anything."""
+    return (
+        isinstance(rubric.get("version"), int)
+        and re.fullmatch(r"[^\s@]{1,200}", str(rubric.get("name"))) is not None
+        and re.fullmatch(r"[0-9a-f]{64}", str(rubric.get("digest"))) is not None
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -4,6 +4,9 @@
 {"lock": stages of dvc.lock, "tracked": {path: entry}, "raw": {path: {file: md5}}, "texts":
 {"params.yaml": …}, "git": {…}, "program": {…}}. The manifest holds no clock, so that registering
 the same results again gives the same bytes up to the id of the flow run.
+
+Keys may be added, never renamed or removed: what an older program registered stays readable. Added since the first
+version of the schema: "suites", "accounts", "judge_prompts" and "trigger".
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ def build_manifest(
     files: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
     flow_run_id: str | None,
+    trigger: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Assemble the manifest. `files` are the registered artifacts: path -> {"sha256", "bytes"}."""
     artifacts = {record.name: record.artifact for record in records}
@@ -67,6 +71,9 @@ def build_manifest(
             for file, digest in sorted(listing.items())
         ],
         "objects": _objects(lineage, artifacts.values()),
+        "suites": dict(lineage.get("suites", {})),
+        "accounts": dict(lineage.get("accounts", {})),
+        "judge_prompts": _judge_prompts(artifacts, lineage.get("accounts", {})),
         "contracts": {artifact.contract: artifact.version for artifact in artifacts.values()},
         "counts": counts_of(artifacts),
         "settings": dict(settings),
@@ -74,7 +81,8 @@ def build_manifest(
         "evaluation": dict(artifacts["evaluate"].facts.get("metrics", {})),
         "gate": {"passed": bool(gate["passed"]), "reasons": list(gate["reasons"])},
         "flow_run_id": flow_run_id,
-        "trigger_event_id": None,
+        "trigger_event_id": (trigger or {}).get("event_id"),
+        "trigger": dict(trigger) if trigger is not None else None,
         "promoted_by": None,
         "files": {name: dict(entry) for name, entry in files.items()},
     }
@@ -88,6 +96,22 @@ def counts_of(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     facts = artifacts["curate"].facts
     names = ("read", "accepted", "merged", "quarantined", "reasons", "splits")
     return {name: facts[name] for name in names if name in facts}
+
+
+def _judge_prompts(artifacts: Mapping[str, Artifact], accounts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every judge's rubric behind the version: it ranked candidates in training, or labelled pairs of the data."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage, artifact in artifacts.items():
+        rubric = (artifact.facts.get("ranking") or {}).get("rubric")
+        if rubric is not None:
+            found.setdefault(rubric["digest"], {**rubric, "used_by": []})["used_by"].append(stage)
+    for role, account in accounts.items():
+        for name in sorted({name for counts in account.get("judge_prompts", {}).values() for name in counts}):
+            label, digest = name.rsplit(" ", 1)
+            title, version = label.rsplit("@", 1)
+            rubric = {"name": title, "version": int(version), "digest": digest, "used_by": []}
+            found.setdefault(digest, rubric)["used_by"].append(role)
+    return [found[digest] for digest in sorted(found)]
 
 
 def all_paths(manifest: Mapping[str, Any]) -> dict[str, str]:

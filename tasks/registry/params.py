@@ -39,6 +39,14 @@ class RegistryParams(Section):
         default=True, description="Push every DVC object to the default remote before a version is registered."
     )
 
+    signing_key: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Private key (EC, P-256, PEM, mode 0600, outside the workspace) that signs versions and the "
+        "promotion ledger: a path, or $NAME, the environment variable that holds the path; null: "
+        "~/.config/plumbline/signing.key, made on first use. Without it one can verify, with .plumbline/signing.pub.",
+    )
+
     @field_validator("tracking_uri")
     @classmethod
     def _is_a_store_without_a_password(cls, uri: str | None) -> str | None:

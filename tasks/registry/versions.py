@@ -4,9 +4,13 @@ Order of a registration, each step safe to repeat:
 
 1. a logged model tagged with the key of the results (reused when a crash left one);
 2. its artifacts, re-hashed where they lie against what the manifest will say;
-3. manifest, then the version itself, created with all its tags at once: the commit point;
-4. aliases. `candidate` names the latest version that passed the gate. `champion` is set by the
-   first version that passes and never moved here.
+3. their signature, verified against them;
+4. manifest, then the version itself, created with all its tags at once: the commit point;
+5. the seal, a signed tag that binds number and manifest;
+6. aliases, through the promotion ledger. `candidate` names the latest version that passed the gate. `champion` is set
+   by the first version that passes and never moved here.
+
+Steps 3 and 5 are made up for where a crash, or a program before signing, left a version without them.
 """
 
 from __future__ import annotations
@@ -22,17 +26,31 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import orjson
+from sqlalchemy import Engine
 
+from data_contracts.artifact import MANIFEST as MANIFEST
 from data_contracts.artifact import sha256_file, write_bytes
-from data_contracts.errors import RegistryError, UnknownModelError
+from data_contracts.errors import RegistryError, SignatureError, UnknownModelError
 from data_contracts.verification import HashCheck
+from tasks.database.params import OperationsParams
 from tasks.registry.client import Store, refusals
+from tasks.registry.keys import VerifyingKey, signing_key, verifying_key
+from tasks.registry.ledger import Move, alias_state, history, move_aliases, open_ledger
+from tasks.registry.signing import (
+    SEAL_TAG,
+    SIGNATURE,
+    check_seal,
+    check_signature,
+    explain,
+    seal,
+    sign_version_files,
+    verify_signature,
+)
 
-MANIFEST = "manifest.json"
 CANDIDATE, CHAMPION = "candidate", "champion"
+REGISTRATION = "registration"  # who moves aliases when a version is registered
 KEY_TAG, MANIFEST_TAG, GATE_TAG = "plumbline.key", "plumbline.manifest_sha256", "plumbline.gate"
 OBJECT_TAG = "plumbline.md5."
-_FIRST_CHAMPION = "plumbline.first_champion"
 _URI = re.compile(
     r"^(?:models:/)?(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))?$"
 )
@@ -81,13 +99,16 @@ def register(
     uploads: Sequence[Upload],
     texts: Mapping[str, str],
     manifest: Mapping[str, Any],
+    ledger: Engine | None = None,
 ) -> Version:
-    """Register results as a new version, or finish and return the version they already have.
+    """Register and sign results as a new version, or finish and return the version they already have.
 
-    `texts` are further files (the model card), `manifest` names every file with its SHA-256.
-    Raises `RegistryError`, also when what MLflow stored is not what was handed over.
+    `texts` are further files (the model card), `manifest` names every file with its SHA-256. `ledger` is the
+    operations database, the workspace's own SQLite where None. Raises `RegistryError`, also when what MLflow stored
+    is not what was handed over, and `SignatureError`.
     """
     name = store.params.model_name
+    ledger = open_ledger(store.root, OperationsParams()) if ledger is None else ledger
     known = find_by_key(store, name, key)
     if known is None:
         data = orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
@@ -95,26 +116,47 @@ def register(
             model_id = _logged_model(store, experiment_id, name, key, run_id)
             _upload(store, model_id, uploads, {**texts, MANIFEST: data.decode()})
             _verify_upload(store, model_id, manifest["files"])
+            _sign_upload(store, model_id)
             store.client.finalize_logged_model(model_id, "READY")
             _create_version(store, name, model_id, run_id, _tags(key, manifest, data))
-    return settle_aliases(store, name, key)
+    else:
+        _complete_signature(store, known, manifest["files"])
+    _complete_seal(store, find_by_key(store, name, key))
+    return settle_aliases(store, name, key, ledger)
 
 
-def settle_aliases(store: Store, name: str, key: str) -> Version:
-    """Give a version that passed its aliases; a rejected one gets none. Returns it as it then stands."""
+def settle_aliases(store: Store, name: str, key: str, ledger: Engine) -> Version:
+    """Give a version that passed its aliases, on record; a rejected one gets none. Returns it as it then stands."""
     version = find_by_key(store, name, key)
     if version is None:
         raise RegistryError(f"{name}: the version just registered is not to be found. Run again.")
     if version.passed:
-        with refusals(f"aliases of {version.uri}"):
-            client = store.client
-            model = client.get_registered_model(name)
-            if _FIRST_CHAMPION not in model.tags:
-                if CHAMPION not in model.aliases:
-                    client.set_registered_model_alias(name, CHAMPION, version.number)
-                client.set_registered_model_tag(name, _FIRST_CHAMPION, version.number)
-            client.set_registered_model_alias(name, CANDIDATE, version.number)
+        moves = _first_moves(store, version, ledger)
+        if moves:
+            move_aliases(
+                ledger,
+                store,
+                moves,
+                action="assign",
+                actor=REGISTRATION,
+                reason="registered, and passed its gate",
+                evidence={"gate": "passed", "manifest_sha256": version.tags.get(MANIFEST_TAG)},
+                outside="record",
+            )
     return resolve(store, version.uri)
+
+
+def _first_moves(store: Store, version: Version, ledger: Engine) -> list[Move]:
+    """`candidate` to this version unless it is there, and `champion` where there never was one."""
+    state = alias_state(history(ledger, version.name))
+    holders = {alias: item.number for item in all_versions(store, version.name) for alias in item.aliases}
+    moves = []
+    if CHAMPION not in state and CHAMPION not in holders:
+        moves.append(Move(CHAMPION, version.number, None))
+    before = state[CANDIDATE].version if CANDIDATE in state else None
+    if not before == holders.get(CANDIDATE) == version.number:
+        moves.append(Move(CANDIDATE, version.number, before))
+    return moves
 
 
 def find_by_key(store: Store, name: str, key: str) -> Version | None:
@@ -150,7 +192,7 @@ def resolve(store: Store, uri: str) -> Version:
     NAME alone means its champion, or else its candidate, or else its latest version.
     Raises `UnknownModelError` when there is none.
     """
-    match = _URI.match(uri)
+    match = _URI.fullmatch(uri)
     if match is None:
         raise UnknownModelError(f"{uri}: expected models:/NAME@ALIAS, models:/NAME/VERSION or NAME.")
     name, alias, number = match["name"], match["alias"], match["version"]
@@ -179,6 +221,7 @@ class StoredFiles:
     def __init__(self, store: Store, version: Version) -> None:
         with refusals(f"artifacts of {version.uri}"):
             location = store.client.get_model_version_download_uri(version.name, version.number)
+        self.store = store
         self.version = version
         self.folder = _local(store, location)
 
@@ -196,6 +239,21 @@ class StoredFiles:
         found = sha256_file(path) if path.is_file() else None
         return HashCheck(MANIFEST, "manifest", self.version.tags.get(MANIFEST_TAG, "no tag"), "mlflow", found)
 
+    def check_signed(self, key: VerifyingKey | None = None) -> list[HashCheck]:
+        """Verify the signature over all files, and the seal that binds them to this version: one row each.
+
+        By the key that the store's workspace trusts, or the one given.
+        """
+        key = verifying_key(self.store.root, self.store.params) if key is None else key
+        sealed = check_seal(seal_facts(self.version), self.version.tags.get(SEAL_TAG), key)
+        return [check_signature(self.folder, key), sealed]
+
+    def require_signed(self, key: VerifyingKey | None = None) -> None:
+        """`check_manifest` and `check_signed`. Raises `SignatureError` at the first that is not ok."""
+        for check in (self.check_manifest(), *self.check_signed(key)):
+            if not check.ok:
+                raise SignatureError(explain(self.version.uri, check))
+
     def check_files(self, files: Mapping[str, Mapping[str, Any]]) -> list[HashCheck]:
         """Re-hash every file that the manifest names; a file it does not name fails too."""
         return _check_folder(self.folder, files)
@@ -208,7 +266,7 @@ def _check_folder(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[
         found = sha256_file(path) if path.is_file() else None
         checks.append(HashCheck(name, _kind(name), entry["sha256"], "mlflow", found))
     present = (item.relative_to(folder).as_posix() for item in sorted(folder.rglob("*")) if item.is_file())
-    extra = [name for name in present if name not in files and name != MANIFEST]
+    extra = [name for name in present if name not in files and name not in (MANIFEST, SIGNATURE)]
     return checks + [HashCheck(name, _kind(name), "no such file", "mlflow", "an extra file") for name in extra]
 
 
@@ -243,6 +301,55 @@ def _verify_upload(store: Store, model_id: str, files: Mapping[str, Mapping[str,
             f"what MLflow stored is not what was handed over: {' '.join(bad[:3])} Was a file changed meanwhile? "
             f"Run again; nothing was registered."
         )
+
+
+def _sign_upload(store: Store, model_id: str) -> None:
+    """Sign the files where they lie, put the signature beside them, and verify it there."""
+    location = str(store.client.get_logged_model(model_id).artifact_location)
+    key = signing_key(store.root, store.params)
+    with tempfile.TemporaryDirectory() as scratch:
+        sign_version_files(_local(store, location), key, Path(scratch) / SIGNATURE)
+        store.client.log_model_artifacts(model_id, scratch)
+    verify_signature(_local(store, location), key.public)
+
+
+def _complete_signature(store: Store, version: Version, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Sign a version that was left unsigned, if its files are still the results at hand."""
+    stored = StoredFiles(store, version)
+    if (stored.folder / SIGNATURE).is_file():
+        return
+    results = {name: entry["sha256"] for name, entry in files.items() if "/" in name}
+    named = stored.manifest()["files"]
+    checks = (stored.check_manifest(), *stored.check_files(named))
+    bad = [check.problem() for check in checks if not check.ok]
+    bad += [
+        f"{name}: not the results at hand." for name, sha in results.items() if named.get(name, {}).get("sha256") != sha
+    ]
+    if bad:
+        raise SignatureError(
+            f"{version.uri}: unsigned, and not what these results are: {' '.join(bad[:3])} It was not signed. Find out "
+            f"who changed it (`plumbline audit {version.uri}`); delete it (`plumbline delete`) to register anew."
+        )
+    with refusals(f"signing {version.uri}"):
+        source = str(store.client.get_model_version(version.name, version.number).source)
+        _sign_upload(store, source.removeprefix("models:/"))
+
+
+def seal_facts(version: Version) -> dict[str, str]:
+    """What the seal of a version signs."""
+    tags = {tag: version.tags.get(tag, "") for tag in (KEY_TAG, MANIFEST_TAG, GATE_TAG)}
+    return {"model": version.name, "version": version.number, **tags}
+
+
+def _complete_seal(store: Store, version: Version | None) -> None:
+    """Seal a version that has no seal, once its files are verified. A seal that does not fit stays, to be found."""
+    if version is None or SEAL_TAG in version.tags:
+        return
+    stored = StoredFiles(store, version)
+    key = signing_key(store.root, store.params)
+    verify_signature(stored.folder, key.public)
+    with refusals(f"sealing {version.uri}"):
+        store.client.set_model_version_tag(version.name, version.number, SEAL_TAG, seal(key, seal_facts(version)))
 
 
 def _create_version(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> None:

@@ -119,12 +119,17 @@ def commit_git(root: Path, message: str) -> str:
 
 def commit_is_sound(root: Path, commit: str) -> bool:
     """Whether git still has the commit and everything it reaches, every object hashing to its name."""
+    return why_unsound(root, commit) is None
+
+
+def why_unsound(root: Path, commit: str) -> str | None:
+    """What git finds wrong with a commit or anything it reaches, in its words; None where every object is whole."""
     try:
         run_git(root, "cat-file", "-e", f"{commit}^{{commit}}")
         run_git(root, "fsck", "--full", "--no-dangling", "--no-reflogs", "--no-progress", commit)
-    except VersioningError:
-        return False
-    return True
+    except VersioningError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 @cache

@@ -216,6 +216,7 @@ ARGUMENTS = {
     "ingest": ["human_pairs", "file.jsonl"],
     "validate": ["human_pairs", "file.jsonl"],
     "audit": ["assistant"],
+    "reproduce": ["assistant"],
     "restore": ["assistant", "--to", "new"],
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,7 @@ GRAPH: dict[str, tuple[str, list[str], list[str]]] = {
     "evaluate": ("reports/evaluation", ["models/policy", "models/reward", "data/curated"], ["evaluation"]),
     "gate": ("reports/gate", ["reports/evaluation"], ["gate"]),
 }
+RUBRIC = {"name": "helpfulness", "version": 1, "digest": "ab" * 32}  # of the judge that labelled r1
 PARAMS = {
     "seed": 1,
     "feedback": "human_pairs",
@@ -127,6 +129,8 @@ def _pair(record: str, line: int) -> dict[str, object]:
         "chosen": "yes",
         "rejected": "no",
         "source": "human_pairs",
+        "annotator": f"annotator-{line % 2}",
+        "metadata": {"judge": {"name": "llm", "rubric": RUBRIC}} if record == "r1" else {},
         "origin": Origin(file="data/raw/human_pairs/0123456789abcdef.jsonl", line=line),
     }
 
@@ -187,6 +191,10 @@ def _model(stage: str, folder: Path, values: dict[str, object]) -> dict[str, obj
     weights = np.arange(8, dtype=np.float32) + len(repr((stage, values))) + hash_of_text(repr((stage, values)))
     save_file({"weight": weights}, folder / "model.safetensors")
     write_json(folder / "config.json", {"model_type": stage})
+    if stage == "finetune":  # what a checkpoint needs to answer by itself
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            write_json(folder / name, {})
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
     lines = [f'{{"step": {step}, "loss": {1 / step}, "rewards/accuracies": 0.5}}\n' for step in (1, 2)]
     (folder / "training.jsonl").write_text("".join(lines))
     return {"steps": 2, "beta": 0.1}
@@ -202,6 +210,12 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("store")
     Store(root, RegistryParams())
     return root / ".plumbline/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def make_worlds(migrated_store: Path) -> Callable[[Path], World]:
+    """Make a fresh workspace at a path."""
+    return lambda root: make_world(root, migrated_store)
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import orjson
@@ -13,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from data_contracts.errors import RegistryError
-from tasks.audit_lineage import AuditReport, audit_model, audit_record, render_record, render_tree
+from tasks.audit_lineage import AuditReport, audit_model, render_audit, walk_model
 from tasks.registry.client import Store
 from tasks.registry.versions import StoredFiles, resolve
 from tasks.versioning.git import head_commit
@@ -51,7 +53,9 @@ def path_of(world: Any, uri: str, row: dict[str, Any]) -> Path | None:
         "mlflow": lambda: StoredFiles(store, resolve(store, uri)).folder / row["name"],
         "git": lambda: world.root / ".git/objects" / digest[:2] / digest[2:],
     }
-    return homes[row["where"]]() if row["where"] in homes else None
+    if row["where"] not in homes or row["name"].startswith("tag "):
+        return None
+    return homes[row["where"]]()
 
 
 def test_an_untouched_version_is_verified_down_to_the_raw_batch(registered_world: Any) -> None:
@@ -148,61 +152,13 @@ def test_mixed_lineage_is_named() -> None:
 
 
 def test_the_tree_goes_from_the_version_to_the_batch(registered_world: Any) -> None:
-    report = audit(registered_world, "models:/assistant/3")
-    lines = [line.strip("│├└─ ") for line in _text(render_tree(report)).splitlines()]
+    walk = walk_model(registered_world.root, "models:/assistant/3", registered_world.registry)
+    report, lines = walk.report, [line.strip("│├└─ ") for line in _text(render_audit(walk)).splitlines()]
     order = ["ok models:/assistant/3", "ok models/policy", "ok data/curated", "ok data/validated", "ok data/raw "]
     positions = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in order]
     assert positions == sorted(positions)
     assert "verified" in lines[-1] or "verified" in lines[-2]
     assert orjson.loads(orjson.dumps(report))["verified"] is True
-
-
-@pytest.mark.parametrize(
-    ("record", "fates", "uses"),
-    [
-        ("r1", {"accepted", "train"}, {"1": "trained on", "2": "trained on", "3": "trained on"}),
-        ("r2", {"accepted", "validation", "train"}, {"1": "selected with", "2": "selected with", "3": "trained on"}),
-        ("r3", {"accepted", "test"}, dict.fromkeys("123", "evaluated on")),
-        ("r4", {"accepted", "merged"}, dict.fromkeys("123", "not used: merged into another record")),
-        ("r5", {"quarantined"}, dict.fromkeys("123", "not used: quarantined")),
-        ("r6", {"accepted", "quarantined"}, dict.fromkeys("123", "not used: quarantined")),
-    ],
-)
-def test_a_record_is_followed_into_every_dataset_and_version(
-    registered_world: Any, record: str, fates: set[str], uses: dict[str, str]
-) -> None:
-    """r2 moved from validation to training with version 3; the others never moved."""
-    report = audit_record(registered_world.root, record, registered_world.registry)
-    assert report.found
-    assert {row["fate"] for row in report.datasets} == fates
-    assert {use["model_uri"].rsplit("/", 1)[1]: use["use"] for use in report.versions} == uses
-    (origin,) = report.origins
-    assert origin == {"file": "data/raw/human_pairs/0123456789abcdef.jsonl", "line": int(record[1:])}
-    assert record in _text(render_record(report))
-
-
-def test_a_merged_record_names_its_survivor_and_reason(registered_world: Any) -> None:
-    report = audit_record(registered_world.root, "r4", registered_world.registry)
-    merged = [row for row in report.datasets if row["fate"] == "merged"]
-    assert {(row["into"], row["reason"]) for row in merged} == {("r1", "near_duplicate")}
-    assert len({row["md5"] for row in merged}) == 2, "two curated datasets hold it"
-
-
-def test_an_unknown_record_is_reported_as_such(registered_world: Any) -> None:
-    report = audit_record(registered_world.root, "nobody", registered_world.registry)
-    assert (report.found, report.datasets, report.versions, report.searched) == (False, [], [], 3)
-    assert "in none of the 3 datasets" in _text(render_record(report))
-
-
-def test_the_record_index_is_rebuilt_from_the_remote_alone(registered_world: Any) -> None:
-    root = registered_world.root
-    shutil.rmtree(root / ".plumbline/lineage")
-    shutil.move(root / ".dvc/cache", root / "away")
-    try:
-        assert audit_record(root, "r2", registered_world.registry).found
-    finally:
-        shutil.rmtree(root / ".dvc/cache", ignore_errors=True)
-        shutil.move(root / "away", root / ".dvc/cache")
 
 
 def test_an_unknown_model_says_what_to_do(registered_world: Any) -> None:
@@ -222,3 +178,115 @@ def _text(renderable: Any) -> str:
     stream = io.StringIO()
     Console(width=200, file=stream).print(renderable)
     return stream.getvalue()
+
+
+def test_a_byte_anywhere_in_any_object_is_found(registered_world: Any) -> None:
+    """Every kind of object, flipped at random places: files of the version, of cache, remote, workspace and git."""
+    uri, random = "models:/assistant/3", Random(4)
+    rows = [(row, path_of(registered_world, uri, row)) for row in audit(registered_world, uri).objects]
+    kinds: dict[tuple[str, str], list[tuple[dict[str, Any], Path]]] = {}
+    for row, path in rows:
+        if path is not None and path.stat().st_size:
+            kinds.setdefault((row["where"], row["kind"]), []).append((row, path))
+    assert {"signature", "manifest", "listing", "commit", "data"} <= {kind for _, kind in kinds}
+    for choices in kinds.values():
+        row, path = random.choice(choices)
+        place = random.randrange(path.stat().st_size)
+        with flipped(path, place, 1 << random.randrange(8)):
+            report = audit(registered_world, uri)
+        named = any(problem.startswith(f"{row['name']}:") for problem in report.problems)
+        assert report.verified is False and named, (row, place, report.problems)
+    assert audit(registered_world, uri).verified
+
+
+@contextmanager
+def flipped(path: Path, place: int, bits: int) -> Iterator[None]:
+    before, mode = path.read_bytes(), path.stat().st_mode
+    path.chmod(0o644)
+    try:
+        path.write_bytes(before[:place] + bytes([before[place] ^ bits]) + before[place + 1 :])
+        yield
+    finally:
+        path.write_bytes(before)
+        path.chmod(mode)
+
+
+@pytest.mark.parametrize("column", ["actor", "reason", "version", "at", "evidence", "prev_hash", "hash", "signature"])
+def test_a_changed_byte_in_a_ledger_line_is_found_and_named(registered_world: Any, column: str) -> None:
+    """The database's triggers are dropped first, as whoever tampers would."""
+    with sqlite3.connect(registered_world.root / ".plumbline/operations.db") as connection:
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        (value,) = connection.execute(f"SELECT {column} FROM promotion_ledger WHERE seq = 1").fetchone()
+        place = len(value) // 2
+        changed = value[:place] + chr(ord(value[place]) ^ 1) + value[place + 1 :]
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute(f"UPDATE promotion_ledger SET {column} = ? WHERE seq = 1", (changed,))
+    try:
+        report = audit(registered_world, "models:/assistant/3")
+    finally:
+        with sqlite3.connect(registered_world.root / ".plumbline/operations.db") as connection:
+            connection.execute(f"UPDATE promotion_ledger SET {column} = ? WHERE seq = 1", (value,))
+            for _, sql in triggers:
+                connection.execute(sql)
+    assert report.verified is False
+    assert any(problem.startswith("promotion ledger:") for problem in report.problems)
+    assert audit(registered_world, "models:/assistant/3").verified
+
+
+def test_without_rehashing_only_the_manifest_is_read(registered_world: Any) -> None:
+    uri = "models:/assistant/3"
+    path = next(
+        path
+        for row in audit(registered_world, uri).objects
+        if row["where"] == "cache" and (path := path_of(registered_world, uri, row)) is not None
+    )
+    with changed_byte(path):
+        quick = audit_model(registered_world.root, uri, registered_world.registry, rehash=False)
+    assert (quick.verified, quick.problems, len(quick.objects)) == (None, [], 1)
+    assert {node["state"] for node in quick.lineage["nodes"]} == {"unchecked"}
+
+
+def test_the_graph_reaches_people_batches_contracts_and_approval(registered_world: Any) -> None:
+    lineage = audit(registered_world, "models:/assistant/3").lineage
+    assert (lineage["schema"], lineage["version"], lineage["verified"]) == ("plumbline.lineage", 1, True)
+    nodes = {node["id"]: node for node in lineage["nodes"]}
+    assert {
+        "model_version",
+        "alias",
+        "approval",
+        "run",
+        "gate",
+        "evaluation",
+        "policy",
+        "policy_stage",
+        "reference",
+        "base",
+        "reward_model",
+        "dataset",
+        "records",
+        "batch",
+        "contract",
+        "quarantine",
+        "annotator",
+        "judge_prompt",
+        "params",
+        "code",
+        "environment",
+    } == {node["kind"] for node in nodes.values()}
+    assert nodes["annotator:annotator-0"]["facts"]["labels"] == 1, "r2, the only one of its three that was kept"
+    assert nodes["records:curated:train"]["label"] == "train: 2"
+    assert nodes["rubric:" + "ab" * 32]["label"] == "rubric helpfulness@1"
+    edges = {(edge["from"], edge["relation"], edge["to"]) for edge in lineage["edges"]}
+    assert ("path:models/policy", "made-from", "method:1-dpo") in edges
+    assert ("method:1-dpo", "made-from", "path:models/reference") in edges
+    assert ("path:data/raw", "contains", "path:data/raw/human_pairs/0123456789abcdef.jsonl") in edges
+    assert all(source in nodes and target in nodes for source, _, target in edges)
+    assert nodes["version"]["state"] == "ok"
+
+
+def test_a_changed_weight_marks_its_node_and_the_version(registered_world: Any) -> None:
+    with changed_byte(registered_world.root / "models/reward/config.json"):
+        lineage = audit(registered_world, "models:/assistant/3").lineage
+    changed = {node["id"] for node in lineage["nodes"] if node["state"] == "changed"}
+    assert changed == {"version", "path:models/reward"}

@@ -19,21 +19,20 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from data_contracts.errors import ParamsError, StageError
-from tasks.finetuning.arena import near_first
 from tasks.finetuning.ppo.advantages import gae, whiten
-from tasks.finetuning.ppo.checkpointing import SavesActorCritic
 from tasks.finetuning.ppo.config import PPOConfig
 from tasks.finetuning.ppo.experience import Episodes, Experience, joined, minibatch_rows
 from tasks.finetuning.ppo.figures import Figures
 from tasks.finetuning.ppo.kl_control import KlController, check_kl_sign
 from tasks.finetuning.ppo.losses import explained_variance, policy_loss, value_loss
+from tasks.finetuning.ppo.measuring import Evaluate, MeasuresUpdates
 from tasks.finetuning.ppo.model import ActorCritic
 from tasks.finetuning.ppo.monitors import HackingMonitor, repeated_share
 from tasks.finetuning.ppo.rewards import shape_rewards
@@ -41,7 +40,6 @@ from tasks.finetuning.ppo.rollouts import (
     MINIBATCHES,
     RolloutMaker,
     generator_of,
-    on_main,
     plan_updates,
     read_prompts,
     rollout_metrics,
@@ -51,17 +49,14 @@ from tasks.models.loading import context_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tasks.models.judging import Reward
 
 logger = logging.getLogger(__name__)
 
-Evaluate = Callable[["PreTrainedModel"], Mapping[str, float]]
-"""Measures a policy on held-out prompts; called on the main process alone."""
 
-
-class PPOTrainer(SavesActorCritic):
+class PPOTrainer(MeasuresUpdates):
     """PPO with a reference policy, a reward and a critic of its own.
 
     `train_dataset` has a column `prompt` in TRL's standard or conversational format. `ref_model` None: the policy with
@@ -71,10 +66,7 @@ class PPOTrainer(SavesActorCritic):
     """
 
     loss_is_scaled_for_ga = True
-    args: PPOConfig
-    model: ActorCritic
     optimizer: torch.optim.Optimizer | None
-    control: TrainerControl
 
     def __init__(
         self,
@@ -150,11 +142,9 @@ class PPOTrainer(SavesActorCritic):
         self.kl = KlController(args.kl)
         self.monitor = HackingMonitor(args.monitors)
         self.counters = {"episodes": 0, "response_tokens": 0}
-        self.stopped: str | None = None
         self.calibrated = args.calibration_prompts == 0
         self._batches: Iterator[tuple[list[dict[str, Any]], int]] = iter(())
         self.figures = Figures()
-        self._unwatched: dict[str, float] | None = None  # ended, not yet seen by the monitors
 
     def _vllm_sampler(self, params: VllmParams, room: int) -> VllmSampler:
         if self.rollouts.temperatures or not self.prompts.conversational:
@@ -331,78 +321,7 @@ class PPOTrainer(SavesActorCritic):
         self.figures.add_norms(norms)
         return norms[0]
 
-    # ---- figures ----
-
-    def _close_update(self) -> None:
-        """Read the sums of the update that has ended, once."""
-        one = self.accelerator.num_processes == 1
-        figures = self.figures.close(
-            lambda sums: sums if one else self.accelerator.reduce(sums, reduction="sum"),
-            f"step {self.state.global_step} of {self.state.max_steps}",
-        )
-        if figures is not None:
-            self._unwatched = figures
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; a row of the training also shows the updates since the row before."""
-        if "loss" in logs:
-            rate = self.args.critic_learning_rate or self.args.learning_rate
-            logs |= self.figures.take()
-            logs["critic_learning_rate"] = logs["learning_rate"] * rate / self.args.learning_rate
-        super().log(logs, start_time)
-
-    def _watch(self, held_out: float | None) -> None:
-        """Let the monitors see the update that has ended; end training on what they find, if params say so."""
-        if self._unwatched is None:
-            return
-        metrics, self._unwatched = self._unwatched, None
-        update = self.state.global_step // self.args.steps_per_update
-        findings = self.monitor.observe(
-            update,
-            training_reward=metrics["reward"],
-            held_out=held_out,
-            response_length=metrics["response_tokens"],
-            repetition=metrics["repetition"],
-            entropy=metrics.get("entropy"),
-        )
-        for finding in findings:
-            logger.warning("update %d: %s", update, finding.message)
-        if findings and self.args.monitors.on_finding == "stop":
-            self.stopped = f"{findings[0].kind} at update {update}: {findings[0].message}"
-            self.control.should_log = self.control.should_save = self.control.should_training_stop = True
-            self.control.should_evaluate = held_out is None and self.evaluate_with is not None
-
-    # ---- evaluation and checkpoints ----
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step % self.args.steps_per_update == 0:
-            self._close_update()
-            if not self.control.should_evaluate:
-                self._watch(None)
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure the policy on held-out prompts; names start with `eval_`, as transformers expects."""
-        if self.evaluate_with is None:
-            raise ParamsError("There is nothing to evaluate with. Pass evaluate_with to PPOTrainer.")
-        measure = self.evaluate_with
-        self.model.eval()
-        with self.accelerator.autocast():
-            found = on_main(self.accelerator, lambda: dict(measure(self.model.policy)))
-        metrics = {f"eval_{name}": value for name, value in found.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        best_by = self.args.metric_for_best_model
-        self._watch(None if best_by is None else found.get(best_by.removeprefix("eval_")))
-        return metrics
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As transformers, with policies near π_ref before all others (`arena.near_first`)."""
-        key = self.args.metric_for_best_model
-        if key is not None:
-            metrics = near_first(metrics, key, self.args.best_within_kl)
-        found: bool = super()._determine_best_metric(metrics, trial)
-        return found
+    # ---- checkpoints ----
 
     def ppo_state(self) -> dict[str, Any]:
         """KL controller, reward normalisation, monitors and counters."""

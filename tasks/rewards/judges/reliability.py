@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from data_contracts.errors import JudgeError
 from data_contracts.records import CuratedPair
-from tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts, settle
+from tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts, rubric_of, settle
 from tasks.rewards.judge_params import JudgeParams
 from tasks.statistics import clustered_interval
 
@@ -71,6 +71,7 @@ def calibrate(judge: Judge, pairs: Sequence[CuratedPair], count: int, seed: int)
     return {
         "judge": judge.name,
         "digest": judge.digest,
+        **({"rubric": rubric} if (rubric := rubric_of(judge)) else {}),
         "pairs": len(drawn),
         "answers": int(np.isfinite(wins).sum()),
         "unusable": float(np.isnan(wins).mean()),

@@ -116,5 +116,5 @@ def test_labels_and_formats_are_reported(tmp_path: Path) -> None:
 
 
 def test_the_source_is_listed() -> None:
-    assert set(SOURCES) == {"human_pairs", "judged_pairs"}
+    assert set(SOURCES) == {"human_pairs", "judged_pairs", "unpaired_responses"}
     assert SOURCES["human_pairs"] is read

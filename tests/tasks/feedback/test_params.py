@@ -15,6 +15,7 @@ def test_defaults() -> None:
     assert FeedbackParams().model_dump() == {
         "path": None,
         "source": "human_pairs",
+        "unpaired_path": None,
         "quarantine_threshold": 0.1,
         "on_single_label": "stop",
         "single_label_rows": 8,

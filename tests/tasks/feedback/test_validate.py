@@ -221,7 +221,7 @@ def test_unknown_kinds_of_feedback(tmp_path: Path) -> None:
     (tmp_path / "smoke_signals").mkdir()
     (tmp_path / "smoke_signals" / "a.jsonl").touch()
     with pytest.raises(
-        UsageError, match=r"expected feedback of a known kind \(human_pairs, judged_pairs\), found 'smoke_signals'"
+        UsageError, match=r"of a known kind \(human_pairs, judged_pairs, unpaired_responses\), found 'smoke_signals'"
     ):
         raw_batches(tmp_path, tmp_path)
 

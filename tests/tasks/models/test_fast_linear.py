@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +10,8 @@ import torch
 from torch import nn
 
 from tasks.models import fast_linear
+
+ONEDNN_IS_FASTER = fast_linear.onednn_is_faster
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +74,46 @@ def test_a_copy_computes_with_its_own_weights(everywhere: list[int]) -> None:
     assert not twin(values).any()
     assert model(values).any()
     assert everywhere
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor of the kind on which oneDNN is faster; what was found of this one is forgotten."""
+    monkeypatch.setattr(fast_linear, "onednn_is_faster", ONEDNN_IS_FASTER)
+    monkeypatch.setattr(fast_linear, "_mkl_is_slow_here", lambda: True)
+    ONEDNN_IS_FASTER.cache_clear()
+    yield
+    ONEDNN_IS_FASTER.cache_clear()
+
+
+def test_a_torch_without_the_private_operation_keeps_its_own_linear(
+    everywhere: list[int], fresh: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = nn.Linear(8, 12)
+    monkeypatch.setattr(fast_linear, "_OPERATION", "_an_operation_that_was_removed")
+    with caplog.at_level(logging.WARNING):
+        fast_linear.use_fast_linears(layer)
+        fast_linear.use_fast_linears(layer)
+    assert "forward" not in vars(layer)
+    values = torch.randn(400, 8)
+    assert torch.equal(layer(values), nn.functional.linear(values, layer.weight, layer.bias))
+    assert everywhere == []
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "_an_operation_that_was_removed" in told
+
+
+def test_a_torch_with_it_uses_it(everywhere: list[int], fresh: None, caplog: pytest.LogCaptureFixture) -> None:
+    layer = nn.Linear(8, 12)
+    fast_linear.use_fast_linears(layer)
+    layer(torch.randn(400, 8))
+    assert len(everywhere) == 1
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "slow"),
+    [("AuthenticAMD", 26, True), ("AuthenticAMD", 25, False), ("GenuineIntel", 26, False)],
+)
+def test_only_amd_processors_from_zen_5_on_are_meant(vendor: str, family: int, slow: bool) -> None:
+    facts = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 17\n"
+    assert fast_linear._is_zen5_or_later(facts) is slow

@@ -1,71 +1,19 @@
 from __future__ import annotations
 
-import hashlib
-import re
-import shutil
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_contracts.artifact import sha256_file
 from data_contracts.errors import RegistryError
 from tasks.registry import versions
-from tasks.registry.client import Store
-from tasks.registry.params import RegistryParams
-from tasks.registry.runs import open_run
-from tasks.registry.versions import StoredFiles, Upload, Version, all_versions, register, resolve
+from tasks.registry.versions import StoredFiles, all_versions, resolve
 
 
-class Registry:
-    """Registers small models into one store; `name` keeps tests apart."""
-
-    def __init__(self, root: Path, name: str) -> None:
-        self.root = root
-        self.params = RegistryParams(model_name=name)
-        self.store = Store(root, self.params)
-        self.name = name
-
-    def register(self, key: str, *, passed: bool = True, claimed: str | None = None) -> Version:
-        folder = self.root / self.name / key
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights.bin").write_text(f"weights of {key}")
-        digest = claimed or sha256_file(folder / "weights.bin")
-        card = {"sha256": hashlib.sha256(b"card").hexdigest(), "bytes": 4}
-        manifest = {
-            "gate": {"passed": passed},
-            "objects": {"curated": {"md5": "a" * 32 + ".dir"}},
-            "files": {"model/weights.bin": {"sha256": digest}, "MODEL_CARD.md": card},
-        }
-        with open_run(self.root, self.params) as run:
-            return register(
-                self.store,
-                key=key,
-                run_id=run.run_id,
-                experiment_id=run.experiment_id,
-                uploads=[Upload(folder, "model")],
-                texts={"MODEL_CARD.md": "card"},
-                manifest=manifest,
-            )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Path:
-    root = tmp_path_factory.mktemp("versions")
-    (root / ".plumbline").mkdir()
-    shutil.copy(migrated_store, root / ".plumbline/mlflow.db")
-    return root
-
-
-@pytest.fixture
-def registry(root: Path, request: pytest.FixtureRequest) -> Registry:
-    return Registry(root, re.sub(r"\W+", "-", request.node.name).strip("-"))
-
-
-def aliases(registry: Registry) -> dict[str, tuple[str, ...]]:
+def aliases(registry: Any) -> dict[str, tuple[str, ...]]:
     return {version.number: version.aliases for version in all_versions(registry.store, registry.name)}
 
 
-def test_champion_is_the_first_that_passes_and_candidate_the_latest(registry: Registry) -> None:
+def test_champion_is_the_first_that_passes_and_candidate_the_latest(registry: Any) -> None:
     assert not registry.register("a", passed=False).passed
     assert aliases(registry) == {"1": ()}
     registry.register("b")
@@ -78,20 +26,22 @@ def test_champion_is_the_first_that_passes_and_candidate_the_latest(registry: Re
     assert tags["plumbline.md5.curated"] == "a" * 32 + ".dir"
 
 
-def test_a_champion_that_was_taken_away_is_not_put_back(registry: Registry) -> None:
+def test_a_champion_that_was_taken_away_is_not_put_back(registry: Any) -> None:
     registry.register("a")
     registry.store.client.delete_registered_model_alias(registry.name, "champion")
     registry.register("b")
     assert aliases(registry) == {"1": (), "2": ("candidate",)}
 
 
-def test_the_same_results_keep_their_version(registry: Registry) -> None:
+def test_the_same_results_keep_their_version(registry: Any) -> None:
     assert registry.register("a") == registry.register("a")
     assert len(all_versions(registry.store, registry.name)) == 1
 
 
-@pytest.mark.parametrize("step", ["_upload", "_verify_upload", "_create_version", "settle_aliases"])
-def test_a_crash_before_any_step_loses_nothing(registry: Registry, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "step", ["_upload", "_verify_upload", "_sign_upload", "_create_version", "_complete_seal", "settle_aliases"]
+)
+def test_a_crash_before_any_step_loses_nothing(registry: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*arguments: object, **named: object) -> None:
         raise RuntimeError("killed")
 
@@ -104,19 +54,20 @@ def test_a_crash_before_any_step_loses_nothing(registry: Registry, step: str, mo
     stored = StoredFiles(registry.store, version)
     assert stored.check_manifest().ok
     assert all(check.ok for check in stored.check_files(stored.manifest()["files"]))
+    stored.require_signed()
     models = registry.store.client.search_logged_models(
         [registry.store.experiment_id()], f"name = '{registry.name}'", max_results=10
     )
     assert len(models) == 1
 
 
-def test_what_mlflow_stored_must_be_what_was_handed_over(registry: Registry) -> None:
+def test_what_mlflow_stored_must_be_what_was_handed_over(registry: Any) -> None:
     with pytest.raises(RegistryError, match=r"model/weights.bin: changed in mlflow"):
         registry.register("a", claimed="0" * 64)
     assert all_versions(registry.store, registry.name) == []
 
 
-def test_every_way_to_name_a_version(registry: Registry) -> None:
+def test_every_way_to_name_a_version(registry: Any) -> None:
     name = registry.name
     registry.register("a", passed=False)
     assert resolve(registry.store, name).number == "1"
@@ -142,13 +93,13 @@ def test_every_way_to_name_a_version(registry: Registry) -> None:
         ("x/1", "no version of .* `plumbline retrain` registers one"),
     ],
 )
-def test_a_name_that_means_nothing_says_what_there_is(registry: Registry, suffix: str, words: str) -> None:
+def test_a_name_that_means_nothing_says_what_there_is(registry: Any, suffix: str, words: str) -> None:
     registry.register("a")
     with pytest.raises(RegistryError, match=words):
         resolve(registry.store, f"models:/{registry.name}{suffix}")
 
 
-def test_an_extra_a_missing_and_a_changed_file_are_each_found(registry: Registry) -> None:
+def test_an_extra_a_missing_and_a_changed_file_are_each_found(registry: Any) -> None:
     stored = StoredFiles(registry.store, registry.register("a"))
     files = stored.manifest()["files"]
     (stored.folder / "model/weights.bin").write_text("weights of b")

@@ -1,0 +1,154 @@
+"""Contracts as Great Expectations suites: one way to run any of them over records of feedback.
+
+A contract checks a data frame with one row a record. Each expectation's `meta` holds the quarantine reason, the field
+to blame and what was expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from data_contracts.errors import StageError
+from data_contracts.records import Feedback, Message
+
+SUITES = Path(__file__).parent / "suites"
+
+Columns = Mapping[str, Sequence[str | None]]
+
+_EXCERPT = 80  # characters of a value shown in a report
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One way in which the record at `index` breaks its contract."""
+
+    index: int
+    record_id: str
+    reason: str
+    field: str
+    expected: str
+    found: str
+
+
+@dataclass(slots=True)
+class KnownIds:
+    """The ids met so far, in this call and earlier ones: a digest of the content, and where it stood."""
+
+    first: MutableMapping[str, tuple[bytes, str]] = field(default_factory=dict)
+
+    def conflict(self, record: Feedback) -> str:
+        """Where the id first stood, if with other content; else an empty string, and the id is now known."""
+        place = f"{record.origin.file} line {record.origin.line}"
+        digest = hashlib.blake2b(record.content_id().encode(), digest_size=16).digest()
+        known, where = self.first.setdefault(record.id, (digest, place))
+        return "" if known == digest else f"{shorten(record.id)} has other content in {where}"
+
+
+def excerpt(value: object) -> str:
+    """A value as JSON of at most 80 characters, for messages."""
+    return shorten(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def shorten(text: str) -> str:
+    """The text, cut to at most 80 characters."""
+    return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """A contract: its quarantine reasons with their meanings, in order of precedence, and the fields of its record."""
+
+    name: str
+    version: int
+    reasons: Mapping[str, str]
+    fields: frozenset[str]
+
+    @property
+    def suite(self) -> Path:
+        """The suite's JSON file."""
+        return SUITES / f"{self.name}.v{self.version}.json"
+
+
+def check(contract: Contract, columns: Columns, suite: Mapping[str, Any] | None = None) -> list[Violation]:
+    """Run a contract over columns of records, `id` among them; a record without a violation satisfies it.
+
+    Violations come in the order of the records and, for one record, of the contract's reasons. Raises `StageError`
+    when an expectation itself fails to run: Great Expectations reports that as a mere lack of success, with no row to
+    blame.
+    """
+    results = _run_suite(suite if suite is not None else read_suite(contract.suite), columns)
+    rank = {reason: position for position, reason in enumerate(contract.reasons)}
+    violations = [violation for result in results for violation in _violations(result, columns, contract)]
+    return sorted(violations, key=lambda violation: (violation.index, rank[violation.reason]))
+
+
+@cache
+def read_suite(file: Path) -> Mapping[str, Any]:
+    """A suite as read from its JSON file."""
+    suite: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return suite
+
+
+def blank_turns(prompt: Sequence[Message]) -> str:
+    """The turns without a visible character, `turn 2 (assistant)`; empty if there is none."""
+    if not prompt:
+        return "no turns"
+    blank = (f"turn {n} ({turn.role})" for n, turn in enumerate(prompt, 1) if not turn.content.strip())
+    return ", ".join(blank)
+
+
+def _run_suite(definition: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
+    """Validate a data frame against a suite; returns one result (as JSON) an expectation."""
+    from data_contracts import expectations  # noqa: F401, I001  (registers the custom expectations; keep first)
+    import great_expectations as gx
+    import pandas as pd
+    from great_expectations.core import ExpectationSuite
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    # A context of its own for each call: the data source keeps every batch it has seen.
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    asset = context.data_sources.add_pandas("records").add_dataframe_asset("records")
+    frame = pd.DataFrame(columns, dtype=object)
+    batch = asset.add_batch_definition_whole_dataframe("records").get_batch({"dataframe": frame})
+    suite = ExpectationSuite(
+        name=definition["name"], expectations=list(definition["expectations"]), meta=dict(definition["meta"])
+    )
+    validation = batch.validate(suite, result_format={"result_format": "COMPLETE"})
+    return [result.to_json_dict() for result in validation.results]
+
+
+def _violations(result: Mapping[str, Any], columns: Columns, contract: Contract) -> Iterator[Violation]:
+    """The records that one expectation blames."""
+    config = result["expectation_config"]
+    message = _raised(result["exception_info"])
+    if message is None and not result["success"] and not result["result"].get("unexpected_index_list"):
+        message = "no success, and no row to blame"
+    if message is not None:
+        raise StageError(
+            f"contract {contract.name} v{contract.version}: expectation {config['type']} {config['kwargs']} could not "
+            f"be run: {message}. Nothing was accepted. Compare {contract.suite.name} and the installed "
+            f"great-expectations with the tested version."
+        )
+    meta, kwargs = config["meta"], config["kwargs"]
+    column = kwargs.get("column_B") or kwargs["column"]
+    show = excerpt if column in contract.fields else str
+    for index in result["result"].get("unexpected_index_list") or ():
+        record_id, found = str(columns["id"][index]), show(columns[column][index])
+        yield Violation(index, record_id, meta["quarantine_reason"], meta["field"], meta["expected"], found)
+
+
+def _raised(info: Mapping[str, Any]) -> str | None:
+    """The message of an exception inside an expectation: flat, or one a metric."""
+    if info.get("raised_exception"):
+        return str(info.get("exception_message"))
+    nested = (_raised(value) for value in info.values() if isinstance(value, Mapping))
+    return next((message for message in nested if message is not None), None)

@@ -1,0 +1,60 @@
+"""Contract `unpaired_response` v1: what a single judged response must satisfy, and the reasons for refusing one.
+
+The checks are a Great Expectations suite, `suites/unpaired_response.v1.json`. It runs over a data frame with one row a
+response and the columns of `preference_pair` that apply: `id`, `prompt_roles`, `prompt_blank_turns`, `response`,
+`timestamp` and `id_conflicts_with`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_contracts.contract_suite import Columns, Contract, KnownIds, Violation, blank_turns, check
+from data_contracts.records import UnpairedResponse
+
+CONTRACT = "unpaired_response"
+VERSION = 1
+
+REASONS: Mapping[str, str] = {
+    "bad_encoding": "the line is not UTF-8",
+    "broken_json": "the line is not JSON",
+    "wrong_type": "a field, or the row, has another type than the format allows",
+    "missing_field": "a field that the format needs is absent or null",
+    "unknown_field": "a field that no format knows",
+    "unknown_role": "a message's role is not system, user, assistant or tool",
+    "bad_label": "the label or thumb is none of the values that say yes or no",
+    "no_opinion": "nobody gave a thumb, or a neutral one: sound, but it holds no preference",
+    "empty_text": "a text is empty or blank",
+    "turn_order": "the turns of the conversation do not follow one another sensibly",
+    "last_turn_not_user": "the prompt does not end with the user's turn",
+    "bad_timestamp": "the timestamp is not ISO 8601",
+    "id_conflict": "an earlier row gave the same id to other content",
+}
+"""Every quarantine reason and its meaning, the first that applies being the one a row is counted under."""
+
+NO_PREFERENCE = frozenset({"no_opinion"})
+"""Reasons that are no defect of the data, and do not count against the quarantine threshold."""
+
+_CONTRACT = Contract(CONTRACT, VERSION, REASONS, frozenset(UnpairedResponse.model_fields))
+SUITE = _CONTRACT.suite
+
+
+def check_unpaired(
+    responses: Sequence[UnpairedResponse], known: KnownIds | None = None, suite: Mapping[str, Any] | None = None
+) -> list[Violation]:
+    """Run the contract over responses, as `preference_pair.check_pairs` does over pairs."""
+    if not responses:
+        return []
+    return check(_CONTRACT, _columns(responses, known if known is not None else KnownIds()), suite)
+
+
+def _columns(responses: Sequence[UnpairedResponse], known: KnownIds) -> Columns:
+    return {
+        "id": [each.id for each in responses],
+        "prompt_roles": [" ".join(turn.role for turn in each.prompt) for each in responses],
+        "prompt_blank_turns": [blank_turns(each.prompt) for each in responses],
+        "response": [each.response for each in responses],
+        "timestamp": [each.timestamp for each in responses],
+        "id_conflicts_with": [known.conflict(each) for each in responses],
+    }

@@ -1,0 +1,97 @@
+"""What `plumbline up`, `down` and `status` do: params to a plan, the plan to processes, and a table of how they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from data_contracts.errors import CheckFailed
+from flows.output import Output
+from flows.params import Params, load_params, resolve_overlays, save_params
+from tasks.services.operate import ServiceStatus, bring_down, bring_up, look
+from tasks.services.plan import Intake, Plan, plan_services
+
+
+def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:
+    """`plumbline up`: start, wait until healthy, register the deployments, and show what runs."""
+    params, document = load_params(root, resolve_overlays(root, overlays), settings)
+    plan = planned(root, params)
+    for line in save_params(root, document):
+        output.remark(f"params.yaml: {line}")
+    with output.working("starting services"):
+        for remark in bring_up(plan):
+            output.remark(remark)
+    with output.working("registering deployments"):
+        deployments = _register(plan, params)
+    rows = look(plan)
+    table = _table(root, rows)
+    table.caption = "\n".join(deployments) or "deployments: as they were"
+    output.result({"services": [asdict(row) for row in rows], "deployments": deployments}, table)
+    _require_all(rows)
+
+
+def down(root: Path, output: Output) -> None:
+    """`plumbline down`: end the services; running flow runs get SIGTERM."""
+    params, _ = load_params(root)
+    with output.working("stopping services"):
+        left = bring_down(root, params.services.stop_timeout_s)
+    note = f" {len(left)} processes had been left behind by a killed supervisor and were ended." if left else ""
+    output.result({"workspace": str(root), "left_over": left}, f"Nothing of {root} runs any more.{note}")
+
+
+def status(root: Path, output: Output) -> None:
+    """`plumbline status`: each service; raises `CheckFailed` when one that should run does not."""
+    params, _ = load_params(root)
+    rows = look(planned(root, params))
+    output.result({"ok": all(row.ok for row in rows), "services": [asdict(row) for row in rows]}, _table(root, rows))
+    _require_all(rows)
+
+
+def planned(root: Path, params: Params) -> Plan:
+    """The services that these params ask for."""
+    from tasks.registry.client import store_uri
+
+    given = params.registry.tracking_uri
+    variable = given[1:] if given is not None and given.startswith("$") else None
+    intake = Intake(params.intake.port, "/healthz")
+    return plan_services(
+        root,
+        params.services,
+        store_uri=store_uri(root, params.registry),
+        store_variable=variable,
+        intake=intake,
+    )
+
+
+def _register(plan: Plan, params: Params) -> list[str]:
+    """Register the deployments with the server that is up."""
+    os.environ["PREFECT_API_URL"] = plan.prefect_api_url
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.deployments import apply
+
+    with temporary_settings({PREFECT_API_URL: plan.prefect_api_url}):
+        return apply(plan.root, params)
+
+
+def _table(root: Path, rows: Sequence[ServiceStatus]) -> Table:
+    """A row a service; health, address and log below one another, so that 80 columns cut none of them."""
+    table = Table("", "service", "state", "pid", "up", "health, address, log", box=None)
+    for row in rows:
+        uptime = "" if row.uptime_s is None else str(timedelta(seconds=round(row.uptime_s)))
+        facts = "\n".join((row.health, row.url, str(Path(row.log).relative_to(root))))
+        table.add_row("ok" if row.ok else "!!", *map(escape, (row.name, row.state, str(row.pid or ""), uptime, facts)))
+    return table
+
+
+def _require_all(rows: Sequence[ServiceStatus]) -> None:
+    ill = [row.name for row in rows if not row.ok]
+    if ill:
+        raise CheckFailed(f"not running or not healthy: {', '.join(ill)}; start with `plumbline up`, the logs say why.")

@@ -1,0 +1,124 @@
+"""Verb: what users were answered, and what they thought of it, back into the raw store as feedback."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+from sqlalchemy import Engine
+
+from data_contracts.artifact import write_bytes
+from data_contracts.records import CuratedPair, load_jsonl
+from tasks.announce import AnnounceParams, announce_batches
+from tasks.database import open_database
+from tasks.finetuning.params import ReferenceParams
+from tasks.ingest_feedback import ingest_feedback
+from tasks.models.judging import Judge
+from tasks.rewards.judge_params import JudgeParams
+from tasks.serving import harvest, log
+from tasks.serving.params import ServingParams
+
+JUDGED, THUMBS = "judged_pairs", "unpaired_responses"
+
+
+class HarvestParams(AnnounceParams, Protocol):
+    """The sections of params that a harvest reads (`flows.params.Params`)."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def threads(self) -> int: ...  # noqa: D102
+    @property
+    def judge(self) -> JudgeParams: ...  # noqa: D102
+    @property
+    def reference(self) -> ReferenceParams: ...  # noqa: D102
+    @property
+    def serving(self) -> ServingParams: ...  # noqa: D102
+
+
+def harvest_traffic(root: Path, params: HarvestParams, since: datetime | None = None) -> dict[str, Any]:
+    """Mirrored interactions to judged pairs, thumbs to unpaired responses, each interaction once.
+
+    Returns for each of the two its batch (None where nothing new came of it) and counts. Raises `JudgeError` for a
+    judge that agrees with people less than `judge.min_kappa`; nothing is lost then, the next harvest goes on.
+    """
+    engine = open_database(root, params.operations, log.METADATA)
+    return {
+        JUDGED: _harvest(root, params, engine, "judged", JUDGED, since),
+        THUMBS: _harvest(root, params, engine, "thumbs", THUMBS, since),
+    }
+
+
+def export_for_people(root: Path, params: HarvestParams, file: Path, since: datetime | None = None) -> int:
+    """Write mirrored interactions for people to label; say how many. They stay for a judge to harvest, too."""
+    engine = open_database(root, params.operations, log.METADATA)
+    found = [item for item, _ in log.interactions(engine, since=since) if harvest.comparable(item) is None]
+    rows = harvest.labelling_rows(found)
+    write_bytes(file, _lines(rows))
+    return len(rows)
+
+
+def _harvest(
+    root: Path, params: HarvestParams, engine: Engine, kind: harvest.Kind, source: str, since: datetime | None
+) -> dict[str, Any]:
+    claimed = harvest.claim(engine, kind, params.serving.harvest.most, since)
+    if claimed is None:
+        return {"batch": None, "counts": {"interactions": 0}}
+    found = log.some_interactions(engine, claimed.ids)
+    if kind == "judged":
+        rows, counts = _judged(root, params, [item for item, _ in found])
+    else:
+        rows = harvest.thumb_rows(found)
+        counts = {"thumbs": len(rows)}
+    batch = _ingest(root, params, source, rows) if rows else ""
+    harvest.settle(engine, claimed, batch)
+    return {"batch": batch or None, "counts": {"interactions": len(found), **counts}}
+
+
+def _judged(root: Path, params: HarvestParams, found: Sequence[Any]) -> tuple[list[harvest.Row], dict[str, int]]:
+    reasons = [harvest.comparable(item) for item in found]
+    fit = [item for item, why in zip(found, reasons, strict=True) if why is None]
+    counts: dict[str, int] = {why: reasons.count(why) for why in sorted({why for why in reasons if why})}
+    if not fit:
+        return [], counts
+    judge = _reliable_judge(root, params)
+    groups = [[item.answers[place].text for place in harvest.shown_order(item)] for item in fit]
+    verdicts = judge.judge([item.prompt for item in fit], groups)
+    named = {"name": judge.name, "digest": judge.digest}
+    rows, more = harvest.judged_rows(fit, verdicts.judgements, named, params.serving.harvest.tie_margin)
+    return rows, {**counts, **more}
+
+
+def _reliable_judge(root: Path, params: HarvestParams) -> Judge:
+    """The judge of params, measured on held-out pairs as for self-play."""
+    from tasks.models.loading import seed_everything
+    from tasks.rewards.judges.build import JudgeMeans, build_judge
+    from tasks.rewards.judges.reliability import calibrate, require_reliable
+    from tasks.rewards.scoring import RewardModel
+
+    seed_everything(params.seed, params.threads)
+    trusting = params.reference.trust_remote_code
+    own = params.judge.kind == "reward_model" and params.judge.reward_model.path is None
+    model = RewardModel.load(root / "models/reward", trust_remote_code=trusting) if own else None
+    means = JudgeMeans(model, root / ".plumbline" / "work" / "harvest", trusting)
+    judge = build_judge(params.judge, means)
+    held_out = list(load_jsonl(root / "data/curated/validation.jsonl", CuratedPair))
+    require_reliable(calibrate(judge, held_out, params.judge.calibration_pairs, params.seed), params.judge)
+    return judge
+
+
+def _ingest(root: Path, params: HarvestParams, source: str, rows: Sequence[harvest.Row]) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "harvest.jsonl"
+        write_bytes(file, _lines(rows))
+        batches = ingest_feedback(root, source, [file])
+    announce_batches(root, params, source, batches, {batches[0].digest: len(rows)})
+    return batches[0].path.relative_to(root).as_posix()
+
+
+def _lines(rows: Sequence[harvest.Row]) -> bytes:
+    return b"".join(orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in rows)

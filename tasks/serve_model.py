@@ -1,0 +1,224 @@
+"""Verb: serve what the registry's aliases name: versions verified, loaded, followed; answers logged.
+
+Nothing is loaded but through `verified_model`: signature and every hash first.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_contracts.errors import ParamsError, UnknownModelError, UsageError
+from tasks.database import open_database
+from tasks.database.params import OperationsParams
+from tasks.finetuning.params import ReferenceParams
+from tasks.registry import ledger
+from tasks.registry.client import Store
+from tasks.registry.params import RegistryParams
+from tasks.registry.serving_files import verified_model
+from tasks.registry.versions import resolve
+from tasks.serving import log
+from tasks.serving.canary import Canary
+from tasks.serving.chat import Backend
+from tasks.serving.local_backend import Defaults, LocalBackend, LocalSpec
+from tasks.serving.log_writer import LogWriter
+from tasks.serving.params import BackendParams, ServingParams
+from tasks.serving.remote_backend import RemoteBackend
+from tasks.serving.service import Parts, Service
+from tasks.serving.shadow_process import ShadowProcess
+from tasks.serving.signals import rule_detector
+from tasks.serving.slots import Slot, Watcher
+
+ACTOR = "plumbline serve"
+
+
+class ServeParams(Protocol):
+    """The sections of params that serving reads (`flows.params.Params`)."""
+
+    @property
+    def threads(self) -> int: ...  # noqa: D102
+    @property
+    def reference(self) -> ReferenceParams: ...  # noqa: D102
+    @property
+    def registry(self) -> RegistryParams: ...  # noqa: D102
+    @property
+    def operations(self) -> OperationsParams: ...  # noqa: D102
+    @property
+    def serving(self) -> ServingParams: ...  # noqa: D102
+
+
+def serve_model(
+    root: Path, params: ServeParams, *, alias: str, port: int | None, ready: Callable[[str, str], None]
+) -> None:
+    """Answer until the process is told to end; `ready(url, version)` is called once it answers.
+
+    Raises `UnknownModelError` where nobody holds the alias, `SignatureError` for a version that is not what was
+    registered, `ModelError`, and `UsageError` where the port is taken.
+    """
+    import uvicorn
+
+    from tasks.serving.app import create_app
+
+    serving = params.serving
+    token = read_token(root, serving.token)
+    with _listen(serving.host, serving.port if port is None else port) as listener:
+        service = build_service(root, params, alias)
+        app = create_app(service, model_name=params.registry.model_name, token=token)
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=serving.limits.shutdown_s,
+            h11_max_incomplete_event_size=32_768,
+        )
+        host, chosen = listener.getsockname()[:2]
+        ready(f"http://{host}:{chosen}", str(service.parts.champion.uri))
+        uvicorn.Server(config).run([listener])
+
+
+def build_service(root: Path, params: ServeParams, alias: str) -> Service:
+    """A service whose champion is loaded. A challenger that cannot be is an alert, and tried again later."""
+    serving, store = params.serving, Store(root, params.registry)
+    engine = open_database(root, params.operations, log.METADATA)
+    find = partial(_find, store)
+    champion = Slot(
+        "champion", alias, find, partial(load, root, params, store, serving.champion), retry_s=serving.retry_s
+    )
+    champion.refresh(must=True)
+    if champion.uri is None:
+        raise UnknownModelError(
+            f"models:/{params.registry.model_name}@{alias}: nobody holds this alias. `plumbline promote` gives it to a "
+            "version that passes its gates."
+        )
+    slots = [champion]
+    duties: dict[str, tuple[float, Callable[[], object]]] = {}
+    shadow = canary = None
+    if serving.shadow.share > 0:
+        shade = partial(load_shadow, root, params, store)
+        shadow = Slot("shadow", serving.shadow.alias, find, shade, retry_s=serving.retry_s)
+        slots.append(shadow)
+    if serving.canary.share > 0:
+        challenge = partial(load, root, params, store, serving.challenger)
+        challenger = Slot("canary", serving.canary.alias, find, challenge, retry_s=serving.retry_s)
+        slots.append(challenger)
+        on_return = partial(record_return, root, params, store)
+        canary = Canary(engine, challenger, champion, serving.canary, on_return, _now)
+        challenger.refresh()
+        canary.check()
+        duties["canary"] = (serving.canary.check_s, canary.check)
+    for slot in slots:
+        duties[f"alias of the {slot.role}"] = (serving.poll_s, slot.refresh)
+    parts = Parts(
+        champion=champion,
+        writer=LogWriter(partial(log.record_all, engine), serving.log.queue),
+        feedback=partial(log.add_feedback, engine),
+        detect=rule_detector(serving.safety),
+        clock=_now,
+        shadow=shadow,
+        canary=canary,
+        watcher=Watcher(duties),
+        slots=slots[1:],
+    )
+    return Service(parts, serving)
+
+
+def load(root: Path, params: ServeParams, store: Store, backend: BackendParams, uri: str) -> Backend:
+    """The backend of a version, in this process or at a URL."""
+    version = resolve(store, uri)
+    if backend.kind == "transformers":
+        return LocalBackend.load(_spec(verified_model(store, version, root), params, backend))
+    limits = params.serving.limits
+    remote = RemoteBackend(
+        str(backend.url),
+        backend.model.replace("{name}", version.name).replace("{version}", version.number),
+        key=_from_environment(backend.token, "token") if backend.token else None,
+        timeout_s=backend.timeout_s,
+        lanes=limits.in_flight,
+        most_tokens=limits.tokens,
+    )
+    remote.require_model()
+    return remote
+
+
+def load_shadow(root: Path, params: ServeParams, store: Store, uri: str) -> Backend:
+    """The backend of mirrored requests: as `load`, but a checkpoint gets a process of its own at low priority."""
+    backend, shadow = params.serving.challenger, params.serving.shadow
+    if backend.kind == "openai":
+        return load(root, params, store, backend, uri)
+    folder = verified_model(store, resolve(store, uri), root)
+    return ShadowProcess(_spec(folder, params, backend), nice=shadow.nice, timeout_s=shadow.timeout_s)
+
+
+def record_return(root: Path, params: ServeParams, store: Store, reason: str, evidence: Mapping[str, Any]) -> None:
+    """Take the alias from a challenger that was sent back, on the ledger; not where another version has it by now."""
+    number = str(evidence["challenger"]).rsplit("/", 1)[-1]
+    ledger.move_alias(
+        ledger.open_ledger(root, params.operations),
+        store,
+        alias=params.serving.canary.alias,
+        version=None,
+        expected=number,
+        action="rollback",
+        actor=ACTOR,
+        reason=reason,
+        evidence=evidence,
+    )
+
+
+def read_token(root: Path, place: str | None) -> str | None:
+    """The bearer token that params point to. Raises `ParamsError` where there is none."""
+    if place is None:
+        return None
+    if place.startswith("$"):
+        return _from_environment(place, "serving.token")
+    try:
+        token = (root / place).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ParamsError(f"serving.token: expected a readable file {place}, found {error.strerror}.") from error
+    if not token:
+        raise ParamsError(f"serving.token: expected a token in {place}, found an empty file. Write one into it.")
+    return token
+
+
+def _from_environment(name: str, key: str) -> str:
+    value = os.environ.get(name[1:], "")
+    if not value:
+        raise ParamsError(f"{key}: expected a token in the environment variable {name[1:]}, found none. Export it.")
+    return value
+
+
+def _spec(folder: Path, params: ServeParams, backend: BackendParams) -> LocalSpec:
+    serving = params.serving
+    defaults = Defaults(serving.temperature, serving.top_p, serving.limits.default_tokens, serving.limits.tokens)
+    return LocalSpec(folder, defaults, backend.dtype, params.threads, params.reference.trust_remote_code)
+
+
+def _find(store: Store, alias: str) -> str | None:
+    try:
+        return resolve(store, f"models:/{store.params.model_name}@{alias}").uri
+    except UnknownModelError:
+        return None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"cannot listen on {host}:{port} ({error.strerror}). Set serving.host or serving.port, or end what listens "
+            "there."
+        ) from error
+    return listener
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

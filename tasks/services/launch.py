@@ -1,0 +1,30 @@
+"""Become one service: the supervisor runs `python -m tasks.services.launch NAME DIGEST` in the services' folder.
+
+1. Read the service's command and environment from `plan.json`, which holds no secret.
+2. Put secrets in place from the variables that hold them; they never stand in a file or a command line.
+3. Go to the workspace and replace this process by the service, so that the supervisor has its pid.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+PLAN_FILE = "plan.json"
+
+
+def main(name: str) -> None:
+    """Read the plan in the working directory and run the service in place of this process."""
+    plan = json.loads(Path(PLAN_FILE).read_bytes())
+    service = plan["services"][name]
+    environment = {**os.environ, **service["environment"]}
+    environment.update({target: os.environ[source] for target, source in service["secrets"].items()})
+    environment.pop("PREFECT_PROFILE", None)  # a profile of the user's may be missing in the services' own home
+    os.chdir(plan["root"])
+    os.execvpe(service["command"][0], service["command"], environment)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

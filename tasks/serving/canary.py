@@ -1,0 +1,218 @@
+"""The canary: some users, always the same ones, are answered by the challenger until it is shown to be worse.
+
+The evidence is the log itself, counted anew at each look: it survives a restart, and servers that share an operations
+database share it. Per figure the difference of two rates has an interval that holds at every look at once
+(`tasks.statistics.anytime`); its level is shared out over the figures. Once an interval lies beyond its margin the
+challenger answers nobody any more, at once and after any restart: the return is kept by its version. The next
+version starts afresh.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import Column, Engine, String, Table, Text, and_, case, func, insert, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from data_contracts.errors import PlumblineError
+from tasks.database import reading, writing
+from tasks.serving.chat import ChatRequest
+from tasks.serving.collect import LEFT
+from tasks.serving.log import ANSWERS, FEEDBACK, INTERACTIONS, METADATA, stamp
+from tasks.serving.params import CanaryParams
+from tasks.serving.shadow import falls_into
+from tasks.serving.slots import Served, Slot
+
+CANARIES = Table(
+    "serving_canaries",
+    METADATA,
+    Column("challenger", String(300), primary_key=True),
+    Column("started_at", String(32), nullable=False),
+    Column("returned_at", String(32)),
+    Column("reason", Text),
+    Column("evidence", Text),
+)
+
+OnReturn = Callable[[str, Mapping[str, Any]], None]
+"""Told once of a return: the reason in words, and the evidence."""
+
+
+def count_figures(
+    engine: Engine, model_uri: str, canary: bool, since: str, slow_ms: float
+) -> dict[str, tuple[int, int]]:
+    """Of the answers that users had from a version since a moment: figure -> (how many, of how many)."""
+    shown = and_(
+        ANSWERS.c.request_id == INTERACTIONS.c.id,
+        ANSWERS.c.position == 0,
+        ANSWERS.c.model_uri == model_uri,
+        INTERACTIONS.c.canary == canary,
+        INTERACTIONS.c.received_at >= since,
+        or_(ANSWERS.c.error.is_(None), ANSWERS.c.error != LEFT),
+    )
+    failed = ANSWERS.c.finish_reason == "error"
+    answers = select(
+        func.count(),
+        _count(failed),
+        _count(and_(ANSWERS.c.refusal, ~failed)),
+        _count(and_(ANSWERS.c.violation, ~failed)),
+        _count(and_(ANSWERS.c.latency_ms > slow_ms, ~failed)),
+    ).where(shown)
+    thumbs = select(func.count(), _count(FEEDBACK.c.kind == "thumb_down")).where(
+        shown, FEEDBACK.c.request_id == ANSWERS.c.request_id, FEEDBACK.c.kind.in_(("thumb_up", "thumb_down"))
+    )
+    with reading(engine) as connection:
+        total, errors, refusals, violations, slow = (int(n or 0) for n in connection.execute(answers).one())
+        judged, down = (int(n or 0) for n in connection.execute(thumbs).one())
+    whole = total - errors
+    return {
+        "violation": (violations, whole),
+        "refusal": (refusals, whole),
+        "error": (errors, total),
+        "slow": (slow, whole),
+        "thumb_down": (down, judged),
+    }
+
+
+def worse(
+    challenger: Mapping[str, tuple[int, int]], champion: Mapping[str, tuple[int, int]], params: CanaryParams
+) -> dict[str, dict[str, float]]:
+    """The figures by which the challenger is shown to be worse than margins allow, with their evidence."""
+    from tasks.statistics.anytime import rate_difference_sequence
+
+    margins: Mapping[str, float] = params.margins.model_dump()
+    found = {}
+    for figure, margin in margins.items():
+        one, other = challenger[figure], champion[figure]
+        interval = rate_difference_sequence(*one, *other, alpha=params.alpha / len(margins))
+        if not math.isnan(interval.mean) and interval.low > margin:
+            found[figure] = {
+                "challenger": one[0] / one[1],
+                "challenger_n": one[1],
+                "champion": other[0] / other[1],
+                "champion_n": other[1],
+                "difference": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "margin": margin,
+            }
+    return found
+
+
+def sticky_key(request: ChatRequest) -> str:
+    """What keeps a user on one side: the user that the request names, else how the conversation began."""
+    if request.user is not None:
+        return f"user {request.user}"
+    opening = []
+    for message in request.messages:
+        opening.append([message.role, message.content])
+        if message.role == "user":
+            break
+    return f"conversation {orjson.dumps(opening).decode()}"
+
+
+class Canary:
+    """Who is answered by the challenger, and whether anybody still is."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        slot: Slot,
+        champion: Slot,
+        params: CanaryParams,
+        on_return: OnReturn,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._engine = engine
+        self._slot = slot
+        self._champion = champion
+        self._params = params
+        self._on_return = on_return
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: str | None = None  # the challenger that may answer; anything else may not
+        self.returned: str | None = None
+
+    def choose(self, request: ChatRequest) -> Served | None:
+        """The challenger with an answer begun, where this user is one of the share and it may answer."""
+        if self._open is None or not falls_into(self._params.share, "canary", sticky_key(request)):
+            return None
+        served = self._slot.begin()
+        if served is None:
+            return None
+        if served.uri != self._open:  # just swapped in, and not yet looked up
+            served.end()
+            return None
+        return served
+
+    def state(self) -> dict[str, Any]:
+        """For /healthz."""
+        return {"challenger": self._slot.uri, "serving": self._open is not None, "returned": self.returned}
+
+    def check(self) -> bool:
+        """Look at the log once; say whether this look ended the canary. Raises `OperationsError`."""
+        with self._lock:
+            challenger, champion = self._slot.uri, self._champion.uri
+            if challenger is None or champion is None or challenger == champion:
+                self._open = self.returned = None
+                return False
+            started, self.returned = self._begun(challenger)
+            if self.returned is not None:
+                self._open = None
+                return False
+            self._open = challenger
+            found = worse(
+                self._figures(challenger, True, started), self._figures(champion, False, started), self._params
+            )
+            if not found:
+                return False
+            self._return(challenger, champion, started, found)
+        return True
+
+    def _figures(self, uri: str, canary: bool, started: str) -> dict[str, tuple[int, int]]:
+        return count_figures(self._engine, uri, canary, started, self._params.slow_ms)
+
+    def _begun(self, challenger: str) -> tuple[str, str | None]:
+        """When this challenger's canary began (now, if it did not), and the reason for which it ended."""
+        with writing(self._engine) as connection:
+            row = connection.execute(select(CANARIES).where(CANARIES.c.challenger == challenger)).mappings().first()
+            if row is not None:
+                return str(row["started_at"]), row["reason"]
+            now = stamp(self._clock())
+            connection.execute(insert(CANARIES).values(challenger=challenger, started_at=now))
+            return now, None
+
+    def _return(self, challenger: str, champion: str, started: str, found: Mapping[str, Any]) -> None:
+        """Stop at once, then keep it, then tell."""
+        self._open = None
+        told = "; ".join(
+            f"{figure} {item['challenger']:.3f} against {item['champion']:.3f} (difference at least "
+            f"{item['low']:.3f}, margin {item['margin']:g})"
+            for figure, item in found.items()
+        )
+        self.returned = f"{challenger} is worse than {champion}: {told}"
+        evidence = {"challenger": challenger, "champion": champion, "since": started, "figures": dict(found)}
+        kept = {
+            "returned_at": stamp(self._clock()),
+            "reason": self.returned,
+            "evidence": orjson.dumps(evidence, option=orjson.OPT_SORT_KEYS).decode(),
+        }
+        with writing(self._engine) as connection:
+            first = connection.execute(
+                update(CANARIES)
+                .where(CANARIES.c.challenger == challenger, CANARIES.c.returned_at.is_(None))
+                .values(**kept)
+            )
+        if first.rowcount == 1:  # of several servers, one tells
+            try:
+                self._on_return(self.returned, evidence)
+            except PlumblineError as error:
+                self.returned += f". It could not be put on the ledger: {error}"
+
+
+def _count(condition: ColumnElement[bool]) -> Any:
+    return func.sum(case((condition, 1), else_=0))

@@ -1,0 +1,199 @@
+"""Page, bill of materials and events of one made-up version, whose texts are hostile."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any
+
+import orjson
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from data_contracts.errors import OperationsError, UsageError
+from tasks.lineage.bill_of_materials import render_bom
+from tasks.lineage.build import Described, build_graph
+from tasks.lineage.layout import HEIGHT, WIDTH, lay_out
+from tasks.lineage.openlineage_events import emit, run_events, serialise
+from tasks.lineage.page import render_page
+
+EVIL = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+
+
+def stage(out: str, *deps: str) -> dict[str, Any]:
+    return {
+        "cmd": "x",
+        "params": {"params.yaml": {"seed": 1}},
+        "deps": {dep: {"md5": md5(dep)} for dep in deps},
+        "outs": {out: {"md5": md5(out)}},
+        "artifact": {"digest": "c" * 64, "contract": "x", "contract_version": 1, "parents": {}},
+    }
+
+
+def md5(path: str) -> str:
+    return f"{abs(hash(path)):032x}"[:32] + ".dir"
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    """Two stacked methods, a held-out judge, forty annotators of whom one is hostile, a hostile diff."""
+    people = {EVIL: 3, **{f"person-{number}": 1 for number in range(40)}}
+    roles = {
+        "policy": "models/policy",
+        "reference": "models/reference",
+        "base": "models/base",
+        "reward": "models/reward",
+        "curated": "data/curated",
+        "validated": "data/validated",
+        "raw": "data/raw",
+        "evaluation": "reports/evaluation",
+        "gate": "reports/gate",
+    }
+    return {
+        "model": {"name": "assistant", "key": "k"},
+        "git": {"commit": "d" * 40, "dirty": True, "diff": f"+{EVIL}"},
+        "program": {"version": "0.1.0", "git_commit": "e" * 40, "source_sha256": "f" * 64},
+        "environment": {"python": "3.11", "platform": "L", "packages": {"torch": "2.13.0+cpu"}, "sha256": "a" * 64},
+        "texts": {"params.yaml": {"text": EVIL, "sha256": "b" * 64}},
+        "stages": {
+            "validate": stage("data/validated", "data/raw"),
+            "curate": stage("data/curated", "data/validated"),
+            "base": stage("models/base"),
+            "reference": stage("models/reference", "models/base"),
+            "reward": stage("models/reward", "models/base", "data/curated"),
+            "finetune": stage("models/policy", "models/reference", "models/reward", "data/curated"),
+            "evaluate": stage("reports/evaluation", "models/policy", "models/reward", "data/curated"),
+            "gate": stage("reports/gate", "reports/evaluation"),
+        },
+        "tracked": {"data/raw": {"md5": md5("data/raw"), "file": "data/raw.dvc"}},
+        "raw_batches": [{"path": f"data/raw/human_pairs/{n:016x}.jsonl", "md5": f"{n:032x}"} for n in range(1, 4)],
+        "objects": {role: {"path": path, "md5": md5(path), "digest": "c" * 64} for role, path in roles.items()},
+        "suites": {"preference_pair": {"version": 1, "sha256": "9" * 64}},
+        "accounts": {"curated": {"annotators": {"train": people}, "lines": {"train": {"all": 43}}, "batches": {}}},
+        "judge_prompts": [{"name": "helpfulness", "version": 1, "digest": "ab" * 32, "used_by": ["finetune"]}],
+        "counts": {"read": 50, "accepted": 43, "merged": 4, "quarantined": 3, "reasons": {"tie": 3}},
+        "as_run": {
+            "base": {"architecture": "Qwen3ForCausalLM"},
+            "reward": {"held_out": {"seed": 3}},
+            "finetune": {"method": "dpo+ppo", "stages": {"1-dpo": {"beta": 0.1}, "2-ppo": {"steps": 3}}},
+        },
+        "evaluation": {"win_rate": {"judge": {"value": 0.7, "low": 0.6, "high": 0.8}}},
+        "gate": {"passed": True, "reasons": [{"name": "win", "passed": True, "text": "0.6 ≥ 0.5"}]},
+        "flow_run_id": "flow-1",
+        "trigger_event_id": "event-1",
+        "files": {"model/model.safetensors": {"sha256": "7" * 64, "bytes": 8}},
+    }
+
+
+@pytest.fixture
+def about() -> Described:
+    line = {"seq": 1, "alias": "champion", "version": "3", "previous": "2", "action": "promote", "actor": EVIL}
+    line |= {"reason": "better", "at": "2026-01-01T00:00:00+00:00", "hash": "8" * 64, "evidence": {}}
+    return Described(
+        model_uri="models:/assistant/3",
+        number="3",
+        manifest_sha256="6" * 64,
+        aliases=("champion",),
+        registered_at="2026-01-01T00:00:00+00:00",
+        ledger=(line,),
+        trigger={"kind": "batch", "subject": EVIL},
+    )
+
+
+def page(manifest: dict[str, Any], about: Described) -> str:
+    objects = [{"name": EVIL, "kind": "data", "hash": "h", "where": "cache", "found": "x", "ok": False}]
+    checked = {"objects": objects, "problems": [f"{EVIL}: changed"], "notes": [EVIL]}
+    return render_page(build_graph(manifest, about), manifest, False, checked, about.ledger)
+
+
+def test_stacked_methods_a_held_out_judge_trigger_and_approval_are_nodes(
+    manifest: dict[str, Any], about: Described
+) -> None:
+    graph = build_graph(manifest, about)
+    assert [node.label for node in graph.nodes.values() if node.kind == "policy_stage"] == ["PPO", "DPO"]
+    edges = {(edge.source, edge.target, edge.relation) for edge in graph.edges}
+    assert ("path:models/policy", "method:2-ppo", "made-from") in edges
+    assert ("method:2-ppo", "method:1-dpo", "made-from") in edges
+    assert ("method:1-dpo", "path:models/reference", "made-from") in edges
+    assert ("path:models/reward", "held_out", "contains") in edges
+    assert ("version", "trigger", "triggered-by") in edges
+    assert ("version", "ledger:1", "approved-by") in edges
+    assert ("path:models/policy", "rubric:" + "ab" * 32, "judged-by") in edges
+
+
+def test_a_manifest_of_an_older_program_still_gives_a_graph(manifest: dict[str, Any], about: Described) -> None:
+    for key in ("suites", "accounts", "judge_prompts"):
+        del manifest[key]
+    assert "path:data/raw" in build_graph(manifest, about).nodes
+
+
+def test_no_box_lies_over_another_and_every_edge_points_right(manifest: dict[str, Any], about: Described) -> None:
+    drawing = lay_out(build_graph(manifest, about))
+    boxes = list(drawing.boxes.values())
+    for number, one in enumerate(boxes):
+        for other in boxes[number + 1 :]:
+            assert abs(one.x - other.x) >= WIDTH or abs(one.y - other.y) >= HEIGHT, (one.node.id, other.node.id)
+        assert 0 <= one.x <= drawing.width - WIDTH and 0 <= one.y <= drawing.height - HEIGHT
+    for _, points in drawing.paths:
+        assert all(x < after for (x, _), (after, _) in pairwise(points))
+    (gathered,) = [box for box in boxes if len(box.members) > 1]
+    assert (gathered.node.label, len(gathered.members)) == ("41 annotators", 41)
+
+
+def test_hostile_texts_stay_texts(manifest: dict[str, Any], about: Described) -> None:
+    html = page(manifest, about)
+    assert len(re.findall(r"<script", html)) == 1
+    assert "<img" not in html
+    assert html.count("&lt;script&gt;") >= 5, "in a problem, an object, a label, a diff, a text"
+
+
+def test_the_page_may_load_nothing(manifest: dict[str, Any], about: Described) -> None:
+    html = page(manifest, about)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert policy is not None
+    assert policy[1].startswith("default-src &#x27;none&#x27;")
+    assert "unsafe-inline" not in policy[1]
+    assert not re.findall(r'(?:src|href)="(?!#)', html)
+
+
+def test_the_bill_of_materials_is_valid_and_names_model_data_and_libraries(
+    manifest: dict[str, Any], about: Described
+) -> None:
+    text = render_bom(manifest, about).decode()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bom = orjson.loads(text)
+    model = bom["metadata"]["component"]
+    assert (model["type"], model["version"]) == ("machine-learning-model", "3")
+    assert model["modelCard"]["modelParameters"]["approach"] == {"type": "reinforcement-learning"}
+    (metric,) = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    assert metric["confidenceInterval"] == {"lowerBound": "0.6", "upperBound": "0.8"}
+    purls = {component.get("purl") for component in bom["components"]}
+    assert "pkg:pypi/torch@2.13.0%2Bcpu" in purls
+    data = {component["name"]: component["data"][0] for component in bom["components"] if component["type"] == "data"}
+    assert {"name": "records:train", "value": "43"} in data["data/curated"]["contents"]["properties"]
+    assert render_bom(manifest, about).decode() == text, "the same version, the same bytes"
+
+
+def test_every_stage_has_a_start_and_an_end_and_the_model_its_facet(manifest: dict[str, Any], about: Described) -> None:
+    events = [orjson.loads(serialise(event)) for event in run_events(manifest, about)]
+    assert len(events) == 2 * (len(manifest["stages"]) + 1)
+    assert [event["eventType"] for event in events[:2]] == ["START", "COMPLETE"]
+    last = events[-1]
+    facet = last["outputs"][0]["facets"]["plumblineModel"]
+    assert (facet["modelUri"], facet["methods"], facet["gatePassed"]) == ("models:/assistant/3", ["dpo", "ppo"], True)
+    finetune = next(event for event in events if event["job"]["name"] == "assistant.finetune")
+    assert {item["name"] for item in finetune["inputs"]} == {"models/reference", "models/reward", "data/curated"}
+    assert len({event["run"]["runId"] for event in events}) == len(events) / 2
+
+
+def test_events_go_to_a_file_and_a_lost_server_is_named(
+    manifest: dict[str, Any], about: Described, tmp_path: Any
+) -> None:
+    events = run_events(manifest, about)
+    assert emit(events, str(tmp_path / "events.jsonl")) == len(events)
+    assert len((tmp_path / "events.jsonl").read_bytes().splitlines()) == len(events)
+    with pytest.raises(UsageError, match="cannot append"):
+        emit(events, str(tmp_path))
+    with pytest.raises(OperationsError, match="expected an OpenLineage server"):
+        emit(events[:1], "http://127.0.0.1:9")

@@ -1,0 +1,72 @@
+"""A registry of small models for tests of signatures, versions and the promotion ledger: real MLflow, no training."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from data_contracts.artifact import sha256_file
+from tasks.database.params import OperationsParams
+from tasks.registry.client import Store
+from tasks.registry.ledger import open_ledger
+from tasks.registry.params import RegistryParams
+from tasks.registry.runs import open_run
+from tasks.registry.versions import StoredFiles, Upload, Version, register, resolve
+
+
+class Registry:
+    """Registers small models into one store; `name` keeps tests apart."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self.params = RegistryParams(model_name=name)
+        self.store = Store(root, self.params)
+        self.name = name
+
+    def register(self, key: str, *, passed: bool = True, claimed: str | None = None) -> Version:
+        folder = self.root / self.name / key
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights.bin").write_text(f"weights of {key}")
+        digest = claimed or sha256_file(folder / "weights.bin")
+        card = {"sha256": hashlib.sha256(b"card").hexdigest(), "bytes": 4}
+        manifest = {
+            "gate": {"passed": passed},
+            "objects": {"curated": {"md5": "a" * 32 + ".dir"}},
+            "files": {"model/weights.bin": {"sha256": digest}, "MODEL_CARD.md": card},
+        }
+        with open_run(self.root, self.params) as run:
+            return register(
+                self.store,
+                key=key,
+                run_id=run.run_id,
+                experiment_id=run.experiment_id,
+                uploads=[Upload(folder, "model")],
+                texts={"MODEL_CARD.md": "card"},
+                manifest=manifest,
+            )
+
+    def stored(self, version: Version) -> StoredFiles:
+        """The files of a version as it stands now, tags read again."""
+        return StoredFiles(self.store, resolve(self.store, version.uri))
+
+    @property
+    def ledger(self) -> Engine:
+        return open_ledger(self.root, OperationsParams())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Path:
+    root = tmp_path_factory.mktemp("versions")
+    (root / ".plumbline").mkdir()
+    shutil.copy(migrated_store, root / ".plumbline/mlflow.db")
+    return root
+
+
+@pytest.fixture
+def registry(root: Path, request: pytest.FixtureRequest) -> Registry:
+    return Registry(root, re.sub(r"\W+", "-", request.node.name).strip("-"))

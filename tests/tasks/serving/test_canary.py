@@ -1,0 +1,151 @@
+"""Sticky shares, and the return of a challenger that is shown to be worse: at once, once, and for good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Engine
+
+from data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from data_contracts.records import Message
+from tasks.serving import log
+from tasks.serving.canary import Canary, sticky_key
+from tasks.serving.chat import ChatRequest
+from tasks.serving.collect import LEFT
+from tasks.serving.params import CanaryParams
+from tests.tasks.serving.conftest import Clock, Registry, Scripted
+
+ONE, TWO = "models:/a/1", "models:/a/2"
+PARAMS = CanaryParams(share=0.5)
+
+
+class Told(list[tuple[str, Mapping[str, Any]]]):
+    def __call__(self, reason: str, evidence: Mapping[str, Any]) -> None:
+        self.append((reason, evidence))
+
+
+def make(engine: Engine, told: Told, clock: Clock, challenger: str = TWO) -> Canary:
+    registry = Registry({"champion": ONE, "challenger": challenger}, {ONE: Scripted(), challenger: Scripted()})
+    slots = registry.slot("canary", "challenger"), registry.slot("champion", "champion")
+    return Canary(engine, *slots, PARAMS, told, clock)
+
+
+def write(engine: Engine, clock: Clock, count: int, *, canary: bool, bad: int = 0, **changed: Any) -> None:
+    """`count` answers, the first `bad` of them with the changed fields."""
+    uri = TWO if canary else ONE
+    good: dict[str, Any] = {
+        "side": "challenger" if canary else "champion", "model_uri": uri, "text": "x", "tokens": 1,
+        "latency_ms": 10.0, "finish_reason": "stop", "refusal": False, "violation": False,
+    }  # fmt: skip
+    batch = [
+        Interaction(
+            id=f"{uri}-{clock().timestamp()}",
+            received_at=clock(),
+            prompt=(Message(role="user", content="x"),),
+            canary=canary,
+            answers=(Answer(**{**good, **(changed if number < bad else {})}),),
+        )
+        for number in range(count)
+    ]
+    log.record_all(engine, batch)
+
+
+def users(canary: Canary) -> set[int]:
+    chosen = set()
+    for number in range(200):
+        if served := canary.choose(ChatRequest((Message(role="user", content="x"),), user=f"u{number}")):
+            served.end()
+            chosen.add(number)
+    return chosen
+
+
+def test_a_user_stays_on_one_side_and_a_conversation_by_how_it_began(engine: Engine) -> None:
+    canary = make(engine, Told(), Clock())
+    assert users(canary) == set()  # before the first look nobody is answered by the challenger
+    canary.check()
+    chosen = users(canary)
+    assert 60 < len(chosen) < 140
+    assert users(canary) == chosen
+    first = (Message(role="system", content="s"), Message(role="user", content="q"))
+    later = (*first, Message(role="assistant", content="a"), Message(role="user", content="r"))
+    assert sticky_key(ChatRequest(first)) == sticky_key(ChatRequest(later))
+    assert sticky_key(ChatRequest(first)) != sticky_key(ChatRequest(first[:1] + later[3:]))
+
+
+def test_each_figure_sends_a_worse_challenger_back(engine: Engine) -> None:
+    for figure, changed in {
+        "violation": {"violation": True},
+        "refusal": {"refusal": True},
+        "slow": {"latency_ms": 6000.0},
+        "error": {"finish_reason": "error", "error": "broken"},
+    }.items():
+        fresh, clock, told = engine, Clock(), Told()
+        _clear(fresh)
+        canary = make(fresh, told, clock)
+        assert not canary.check()
+        write(fresh, clock, 150, canary=False)
+        write(fresh, clock, 150, canary=True, bad=60, **changed)
+        assert canary.check(), figure
+        assert users(canary) == set()
+        ((reason, evidence),) = told
+        assert set(evidence["figures"]) == {figure}
+        assert evidence["figures"][figure]["challenger"] == 0.4
+        assert reason == canary.returned
+
+
+def test_thumbs_count_once_each(engine: Engine) -> None:
+    clock, told = Clock(), Told()
+    canary = make(engine, told, clock)
+    canary.check()
+    for side in (False, True):
+        write(engine, clock, 150, canary=side)
+    for interaction, _ in list(log.interactions(engine)):
+        kind: Any = "thumb_down" if interaction.canary else "thumb_up"
+        assert log.add_feedback(engine, InteractionFeedback(request_id=interaction.id, kind=kind, at=clock()))
+    assert canary.check()
+    assert set(told[0][1]["figures"]) == {"thumb_down"}
+
+
+def test_equal_challengers_stay_and_readers_who_left_count_for_nothing(engine: Engine) -> None:
+    clock, told = Clock(), Told()
+    canary = make(engine, told, clock)
+    canary.check()
+    write(engine, clock, 300, canary=False, bad=15, refusal=True)
+    write(engine, clock, 300, canary=True, bad=15, refusal=True)
+    write(engine, clock, 200, canary=True, bad=200, finish_reason="error", error=LEFT)
+    assert not canary.check()
+    assert users(canary)
+    assert told == []
+
+
+def test_what_was_answered_before_the_canary_began_is_no_evidence(engine: Engine) -> None:
+    clock, told = Clock(), Told()
+    write(engine, clock, 200, canary=True, bad=200, refusal=True)
+    write(engine, clock, 200, canary=False)
+    canary = make(engine, told, clock)
+    assert not canary.check()
+    assert not canary.check()
+
+
+def test_a_return_survives_a_restart_is_told_once_and_holds_for_this_version_alone(engine: Engine) -> None:
+    clock, told = Clock(), Told()
+    one, other = make(engine, told, clock), make(engine, told, clock)
+    one.check()
+    other.check()
+    write(engine, clock, 150, canary=False)
+    write(engine, clock, 150, canary=True, bad=100, violation=True)
+    assert one.check()
+    assert not other.check()  # another server finds it done
+    restarted = make(engine, told, clock)
+    restarted.check()
+    assert (users(other), users(restarted), len(told)) == (set(), set(), 1)
+    assert restarted.returned is not None and "violation 0.667 against 0.000" in restarted.returned
+    next_version = make(engine, told, clock, challenger="models:/a/3")
+    next_version.check()
+    assert users(next_version)
+
+
+def _clear(engine: Engine) -> None:
+    log.METADATA.drop_all(engine)
+    log.METADATA.create_all(engine)

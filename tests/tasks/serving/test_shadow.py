@@ -1,0 +1,63 @@
+"""Mirroring never waits, never harms, and picks the same requests everywhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from tasks.serving.chat import BackendError
+from tasks.serving.shadow import falls_into
+from tests.tasks.serving.conftest import Running, Scripted, wait_for
+from tests.tasks.serving.test_app import post
+
+Start = Callable[..., Running]
+
+
+def test_a_share_is_about_its_size_and_lies_within_every_larger_one() -> None:
+    keys = [f"request-{number}" for number in range(4000)]
+    tenth = {key for key in keys if falls_into(0.1, "shadow", key)}
+    third = {key for key in keys if falls_into(0.3, "shadow", key)}
+    # 400 expected with a standard deviation of 19
+    assert 300 < len(tenth) < 500
+    assert tenth < third
+    assert not any(falls_into(0.0, "shadow", key) for key in keys)
+    assert all(falls_into(1.0, "shadow", key) for key in keys)
+
+
+def test_both_answers_are_logged_under_one_id(serving: Start) -> None:
+    running = serving(Scripted(words=["one"]), Scripted(words=["two"]))
+    name = post(running).headers["x-request-id"]
+    wait_for(lambda: running.service.mirror.answered == 1, "the mirrored answer")
+    ((interaction, _),) = running.logged()
+    assert interaction.id == name
+    assert [(item.side, item.model_uri, item.text) for item in interaction.answers] == [
+        ("champion", "models:/assistant/1", "one"),
+        ("challenger", "models:/assistant/2", "two"),
+    ]
+
+
+def test_a_full_queue_drops_and_counts_and_no_user_waits(serving: Start) -> None:
+    gate = threading.Event()
+    running = serving(Scripted(), Scripted(gate=gate), shadow={"share": 1.0, "queue": 1})
+    for _ in range(5):
+        assert post(running).status_code == 200
+    running.service._after.submit(int).result()
+    assert running.service.mirror.dropped >= 3  # one is being answered, one waits
+    gate.set()
+    wait_for(lambda: running.service.mirror.wait_idle(1), "the mirror")
+    assert running.service.mirror.answered + running.service.mirror.dropped == 5
+
+
+def test_a_mirrored_answer_that_fails_is_its_own_error_alone(serving: Start) -> None:
+    running = serving(Scripted(), Scripted(fails=BackendError("out of memory")))
+    assert post(running).status_code == 200
+    wait_for(lambda: running.service.mirror.answered == 1, "the mirrored answer")
+    ((interaction, _),) = running.logged()
+    assert [item.error for item in interaction.answers] == [None, "out of memory"]
+
+
+def test_with_no_challenger_nothing_is_mirrored(serving: Start) -> None:
+    running = serving()
+    post(running)
+    ((interaction, _),) = running.logged()
+    assert (len(interaction.answers), running.service.mirror.waiting) == (1, 0)

@@ -1,0 +1,91 @@
+"""Versions are swapped while answers are under way, and one that cannot be verified never answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import httpx
+
+from data_contracts.errors import SignatureError
+from tests.tasks.serving.conftest import Registry, Running, Scripted, wait_for
+from tests.tasks.serving.test_app import post
+
+
+def refuse(uri: str) -> None:
+    if uri.endswith("/9"):
+        raise SignatureError(f"{uri}: not what was signed.")
+
+
+def test_answers_under_way_finish_on_the_old_version_which_then_closes(serving: Callable[..., Running]) -> None:
+    gate = threading.Event()
+    old, new = Scripted(gate=gate), Scripted(words=["new"])
+    running = serving(old)
+    running.registry.backends["models:/assistant/2"] = new
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(post(running).json()))
+    asking.start()
+    wait_for(lambda: len(old.asked) == 1, "the first request")
+    running.registry.aliases["champion"] = "models:/assistant/2"
+    wait_for(lambda: running.service.parts.champion.uri == "models:/assistant/2", "the swap")
+    assert post(running).json()["choices"][0]["message"]["content"] == "new"
+    assert not old.closed
+    gate.set()
+    asking.join()
+    assert (answers[0]["model"], answers[0]["choices"][0]["message"]["content"]) == (
+        "models:/assistant/1",
+        "Hello there.",
+    )
+    wait_for(lambda: old.closed, "the old version to close")
+
+
+def test_a_version_that_fails_its_verification_is_an_alert_and_the_old_one_stays(
+    serving: Callable[..., Running],
+) -> None:
+    running = serving()
+    running.registry.verify = refuse
+    running.registry.aliases["champion"] = "models:/assistant/9"
+    wait_for(lambda: httpx.get(f"{running.url}/healthz").json()["status"] == "alert", "the alert")
+    health = httpx.get(f"{running.url}/healthz").json()
+    assert health["champion"] == "models:/assistant/1"
+    assert "not what was signed" in health["alerts"][0]
+    assert post(running).status_code == 200
+    running.registry.aliases["champion"] = "models:/assistant/1"
+    wait_for(lambda: httpx.get(f"{running.url}/healthz").json()["alerts"] == [], "the alert to end")
+
+
+def test_a_failed_version_is_not_tried_at_every_look() -> None:
+    tried: list[str] = []
+
+    def load(uri: str) -> Scripted:
+        tried.append(uri)
+        raise SignatureError("no")
+
+    registry = Registry({"champion": "models:/assistant/9"}, {})
+    registry.load = load  # type: ignore[method-assign]
+    slot = registry.slot("champion", "champion")
+    slot._retry_s = 60
+    slot.refresh()
+    slot.refresh()
+    assert len(tried) == 2
+    assert slot.alert == "champion: no"
+
+
+def test_an_alias_that_is_gone_empties_all_but_the_champion() -> None:
+    registry = Registry({"champion": "models:/a/1"}, {"models:/a/1": Scripted()})
+    champion, shadow = registry.slot("champion", "champion"), registry.slot("shadow", "champion")
+    registry.aliases.clear()
+    assert not champion.refresh()
+    assert shadow.refresh()
+    assert (champion.uri, shadow.uri) == ("models:/a/1", None)
+    assert champion.alert is not None and "nobody holds" in champion.alert
+
+
+def test_a_backend_that_died_is_loaded_anew() -> None:
+    first, second = Scripted(), Scripted()
+    registry = Registry({"champion": "models:/a/1"}, {"models:/a/1": first})
+    slot = registry.slot("shadow", "champion")
+    first.closed, registry.backends["models:/a/1"] = True, second
+    assert slot.refresh()
+    served = slot.begin()
+    assert served is not None and served.backend is second

@@ -1,0 +1,109 @@
+"""The verb's joints: tokens, ports, a challenger sent back on the ledger. The whole: tests/flows/test_serving.py."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_contracts.errors import ParamsError, SignatureError, UnknownModelError, UsageError
+from data_contracts.records import Message
+from flows.params import Params
+from tasks import serve_model
+from tasks.models.chat import set_default_template
+from tasks.models.loading import save_model
+from tasks.registry.client import Store
+from tasks.registry.versions import StoredFiles, resolve
+from tasks.serving.chat import ChatRequest
+from tasks.serving.params import ServingParams
+from tests.tasks.conftest import World
+from tests.tasks.models.tiny_llama import build_model, build_tokenizer
+
+
+def test_a_token_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("from file\n")
+    (tmp_path / "empty").write_text("\n")
+    monkeypatch.setenv("SERVING_TOKEN", "from environment")
+    monkeypatch.delenv("SERVING_UNSET", raising=False)
+    assert serve_model.read_token(tmp_path, None) is None
+    assert serve_model.read_token(tmp_path, "$SERVING_TOKEN") == "from environment"
+    assert serve_model.read_token(tmp_path, "token") == "from file"
+    for place in ("$SERVING_UNSET", "empty", "missing"):
+        with pytest.raises(ParamsError, match=place.lstrip("$")):
+            serve_model.read_token(tmp_path, place)
+
+
+def test_a_taken_port_is_said() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match=r"cannot listen on 127\.0\.0\.1"):
+            serve_model._listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_challenger_that_was_sent_back_loses_its_alias_on_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: dict[str, Any] = {}
+    monkeypatch.setattr(serve_model.ledger, "move_alias", lambda engine, store, **given: moved.update(given))
+    evidence = {"challenger": "models:/assistant/12"}
+    store: Any = None
+    serve_model.record_return(tmp_path, Params(), store, "worse", evidence)
+    assert (moved["alias"], moved["version"], moved["expected"]) == ("challenger", None, "12")
+    assert (moved["action"], moved["reason"], moved["evidence"]) == ("rollback", "worse", evidence)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"host": "0.0.0.0"}, "token is null"),
+        ({"champion": {"kind": "openai"}}, "url is null"),
+        ({"champion": {"kind": "openai", "url": "http://u:p@h/v1"}}, "without a password"),
+        ({"limits": {"tokens": 10, "default_tokens": 20}}, "default_tokens 20 is above"),
+        ({"safety": {"asks": ["("]}}, "regular expression"),
+        ({"canary": {"share": 0.6}}, "less than or equal to 0.5"),
+    ],
+)
+def test_params_that_contradict_one_another_are_refused(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ServingParams.model_validate(given)
+    assert ServingParams.model_validate({"host": "0.0.0.0", "token": "$T"}).host == "0.0.0.0"
+
+
+def test_a_registered_checkpoint_is_verified_loaded_and_answers_and_a_changed_one_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body(stage: str, folder: Path, root: Path, values: dict[str, object]) -> dict[str, object]:
+        if stage != "finetune":
+            return plain(stage, folder, root, values)
+        tokenizer = build_tokenizer()
+        set_default_template(tokenizer)
+        save_model(build_model(len(tokenizer)), tokenizer, folder)
+        return {}
+
+    module = type(world).write.__globals__
+    plain = module["_body"]
+    monkeypatch.setitem(module, "_body", body)
+    world.register()
+    params = Params.model_validate({"serving": {"shadow": {"share": 0.0}}})
+    service = serve_model.build_service(world.root, params, "champion")
+    served = service.parts.champion.begin()
+    assert served is not None and served.uri == "models:/assistant/1"
+    request = ChatRequest((Message(role="user", content="name a colour"),), seed=1, max_tokens=4)
+    assert list(served.backend.pieces(request, threading.Event()))[-1].finish in ("stop", "length")
+    served.end()
+    service.close()
+
+    store = Store(world.root, params.registry)
+    weights = StoredFiles(store, resolve(store, "models:/assistant/1")).folder / "model/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(data)
+    with pytest.raises(SignatureError):
+        serve_model.build_service(world.root, params, "champion")
+    with pytest.raises(UnknownModelError, match="nobody holds this alias"):
+        serve_model.build_service(world.root, params, "shadow")
