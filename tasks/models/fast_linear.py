@@ -1,8 +1,8 @@
 """Linear layers by oneDNN where PyTorch's own choice, MKL, is slow: float32 on AMD processors from Zen 5 on.
 
 MKL leaves AVX-512 alone on processors that are not Intel's. On a Zen 5 core it did 100 GFLOP/s where oneDNN, which is
-part of PyTorch too, did 230, with the same float32 arithmetic in another order of summation. Zen 4, whose units are half
-as wide, gave 77 against 85, and the dearer call ate the gain. The naive equivalent is
+part of PyTorch too, did 230, with the same float32 arithmetic in another order of summation. Zen 4, of half the
+width, gave 77 against 85, and the dearer call ate the gain. The naive equivalent is
 `torch.nn.functional.linear`; a test compares both, gradients included.
 
 Which of the two computes a layer depends on the machine and on shapes alone, so a run on one machine stays bitwise
