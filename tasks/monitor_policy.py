@@ -235,7 +235,10 @@ def _observe_drift(subject: Subject, look: Look, traffic: Sequence[tuple[Interac
     if look.key in observations.items(subject.engine, subject.version.uri, "drift.length"):
         return  # one look a day: its prompts are settled
     texts = {request.id: "\n".join(message.content for message in request.prompt) for request, _ in traffic}
-    fresh = [name for name in texts if name not in known][: params.drift_max_prompts]
+    unseen = [name for name in texts if name not in known]
+    rng = np.random.default_rng(_seed(subject.params.seed, look.key))
+    # drawn at random: the oldest first would fall ever further behind a busy service
+    fresh = [unseen[row] for row in sorted(rng.permutation(len(unseen))[: params.drift_max_prompts])]
     if len(fresh) < params.drift_min_prompts:
         look.missing["drift"] = f"{len(fresh)} new prompts, {params.drift_min_prompts} are waited for"
         return
@@ -331,7 +334,7 @@ def _evidence(subject: Subject, look: Look) -> Evidence:
     return Evidence(
         observations.observed(subject.engine, subject.version.uri, STREAMS),
         look.missing,
-        judged.get("value"),
+        judged.get("low"),
         min(mine, default=None),
         min(ages.values(), default=None),
         look.drift_words,

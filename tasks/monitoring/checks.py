@@ -34,7 +34,7 @@ class Evidence:
 
     streams: Mapping[str, Observed]
     missing: Mapping[str, str] = field(default_factory=dict)
-    recorded_win_rate: float | None = None
+    recorded_win_rate_low: float | None = None  # lower end of the interval that the champion was registered with
     data_age_days: float | None = None
     newest_batch_days: float | None = None
     drift_words: Mapping[str, str] = field(default_factory=dict)
@@ -100,11 +100,12 @@ def _mean(
 
 
 def _against_record(name: str, evidence: Evidence, params: MonitorParams) -> Reading:
-    record = evidence.recorded_win_rate
+    """Held to the lower end: the record is an estimate too, and an unchanged champion is often below it."""
+    record = evidence.recorded_win_rate_low
     if record is None:
         return Reading(name, "not measured", "the champion was registered without a win rate")
     edge = min(1.0, max(0.0, record - params.win_rate_margin))
-    words = f"win rate over π_ref on traffic (recorded {record:.3f})"
+    words = f"win rate over π_ref on traffic (recorded at least {record:.3f})"
     return _held(name, evidence, params, "win_rate", words, edge, "below")
 
 

@@ -25,7 +25,10 @@ class MonitorParams(Section):
     )
     min_n: int = Field(30, ge=1, description="Values below which a monitor says 'not enough data'.")
     win_rate_margin: float = Field(
-        0.03, ge=0, lt=1, description="Fall of the win rate over pi_ref below the champion's record that is tolerated."
+        0.03,
+        ge=0,
+        lt=1,
+        description="Fall below the lower end of the champion's recorded win rate over pi_ref that is tolerated.",
     )
     min_win_rate: float = Field(0.5, gt=0, lt=1, description="Win rate over pi_ref that must be held.")
     min_preference_accuracy: float = Field(
@@ -44,7 +47,7 @@ class MonitorParams(Section):
     max_refusal_rate: float = Field(0.3, gt=0, lt=1, description="Share of served answers that decline to help.")
     drift_reference: int = Field(2000, ge=50, description="Training prompts that traffic is compared with, at most.")
     drift_min_prompts: int = Field(30, ge=10, description="New prompts that a look at drift waits for.")
-    drift_max_prompts: int = Field(1000, ge=10, description="New prompts that a look at drift takes, at most.")
+    drift_max_prompts: int = Field(1000, ge=10, description="New prompts that a look at drift draws, at most.")
     max_data_age_days: float = Field(
         30.0, gt=0, description="Days since the newest feedback in the champion's training data."
     )

@@ -50,8 +50,8 @@ def test_rates_that_rise_are_found_above_their_threshold() -> None:
 
 def test_the_record_less_the_margin_is_the_edge() -> None:
     streams = {"win_rate": Observed(((1.0, 0.0) * 200,))}
-    held = readings(Evidence(streams, recorded_win_rate=0.52))["win_rate_vs_record"]
-    broken = readings(Evidence(streams, recorded_win_rate=0.75))["win_rate_vs_record"]
+    held = readings(Evidence(streams, recorded_win_rate_low=0.52))["win_rate_vs_record"]
+    broken = readings(Evidence(streams, recorded_win_rate_low=0.75))["win_rate_vs_record"]
     assert held.threshold == pytest.approx(0.49)
     assert (held.verdict, broken.verdict) == ("fine", "finding")
 
