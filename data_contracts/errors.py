@@ -12,6 +12,7 @@ PlumblineError                 exit 3   a stage failed
 ├── RewardError                exit 3   a reward function gave what no stated fallback covers
 ├── JudgeError                 exit 3   a judge cannot be reached, or is worse than params allow
 ├── VersioningError            exit 3   DVC or git refused
+│   └── InputsChangedError     exit 3   an input got another version while a stage ran
 ├── OperationsError            exit 3   a service, or the operations database, refused
 ├── SignatureError             exit 3   a version is unsigned, or not what was signed
 ├── RegistryError              exit 3   MLflow refused
@@ -76,6 +77,10 @@ class JudgeError(PlumblineError):
 
 class VersioningError(PlumblineError):
     """DVC or git refused an operation."""
+
+
+class InputsChangedError(VersioningError):
+    """An input of a stage got another version while the stage ran."""
 
 
 class OperationsError(PlumblineError):

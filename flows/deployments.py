@@ -162,7 +162,7 @@ NOT_STARTED_NAME = "NotStarted"  # flows.fresh.NOT_STARTED, whose module loads P
 def apply(root: Path, params: Params) -> list[str]:
     """Make pool, deployments and automations as described; return a line for each thing that was made or changed.
 
-    Raises `UsageError` where no server answers, `OperationsError` where it is of another version or refuses.
+    Raises `UsageError` where no server answers or it is of another version, `OperationsError` where it refuses.
     """
     from httpx import HTTPError
     from prefect.exceptions import PrefectException

@@ -24,9 +24,9 @@ from flows.params import Params, load_params
 from flows.retrain import retrain
 from flows.workspaces import exclusive_run
 from tasks.admit_run import admit_run, finish_run
-from tasks.announce import drain_outbox
+from tasks.announce import drain_outbox, open_outbox
 from tasks.freshness.admission import Admission, Outcome
-from tasks.freshness.outbox import event_id as event_id_of
+from tasks.freshness.outbox import find
 from tasks.register_model import Registered
 
 NOT_STARTED = "NotStarted"
@@ -86,7 +86,7 @@ def _run(root: Path, params: Params, admission: Admission, asked: Mapping[str, A
     get_run_logger().info("admitted: %s", admission.reason)
     claim = str(admission.run_key)
     try:
-        registered: Registered = retrain(root=str(root), trigger=_trigger(admission, asked))
+        registered: Registered = retrain(root=str(root), trigger=_trigger(root, params, admission, asked))
     except WorkspaceBusy as busy:
         finish_run(root, params, claim, outcome="released", model_uri=None, detail=str(busy))
         raise
@@ -98,13 +98,14 @@ def _run(root: Path, params: Params, admission: Admission, asked: Mapping[str, A
     return registered
 
 
-def _trigger(admission: Admission, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _trigger(root: Path, params: Params, admission: Admission, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What started the run, for the manifest. A key names its event, also where that event was lost."""
     key = asked["key"] if asked["key"] in admission.keys else next(iter(admission.keys), None)
+    entry = find(open_outbox(root, params), key) if key is not None else None
     return {
         "kind": asked["kind"],
         "key": key,
-        "event_id": event_id_of(key) if key is not None else asked["event_id"],
+        "event_id": entry.event_id if entry is not None else asked["event_id"],
         "keys": list(admission.keys),
         "reason": admission.reason,
         "run_key": admission.run_key,

@@ -73,6 +73,10 @@ def rollback(
 
 def history(
     alias: Annotated[str | None, typer.Option(help="Show the lines of this alias alone.")] = None,
+    anchor: Annotated[
+        bool, typer.Option("--anchor", help="Write the signed head anew, on record, where MLflow lost it.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why the head is written anew; kept in the ledger.")] = "",
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
@@ -83,6 +87,8 @@ def history(
 
     root, output = workspace_root(workspace), Output(json)
     params, _ = load_params(root)
+    if anchor:
+        verb.anchor_history(root, params, reason=reason)
     found = verb.promotion_history(root, params, alias)
     output.result(history_payload(found), history_view(found))
     if found.problems:

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from packaging.version import Version
+
 from data_contracts.errors import OperationsError, UsageError
 from data_contracts.secrets import mask
 from flows.params import Params
 from tasks.announce import server_url
+from tasks.services.health import require_version
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 def connected(params: Params) -> Iterator[SyncPrefectClient]:
     """A client of PREFECT_API_URL, or else of the server that `plumbline up` starts; inside, Prefect uses it too.
 
-    Raises `UsageError` where none answers, and `OperationsError` for a server of another version.
+    Raises `UsageError` where none answers or it is of another version, `OperationsError` where it tells no version.
     """
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -32,24 +35,17 @@ def connected(params: Params) -> Iterator[SyncPrefectClient]:
                 f"no Prefect server answers at {mask(url)} ({mask(str(found)) or type(found).__name__}). Start it and "
                 f"its worker with `plumbline up`, or set PREFECT_API_URL to the server's API."
             )
-        _require_same_version(client, url)
+        require_version(url, "PREFECT_API_URL", _told_version(client, url))
         yield client
 
 
-def _require_same_version(client: SyncPrefectClient, url: str) -> None:
-    """Refuse a server whose major and minor version differ: fields would be dropped without a word."""
+def _told_version(client: SyncPrefectClient, url: str) -> str:
     from httpx import HTTPError
 
     try:
-        theirs = str(client.api_version())
+        return str(Version(str(client.api_version())))
     except (HTTPError, ValueError) as error:
         raise OperationsError(
             f"{mask(url)}: expected a Prefect server that tells its version, found: {mask(str(error))}. Correct "
             f"PREFECT_API_URL: it ends in /api."
         ) from error
-    ours = client.client_version()
-    if theirs.split(".")[:2] != ours.split(".")[:2]:
-        raise OperationsError(
-            f"{mask(url)}: expected a Prefect server {'.'.join(ours.split('.')[:2])}.x, as this program has {ours}, "
-            f"found {theirs}. Upgrade the server, or name another in PREFECT_API_URL."
-        )

@@ -81,13 +81,14 @@ def exclusive_run(root: Path, wait_s: float = 0.0) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock, timeout=wait_s, poll_interval=_LOOK_EVERY_S if wait_s else 0.05)
     try:
-        with held:
-            yield
+        claim = held.acquire()
     except Timeout:
         raise WorkspaceBusy(
             f"{root}: another run is under way in this workspace. Wait for it to end, or use another workspace "
             f"(`plumbline init DIR`, or a git clone with `dvc pull`): two runs never share one."
         ) from None
+    with claim:  # outside of the `try`: another lock's Timeout in the run does not make this one busy
+        yield
 
 
 def _write_missing(path: Path, data: bytes) -> bool:

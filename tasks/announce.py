@@ -5,7 +5,7 @@ without a row and `drain_outbox` the row without a confirmed event; both run at 
 
 Events are posted to the server's events API and looked for there afterwards: `prefect.events.emit_event`
 sends in the background and loses an event, without an error, where no server listens. An event has an id made from
-its key, and the server keeps one of an id.
+its workspace and key, and the server keeps one of an id.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def announce_batches(
 def request_retraining(root: Path, params: AnnounceParams, *, key: str, why: str, evidence: Mapping[str, Any]) -> Entry:
     """Ask for a run because of a finding; the same key asks once. Returns the entry as it stands."""
     payload = {"why": why, "evidence": dict(evidence)}
-    entry = outbox.put(open_outbox(root, params), kind="finding", subject=why, payload=payload, key=key)
+    entry = outbox.put(
+        open_outbox(root, params), kind="finding", subject=why, payload=payload, key=key, workspace=workspace_id(root)
+    )
     if entry.emitted_at is None and server_url() is not None:
         told = {item.key: item for item in drain_outbox(root, params)}
         entry = told.get(key, entry)
@@ -140,7 +142,8 @@ def put_batch(
     """Enter one batch of the raw store."""
     batch = path.resolve().relative_to(root.resolve()).as_posix()
     payload = {"source": source, "batch": batch, "sha256": digest, "rows": rows}
-    return outbox.put(engine, kind="batch", subject=batch, payload=payload, key=key or batch_key(source, digest))
+    named = key or batch_key(source, digest)
+    return outbox.put(engine, kind="batch", subject=batch, payload=payload, key=named, workspace=workspace_id(root))
 
 
 def server_url() -> str | None:

@@ -27,11 +27,13 @@ from data_contracts.progress import silent
 from data_contracts.records import CuratedPair, load_jsonl
 from tasks.evaluation.params import EvaluationParams
 from tasks.registry.client import Store
+from tasks.registry.keys import VerifyingKey, signing_key, verifying_key
 from tasks.registry.serving_files import verified_model
 from tasks.registry.versions import MANIFEST_TAG, StoredFiles, Version
 from tasks.versioning.objects import ObjectStore
 
 CONTRACT = "champion_comparison"
+SIGNED = "signature"  # of all other facts, by the key that signs versions and ledger
 _SEEN = ("train.jsonl", "validation.jsonl")
 
 
@@ -64,10 +66,12 @@ def compare_champion(
     home.mkdir(parents=True, exist_ok=True)
     path = home / comparison_key(challenger, champion, manifests[0], sampling)
     with FileLock(path.with_suffix(".lock")):
-        if not _is_whole(path):
+        if not _is_whole(path, verifying_key(store.root, store.params)):
             parents = {version.uri: version.tags[MANIFEST_TAG] for version in (challenger, champion)}
             with writing(path, contract=CONTRACT, version=1, parents=parents) as draft:
-                draft.facts = _compare(ObjectStore(root), folders, manifests, sampling, draft.path)
+                facts = _compare(ObjectStore(root), folders, manifests, sampling, draft.path)
+                sign = signing_key(store.root, store.params).sign(_signed(path.name, facts))
+                draft.facts = {**facts, SIGNED: sign}
         return {**read_artifact(path, contract=CONTRACT).facts, "artifact": path.relative_to(root).as_posix()}
 
 
@@ -126,8 +130,17 @@ def unseen(test: Sequence[CuratedPair], seen: Sequence[CuratedPair]) -> tuple[li
     return kept, counts
 
 
-def _is_whole(path: Path) -> bool:
-    return path.is_dir() and not verify_artifact(path)
+def _is_whole(path: Path, key: VerifyingKey) -> bool:
+    """Whether a kept comparison is what was measured: else it is measured again. Its win rate opens a gate."""
+    if not path.is_dir() or verify_artifact(path):
+        return False
+    facts = dict(read_artifact(path, contract=CONTRACT).facts)
+    signature = facts.pop(SIGNED, None)
+    return isinstance(signature, str) and key.accepts(_signed(path.name, facts), signature)
+
+
+def _signed(name: str, facts: Mapping[str, Any]) -> bytes:
+    return orjson.dumps({"purpose": CONTRACT, "key": name, "facts": facts}, option=orjson.OPT_SORT_KEYS)
 
 
 def _compare(

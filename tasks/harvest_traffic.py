@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import orjson
+from filelock import FileLock, Timeout
 from sqlalchemy import Engine
 
 from data_contracts.artifact import write_bytes
+from data_contracts.errors import WorkspaceBusy
+from data_contracts.interactions import Interaction
 from data_contracts.records import CuratedPair, load_jsonl
 from tasks.announce import AnnounceParams, announce_batches
 from tasks.database import open_database
 from tasks.finetuning.params import ReferenceParams
 from tasks.ingest_feedback import ingest_feedback
-from tasks.models.judging import Judge
+from tasks.models.judging import Judge, Judgement, rubric_of
 from tasks.rewards.judge_params import JudgeParams
 from tasks.serving import harvest, log
 from tasks.serving.params import ServingParams
 
+T = TypeVar("T")
+R = TypeVar("R")
 JUDGED, THUMBS = "judged_pairs", "unpaired_responses"
 
 
@@ -44,13 +50,15 @@ def harvest_traffic(root: Path, params: HarvestParams, since: datetime | None = 
     """Mirrored interactions to judged pairs, thumbs to unpaired responses, each interaction once.
 
     Returns for each of the two its batch (None where nothing new came of it) and counts. Raises `JudgeError` for a
-    judge that agrees with people less than `judge.min_kappa`; nothing is lost then, the next harvest goes on.
+    judge that agrees with people less than `judge.min_kappa`; nothing is lost then, the next harvest goes on. Raises
+    `WorkspaceBusy` while another harvest is under way.
     """
     engine = open_database(root, params.operations, log.METADATA)
-    return {
-        JUDGED: _harvest(root, params, engine, "judged", JUDGED, since),
-        THUMBS: _harvest(root, params, engine, "thumbs", THUMBS, since),
-    }
+    with _one_harvest(root):
+        return {
+            JUDGED: _harvest(root, params, engine, "judged", JUDGED, since),
+            THUMBS: _harvest(root, params, engine, "thumbs", THUMBS, since),
+        }
 
 
 def export_for_people(root: Path, params: HarvestParams, file: Path, since: datetime | None = None) -> int:
@@ -68,28 +76,82 @@ def _harvest(
     claimed = harvest.claim(engine, kind, params.serving.harvest.most, since)
     if claimed is None:
         return {"batch": None, "counts": {"interactions": 0}}
-    found = log.some_interactions(engine, claimed.ids)
+    alone = _Alone(engine, claimed, params.serving.harvest.tries)
+    found = alone.each(lambda ids: log.some_interactions(engine, ids), claimed.ids, str)
     if kind == "judged":
-        rows, counts = _judged(root, params, [item for item, _ in found])
+        rows, counts = _judged(root, params, [item for item, _ in found], alone)
     else:
-        rows = harvest.thumb_rows(found)
+        rows = harvest.thumb_rows(found, claimed.thumbs)
         counts = {"thumbs": len(rows)}
+    if alone.count:
+        counts["set_aside"] = alone.count
     batch = _ingest(root, params, source, rows) if rows else ""
     harvest.settle(engine, claimed, batch)
     return {"batch": batch or None, "counts": {"interactions": len(found), **counts}}
 
 
-def _judged(root: Path, params: HarvestParams, found: Sequence[Any]) -> tuple[list[harvest.Row], dict[str, int]]:
+class _Alone:
+    """Work on many at once; after too many failures on each alone, setting aside what fails while others do not."""
+
+    def __init__(self, engine: Engine, claimed: harvest.Claim, tries: int) -> None:
+        self._engine, self._claimed, self._tries = engine, claimed, tries
+        self.count = 0
+
+    def each(self, work: Callable[[Sequence[T]], list[R]], items: Sequence[T], name: Callable[[T], str]) -> list[R]:
+        """What the work makes of the items."""
+        try:
+            return work(items)
+        except Exception:
+            if harvest.failed_tries(self._engine, self._claimed) < self._tries:
+                raise
+        done: list[R] = []
+        broken: dict[str, str] = {}
+        for item in items:
+            try:
+                done += work([item])
+            except Exception as error:  # kept with its reason, and counted
+                broken[name(item)] = f"{type(error).__name__}: {error}"
+                last = error
+        if broken and not done and len(items) > 1:  # then it is no single interaction's fault
+            raise last
+        harvest.set_aside(self._engine, self._claimed, broken)
+        self.count += len(broken)
+        return done
+
+
+@contextmanager
+def _one_harvest(root: Path) -> Iterator[None]:
+    """One harvest at a time in a workspace: a second would take the first's open claim for one that died."""
+    lock = root / ".plumbline" / "harvest.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(lock, timeout=0).acquire()
+    except Timeout:
+        raise WorkspaceBusy(f"{root}: another harvest is under way here. Wait for it to end; it takes all.") from None
+    with held:
+        yield
+
+
+def _judged(
+    root: Path, params: HarvestParams, found: Sequence[Interaction], alone: _Alone
+) -> tuple[list[harvest.Row], dict[str, int]]:
     reasons = [harvest.comparable(item) for item in found]
     fit = [item for item, why in zip(found, reasons, strict=True) if why is None]
     counts: dict[str, int] = {why: reasons.count(why) for why in sorted({why for why in reasons if why})}
     if not fit:
         return [], counts
     judge = _reliable_judge(root, params)
-    groups = [[item.answers[place].text for place in harvest.shown_order(item)] for item in fit]
-    verdicts = judge.judge([item.prompt for item in fit], groups)
-    named = {"name": judge.name, "digest": judge.digest}
-    rows, more = harvest.judged_rows(fit, verdicts.judgements, named, params.serving.harvest.tie_margin)
+
+    def ask(items: Sequence[Interaction]) -> list[tuple[Interaction, Judgement | None]]:
+        groups = [[item.answers[place].text for place in harvest.shown_order(item)] for item in items]
+        verdicts = judge.judge([item.prompt for item in items], groups)
+        return list(zip(items, verdicts.judgements, strict=True))
+
+    asked = alone.each(ask, fit, lambda item: item.id)
+    rubric = rubric_of(judge)
+    named = {"name": judge.name, "digest": judge.digest, **({"rubric": rubric} if rubric else {})}
+    items, judgements = [item for item, _ in asked], [judgement for _, judgement in asked]
+    rows, more = harvest.judged_rows(items, judgements, named, params.serving.harvest.tie_margin)
     return rows, {**counts, **more}
 
 

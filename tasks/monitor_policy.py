@@ -40,6 +40,7 @@ from tasks.monitoring.report import markdown
 from tasks.promote_model import champion_of
 from tasks.promotion.params import PromotionParams
 from tasks.registry.client import Store
+from tasks.registry.keys import verifying_key
 from tasks.registry.params import RegistryParams
 from tasks.registry.versions import StoredFiles, Version
 from tasks.serving import log
@@ -134,7 +135,9 @@ def _look(root: Path, params: MonitorSettings, look: Look) -> dict[str, Any]:
         evidence = Evidence({}, dict.fromkeys((*STREAMS, "drift", "freshness"), "there is no champion yet"))
         return _report(look, None, params, evidence, {}, {})
     engine = open_database(root, params.operations, observations.METADATA)
-    manifest = StoredFiles(Store(root, params.registry), champion).manifest()
+    stored = StoredFiles(Store(root, params.registry), champion)
+    stored.require_signed(verifying_key(root, params.registry))
+    manifest = stored.manifest()
     with tempfile.TemporaryDirectory() as scratch:
         subject = Subject(root, params, champion, manifest, engine, Path(scratch))
         _observe(subject, look)

@@ -31,6 +31,7 @@ from tasks.registry.versions import CANDIDATE, CHAMPION, MANIFEST_TAG, StoredFil
 from tasks.versioning.git import run_git
 
 PREVIOUS = "previous"
+SIGNED = "signature"  # the gate that no override helps over
 ACTOR = "PLUMBLINE_ACTOR"
 
 
@@ -113,14 +114,14 @@ def promote(
     before = state[alias].version if alias in state else None
     if before == version.number and alias not in books.moved_outside(engine, store):
         raise UsageError(f"{version.uri} is {alias} already. See `plumbline history`.")
-    manifest, gates = _examine(root, params, store, version, alias, _champion(store, state))
+    manifest, gates = _examine(root, params, store, version, alias, _rival(store, state))
     failing = [gate for gate in gates if not gate.passed]
     if failing and override is None:
         return Promotion(version.uri, alias, before, False, gates, repaired=repaired)
     lines = books.move_aliases(
         engine,
         store,
-        _moves(state, alias, version.number),
+        _moves(store, state, alias, version.number),
         action="override" if failing else "promote",
         actor=actor or current_actor(root),
         reason=reason,
@@ -151,7 +152,7 @@ def rollback(
     lines = books.move_aliases(
         engine,
         store,
-        _moves_back(entries, state, version.number),
+        _moves_back(store, entries, state, version.number),
         action="rollback",
         actor=actor or current_actor(root),
         reason=reason,
@@ -201,6 +202,13 @@ def delete_version(
     return books.delete_version(engine, store, version.number, actor=actor or current_actor(root), reason=reason)
 
 
+def anchor_history(root: Path, params: PromotionSettings, *, reason: str, actor: str | None = None) -> LedgerEntry:
+    """Write the ledger's signed head anew, on record, where MLflow lost it. Raises as `ledger.anchor_head`."""
+    _require_words(reason, None)
+    store, engine = _open(root, params)
+    return books.anchor_head(engine, store, actor=actor or current_actor(root), reason=reason)
+
+
 def current_actor(root: Path) -> str:
     """Who acts: `$PLUMBLINE_ACTOR`, else git's user of the workspace, else the user of the operating system."""
     given = os.environ.get(ACTOR, "").strip()
@@ -232,6 +240,12 @@ def _champion(store: Store, state: Mapping[str, LedgerEntry]) -> Version | None:
     return None if number is None else resolve(store, f"models:/{store.params.model_name}/{number}")
 
 
+def _rival(store: Store, state: Mapping[str, LedgerEntry]) -> Version | None:
+    """The champion to compare with; None where somebody deleted it, which must not stop its successor."""
+    number = state[CHAMPION].version if CHAMPION in state else None
+    return _champion(store, state) if number is not None and books.is_live(store, number) else None
+
+
 def _previous(store: Store, state: Mapping[str, LedgerEntry]) -> Version:
     number = state[PREVIOUS].version if PREVIOUS in state else None
     if number is None:
@@ -242,27 +256,34 @@ def _previous(store: Store, state: Mapping[str, LedgerEntry]) -> Version:
     return resolve(store, f"models:/{store.params.model_name}/{number}")
 
 
-def _moves(state: Mapping[str, LedgerEntry], alias: str, number: str) -> list[Move]:
-    """The alias to the version; of a champion, `previous` to the one before."""
+def _moves(store: Store, state: Mapping[str, LedgerEntry], alias: str, number: str) -> list[Move]:
+    """The alias to the version; of a champion, `previous` to the one before, if that still exists."""
     before = state[alias].version if alias in state else None
     moves = [Move(alias, number, before)]
     if alias == CHAMPION and before not in (None, number):
-        moves.insert(0, Move(PREVIOUS, before, state[PREVIOUS].version if PREVIOUS in state else None))
+        kept = before if before is not None and books.is_live(store, before) else None
+        moves.insert(0, Move(PREVIOUS, kept, state[PREVIOUS].version if PREVIOUS in state else None))
     return moves
 
 
-def _moves_back(entries: Sequence[LedgerEntry], state: Mapping[str, LedgerEntry], number: str) -> list[Move]:
+def _moves_back(
+    store: Store, entries: Sequence[LedgerEntry], state: Mapping[str, LedgerEntry], number: str
+) -> list[Move]:
     before = state[CHAMPION].version if CHAMPION in state else None
-    under = _champion_before(entries, number)
+    under = _champion_before(store, entries, number)
     held = state[PREVIOUS].version if PREVIOUS in state else None
     moves = [Move(CHAMPION, number, before)]
     return moves if held == under else [Move(PREVIOUS, under, held), *moves]
 
 
-def _champion_before(entries: Sequence[LedgerEntry], number: str) -> str | None:
-    """Who was champion before `number` was: a promotion is put on a stack, a rollback takes off what it leaves."""
+def _champion_before(store: Store, entries: Sequence[LedgerEntry], number: str) -> str | None:
+    """Who was champion before `number` was: a promotion is put on a stack, a rollback takes off what it leaves.
+
+    Versions that were deleted, here or in MLflow, are passed over.
+    """
     stack: list[str] = []
     deleted = {entry.version for entry in entries if entry.action == "delete"}
+    deleted.add(number)
     for entry in entries:
         if entry.alias == CHAMPION and entry.version is not None:
             if entry.action == "rollback" and entry.version in stack:
@@ -270,22 +291,22 @@ def _champion_before(entries: Sequence[LedgerEntry], number: str) -> str | None:
             elif not stack or stack[-1] != entry.version:
                 stack.append(entry.version)
     below = stack[: stack.index(number)] if number in stack else []
-    return next((item for item in reversed(below) if item not in deleted and item != number), None)
+    return next((item for item in reversed(below) if item not in deleted and books.is_live(store, item)), None)
 
 
 def _examine(
     root: Path, params: PromotionSettings, store: Store, version: Version, alias: str, champion: Version | None
 ) -> tuple[Mapping[str, Any], list[GateResult]]:
     """Verify, measure what the gates before this alias need, and hold it to params."""
-    try:
-        verified = verified_model if alias == CHAMPION else verified_version
-        verified(store, version, root)
-    except SignatureError as error:
-        raise SignatureError(f"{error} No override helps: it was not promoted.") from error
+    limits, names = params.promotion, GATES_OF[alias]
+    unverified = _unverified(store, version, alias, root)
+    if unverified is not None:  # its manifest is not read: nothing vouches for it
+        signed = next(gate for gate in decide(alias, Measured(signature=unverified), limits) if gate.name == SIGNED)
+        if not signed.passed:
+            raise SignatureError(f"{signed.text} No override helps: it was not promoted.")
     manifest = StoredFiles(store, version).manifest()
     rival = champion if champion is not None and champion.number != version.number else None
     sampling = Sampling(params.evaluation, params.seed, params.threads, params.reference.trust_remote_code)
-    limits, names = params.promotion, GATES_OF[alias]
     comparison: Mapping[str, Any] | str = "there is no champion to compare with"
     if rival is not None and "win_rate_vs_champion" in names and limits.min_win_rate_vs_champion_low is not None:
         comparison = _attempt(
@@ -294,8 +315,19 @@ def _examine(
     latency: Mapping[str, Any] | str = "it was not asked for"
     if "latency" in names and limits.max_latency_p95_ms is not None:
         latency = _attempt(lambda: measure_latency(root, store, version, sampling, limits.latency_prompts))
-    measured = Measured(manifest["evaluation"], manifest["gate"], rival.uri if rival else None, comparison, latency)
+    measured = Measured(
+        manifest["evaluation"], manifest["gate"], rival.uri if rival else None, comparison, latency, unverified
+    )
     return manifest, decide(alias, measured, limits)
+
+
+def _unverified(store: Store, version: Version, alias: str, root: Path) -> str | None:
+    """Why the version is not what was registered; None where signature, seal and every hash hold."""
+    try:
+        (verified_model if alias == CHAMPION else verified_version)(store, version, root)
+    except SignatureError as error:
+        return str(error)
+    return None
 
 
 def _attempt(measure: Any) -> Mapping[str, Any] | str:

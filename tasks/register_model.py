@@ -135,13 +135,16 @@ def suites() -> dict[str, dict[str, Any]]:
 
 def _lineage(root: Path) -> dict[str, Any]:
     tracked, objects, hashes = read_tracked(root), ObjectStore(root), current_hashes(root)
+    lock = read_lock(root)
+    read = {path: dep["md5"] for stage in lock.values() for path, dep in stage["deps"].items() if "md5" in dep}
     datasets = {role: {"md5": hashes[path]} for role, path in INDEXED.items() if path in hashes}
     ignores = (path.relative_to(root).as_posix() for path in sorted(root.glob("[!.]*/.gitignore")))
     names = [*TEXTS, *(entry["file"] for entry in tracked.values()), *ignores]
     return {
-        "lock": read_lock(root),
+        "lock": lock,
         "tracked": tracked,
-        "raw": {path: objects.files(entry["md5"]) for path, entry in tracked.items()},
+        # What a stage read, not what lies there by now: a batch that came later would count as trained on.
+        "raw": {path: objects.files(read.get(path, entry["md5"])) for path, entry in tracked.items()},
         "texts": {name: (root / name).read_text(encoding="utf-8") for name in names if (root / name).is_file()},
         "git": workspace_state(root).as_dict(),
         "program": program_identity(),

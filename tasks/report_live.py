@@ -15,6 +15,7 @@ from tasks.database import open_database
 from tasks.monitor_policy import MonitorSettings
 from tasks.monitoring.live_report import Judged, Logged, compare, mirrored
 from tasks.registry.client import Store
+from tasks.registry.keys import verifying_key
 from tasks.registry.versions import StoredFiles, resolve
 from tasks.serving import log
 from tasks.versioning.objects import ObjectStore
@@ -66,7 +67,9 @@ def _judge(root: Path, params: MonitorSettings, champion: str | None, logged: Se
         return "no request was answered by both"
     try:
         store = Store(root, params.registry)
-        digest = str(StoredFiles(store, resolve(store, champion)).manifest()["objects"]["reward"]["md5"])
+        stored = StoredFiles(store, resolve(store, champion))
+        stored.require_signed(verifying_key(root, params.registry))
+        digest = str(stored.manifest()["objects"]["reward"]["md5"])
         seed_everything(params.seed, params.threads)
         with tempfile.TemporaryDirectory() as scratch:
             objects = ObjectStore(root)

@@ -30,6 +30,7 @@ from data_contracts.verification import HashCheck
 from tasks.isolation import run_isolated
 from tasks.lineage.differences import compare_environments, compare_files
 from tasks.registry.client import Store
+from tasks.registry.keys import verifying_key
 from tasks.registry.listing import find_version
 from tasks.registry.manifest import environment
 from tasks.registry.params import RegistryParams
@@ -98,7 +99,9 @@ def open_reproduction(root: Path, uri: str, params: RegistryParams, to: Path | N
         for draft in folder.glob(".workspace.restore-*"):  # what a kill left
             shutil.rmtree(draft)
         restore_version(root, version.uri, workspace, params)
-    manifest = StoredFiles(store, version).manifest()
+    stored = StoredFiles(store, version)
+    stored.require_signed(verifying_key(root, params))  # again: a reproduction that is resumed restores nothing
+    manifest = stored.manifest()
     return Reproduction(root, folder, to is not None, version.uri, manifest, begun["done"])
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from data_contracts.artifact import read_artifact
+from data_contracts.artifact import Artifact, read_artifact
+from data_contracts.errors import InputsChangedError
 from data_contracts.params import Section
 from tasks.isolation import run_isolated
 from tasks.stage import Stage, StageRecord
@@ -26,6 +27,8 @@ from tasks.watch import watch
 
 if TYPE_CHECKING:
     from tasks.registry.runs import Run
+
+_ATTEMPTS = 3  # a stage that reads the raw store takes seconds, a seal of the endpoint comes every ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,21 @@ class Session:
             raise
 
 
+def _run_and_commit(stage: Stage, session: Session, versions: Versions) -> Artifact:
+    """Run a stage on what is there, and again where feedback was ingested under it."""
+    log = session.root / ".plumbline" / "logs" / f"{stage.name}.log"
+    for attempt in range(1, _ATTEMPTS + 1):
+        artifact = run_isolated(stage, session.root, session.params, log, watch().progress(stage), session.cancelled)
+        try:
+            versions.commit_stage(stage.name)
+            break
+        except InputsChangedError:
+            if attempt == _ATTEMPTS:
+                raise
+            versions.require_clean_inputs(stage.name)
+    return artifact
+
+
 @task(name="stage", task_run_name="{stage.name}", cache_policy=NO_CACHE)
 def run_stage(stage: Stage, session: Session) -> StageRecord:
     """Bring one stage up to date and report it to MLflow; reuse it when DVC finds it clean."""
@@ -55,12 +73,11 @@ def run_stage(stage: Stage, session: Session) -> StageRecord:
     versions.require_clean_inputs(stage.name)
     watch().started(stage)
     reused = versions.reuse(stage.name)
-    if reused:
-        artifact = read_artifact(session.root / stage.out, contract=stage.contract)
-    else:
-        log = session.root / ".plumbline" / "logs" / f"{stage.name}.log"
-        artifact = run_isolated(stage, session.root, session.params, log, watch().progress(stage), session.cancelled)
-        versions.commit_stage(stage.name)
+    artifact = (
+        read_artifact(session.root / stage.out, contract=stage.contract)
+        if reused
+        else _run_and_commit(stage, session, versions)
+    )
     record = StageRecord(stage.name, time.monotonic() - started, reused, artifact)
     session.run.log_stage(record)
     watch().finished(stage, record)

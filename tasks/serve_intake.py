@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,10 +107,13 @@ class Intake:
 
 def serve(root: Path, params: ServeParams) -> None:
     """Answer requests until the process is told to end. Raises `UsageError` where the port is taken."""
+    import signal
     import socket
 
     import uvicorn
 
+    # uvicorn raises the signal that ended it once more: by default that would kill us before the last seal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     host, port = params.intake.host, params.intake.port
     with Intake(root, params) as intake, socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

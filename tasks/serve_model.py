@@ -5,8 +5,11 @@ Nothing is loaded but through `verified_model`: signature and every hash first.
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -19,9 +22,10 @@ from tasks.database.params import OperationsParams
 from tasks.finetuning.params import ReferenceParams
 from tasks.registry import ledger
 from tasks.registry.client import Store
+from tasks.registry.listing import find_version
 from tasks.registry.params import RegistryParams
 from tasks.registry.serving_files import verified_model
-from tasks.registry.versions import resolve
+from tasks.registry.vouched import Vouched
 from tasks.serving import log
 from tasks.serving.canary import Canary
 from tasks.serving.chat import Backend
@@ -30,11 +34,13 @@ from tasks.serving.log_writer import LogWriter
 from tasks.serving.params import BackendParams, ServingParams
 from tasks.serving.remote_backend import RemoteBackend
 from tasks.serving.service import Parts, Service
+from tasks.serving.shadow import first_held
 from tasks.serving.shadow_process import ShadowProcess
 from tasks.serving.signals import rule_detector
 from tasks.serving.slots import Slot, Watcher
 
 ACTOR = "plumbline serve"
+_logger = logging.getLogger("plumbline.serve")
 
 
 class ServeParams(Protocol):
@@ -79,6 +85,8 @@ def serve_model(
         )
         host, chosen = listener.getsockname()[:2]
         ready(f"http://{host}:{chosen}", str(service.parts.champion.uri))
+        # uvicorn raises the signal that ended it once more, which by default would end us as if it had been unexpected
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         uvicorn.Server(config).run([listener])
 
 
@@ -86,7 +94,7 @@ def build_service(root: Path, params: ServeParams, alias: str) -> Service:
     """A service whose champion is loaded. A challenger that cannot be is an alert, and tried again later."""
     serving, store = params.serving, Store(root, params.registry)
     engine = open_database(root, params.operations, log.METADATA)
-    find = partial(_find, store)
+    find = Vouched(ledger.open_ledger(root, params.operations), store).find
     champion = Slot(
         "champion", alias, find, partial(load, root, params, store, serving.champion), retry_s=serving.retry_s
     )
@@ -101,7 +109,13 @@ def build_service(root: Path, params: ServeParams, alias: str) -> Service:
     shadow = canary = None
     if serving.shadow.share > 0:
         shade = partial(load_shadow, root, params, store)
-        shadow = Slot("shadow", serving.shadow.alias, find, shade, retry_s=serving.retry_s)
+        shadow = Slot(
+            "shadow",
+            serving.shadow.alias,
+            first_held(find, serving.shadow.fallback),
+            shade,
+            retry_s=serving.retry_s,
+        )
         slots.append(shadow)
     if serving.canary.share > 0:
         challenge = partial(load, root, params, store, serving.challenger)
@@ -129,10 +143,15 @@ def build_service(root: Path, params: ServeParams, alias: str) -> Service:
 
 
 def load(root: Path, params: ServeParams, store: Store, backend: BackendParams, uri: str) -> Backend:
-    """The backend of a version, in this process or at a URL."""
-    version = resolve(store, uri)
+    """The backend of a version, in this process or at a URL.
+
+    The version is verified either way. Of a server at a URL only the registered version is: which weights the server
+    itself loaded under that name nothing here can prove, and the log says so.
+    """
+    version = find_version(store, uri)
+    folder = verified_model(store, version, root)
     if backend.kind == "transformers":
-        return LocalBackend.load(_spec(verified_model(store, version, root), params, backend))
+        return LocalBackend.load(_spec(folder, params, backend))
     limits = params.serving.limits
     remote = RemoteBackend(
         str(backend.url),
@@ -143,6 +162,7 @@ def load(root: Path, params: ServeParams, store: Store, backend: BackendParams, 
         most_tokens=limits.tokens,
     )
     remote.require_model()
+    _logger.warning("%s is verified as registered; that %s serves these weights is not proven.", uri, backend.url)
     return remote
 
 
@@ -151,7 +171,7 @@ def load_shadow(root: Path, params: ServeParams, store: Store, uri: str) -> Back
     backend, shadow = params.serving.challenger, params.serving.shadow
     if backend.kind == "openai":
         return load(root, params, store, backend, uri)
-    folder = verified_model(store, resolve(store, uri), root)
+    folder = verified_model(store, find_version(store, uri), root)
     return ShadowProcess(_spec(folder, params, backend), nice=shadow.nice, timeout_s=shadow.timeout_s)
 
 
@@ -197,13 +217,6 @@ def _spec(folder: Path, params: ServeParams, backend: BackendParams) -> LocalSpe
     serving = params.serving
     defaults = Defaults(serving.temperature, serving.top_p, serving.limits.default_tokens, serving.limits.tokens)
     return LocalSpec(folder, defaults, backend.dtype, params.threads, params.reference.trust_remote_code)
-
-
-def _find(store: Store, alias: str) -> str | None:
-    try:
-        return resolve(store, f"models:/{store.params.model_name}@{alias}").uri
-    except UnknownModelError:
-        return None
 
 
 def _listen(host: str, port: int) -> socket.socket:

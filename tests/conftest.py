@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,31 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real Prefect server for the session, with a home of its own; the harness's runs no scheduler."""
-    home = tmp_path_factory.mktemp("prefect")
+    with _serve(tmp_path_factory.mktemp("prefect"), _free_port()) as url:
+        yield url
+
+
+@pytest.fixture
+def restartable(tmp_path: Path) -> Callable[[], AbstractContextManager[str]]:
+    """Start a real server of the test's own; each start has the same address and the same home."""
+    home, port = tmp_path / "prefect-home", _free_port()
+    home.mkdir()
+    return lambda: _serve(home, port)
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _serve(home: Path, port: int) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_UI_API_URL": url}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
+    with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         _until_healthy(url, process, home / "server.log")

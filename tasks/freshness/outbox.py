@@ -2,7 +2,8 @@
 
 A row is written in the same breath as what it announces and is marked when the server confirmed the
 event; whatever dies between, the row stays and is sent again. The event's id follows from the
-key, so that sending twice is telling once.
+workspace and the key, so that sending twice is telling once, and two workspaces of one server that were
+given the same batch tell of it each.
 """
 
 from __future__ import annotations
@@ -51,15 +52,24 @@ class Standing:
     note: str | None
 
 
-def event_id(key: str) -> str:
-    """The id of the event that tells of a key: uuid5, the same for ever."""
-    return str(uuid.uuid5(_NAMESPACE, key))
+def event_id(workspace: str, key: str) -> str:
+    """The id of the event that tells of a workspace's key: uuid5, the same for ever."""
+    return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{key}"))
 
 
 def put(
-    engine: Engine, *, kind: Kind, subject: str, payload: Mapping[str, Any], key: str, now: datetime | None = None
+    engine: Engine,
+    *,
+    kind: Kind,
+    subject: str,
+    payload: Mapping[str, Any],
+    key: str,
+    workspace: str = "",
+    now: datetime | None = None,
 ) -> Entry:
     """Enter a key once; a key that is there stays as it was. Returns the entry that stands.
+
+    `workspace` is the id that tells this workspace from others on the same server.
 
     Raises `OperationsError`, also for a key that is empty or longer than 200 characters.
     """
@@ -78,7 +88,7 @@ def put(
                 "subject": subject,
                 "payload": dict(payload),
                 "created_at": moment,
-                "event_id": event_id(key),
+                "event_id": event_id(workspace, key),
                 "state": WAITING,
                 "due_from": moment,
                 "attempts": 0,
@@ -114,8 +124,8 @@ def as_entry(row: Row[Any]) -> Entry:
     return Entry(row.key, row.kind, row.subject, row.payload, row.created_at, row.event_id, row.emitted_at)
 
 
-def find_event(engine: Engine, event: str) -> Entry | None:
-    """The entry that an event id belongs to, or None."""
+def find(engine: Engine, key: str) -> Entry | None:
+    """The entry of a key, or None."""
     with reading(engine) as connection:
-        row = connection.execute(select(OUTBOX).where(OUTBOX.c.event_id == event)).first()
+        row = connection.execute(select(OUTBOX).where(OUTBOX.c.key == key)).first()
     return None if row is None else as_entry(row)

@@ -23,7 +23,7 @@ from tasks.database import open_database, reading
 from tasks.database.params import OperationsParams
 from tasks.registry.keys import SigningKey, VerifyingKey
 
-Action = Literal["promote", "rollback", "assign", "override", "delete"]
+Action = Literal["promote", "rollback", "assign", "override", "delete", "anchor"]
 GENESIS = "0" * 64  # what stands for the line before the first
 _MAX_TEXT = 4000  # characters of an actor or a reason
 
@@ -81,7 +81,10 @@ for _dialect, _statements in _TRIGGERS.items():
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One line: `alias` of `model` went from `previous` to `version` (None: no version). A deletion has no alias."""
+    """One line: `alias` of `model` went from `previous` to `version` (None: no version).
+
+    A deletion and an anchor have no alias.
+    """
 
     seq: int
     model: str
@@ -100,7 +103,11 @@ class LedgerEntry:
     @property
     def title(self) -> str:
         """The line in a few words, for messages."""
-        what = f"{self.alias} {self.previous or 'none'} -> {self.version or 'none'}" if self.alias else self.version
+        what = (
+            f"{self.alias} {self.previous or 'none'} -> {self.version or 'none'}"
+            if self.alias
+            else self.version or "head"
+        )
         return f"line {self.seq} ({self.action} {what} by {self.actor} at {self.at:%Y-%m-%d %H:%M:%S} UTC)"
 
 

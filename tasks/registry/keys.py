@@ -86,6 +86,7 @@ def signing_key(root: Path, params: RegistryParams) -> SigningKey:
             f"{str(params.signing_key)[1:]}, found it unset. Export it, or set registry.signing_key to null."
         )
     if not path.exists():
+        _require_new(root, path)
         _make(path)
     key = SigningKey(path)
     _trust(root, key.public)
@@ -133,6 +134,17 @@ def _key_path(root: Path, params: RegistryParams) -> Path | None:
             f"private key. Move it, for instance to {default_key_path()}, and set registry.signing_key to null."
         )
     return path
+
+
+def _require_new(root: Path, path: Path) -> None:
+    """A workspace that trusts a key gets no second one: nothing signed by it would be accepted, here or anywhere."""
+    copy = root / PUBLIC_KEY
+    if copy.is_file() and not path.exists():  # a maker at the same moment writes the key first, then the copy
+        raise SignatureError(
+            f"{copy}: this workspace trusts key {VerifyingKey(copy.read_bytes()).fingerprint[:16]}, whose private half "
+            f"is not at {path}: this machine can verify, not sign. No key was made. Bring the private key, set "
+            f"registry.signing_key, or run this where it is."
+        )
 
 
 def _make(path: Path) -> None:

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import orjson
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
@@ -37,7 +36,8 @@ from tasks.registry.chain import (
     rows_of,
 )
 from tasks.registry.client import Store, refusals
-from tasks.registry.keys import VerifyingKey, signing_key, verifying_key
+from tasks.registry.head import HEAD_TAG, head_problems, head_seq, read_head, write_head
+from tasks.registry.keys import signing_key, verifying_key
 
 __all__ = [
     "ALIASES",
@@ -45,8 +45,10 @@ __all__ = [
     "LedgerEntry",
     "Move",
     "alias_state",
+    "anchor_head",
     "delete_version",
     "history",
+    "is_live",
     "move_alias",
     "move_aliases",
     "moved_outside",
@@ -56,7 +58,7 @@ __all__ = [
 ]
 
 ALIASES = ("candidate", "challenger", "shadow", "champion", "previous")
-HEAD_TAG = "plumbline.ledger_head"
+_GONE = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code
 _LOCK_WAIT_S = 60
 _LOCK_KEY = 0x706C756D  # of Postgres's advisory lock
 
@@ -68,15 +70,6 @@ class Move:
     alias: str
     version: str | None
     expected: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """The signed head: number and hash of the last line that was carried out."""
-
-    seq: int
-    hash: str
-    genuine: bool
 
 
 def alias_state(entries: Sequence[LedgerEntry]) -> dict[str, LedgerEntry]:
@@ -97,7 +90,7 @@ def verify_chain(engine: Engine, store: Store, model: str | None = None) -> list
     if not rows and head is None:
         return []
     key = verifying_key(store.root, store.params)
-    return chain_problems(rows, key) or _head_problems(rows, _read_head(head, name, key), name)
+    return chain_problems(rows, key) or head_problems(rows, read_head(head, name, key), name)
 
 
 def moved_outside(engine: Engine, store: Store, model: str | None = None) -> dict[str, dict[str, str | None]]:
@@ -105,7 +98,7 @@ def moved_outside(engine: Engine, store: Store, model: str | None = None) -> dic
     name = model or store.params.model_name
     entries = history(engine, name)
     aliases, tags = _registered(store, name)
-    return _outside(entries, aliases, _head_seq(tags))
+    return _outside(entries, aliases, head_seq(tags))
 
 
 def settle(engine: Engine, store: Store, model: str | None = None) -> list[str]:
@@ -150,7 +143,7 @@ def move_aliases(
 
     `outside` says what becomes of an alias that was moved in MLflow itself: refuse, or take it over with what was found
     kept in the evidence. Raises `RegistryError`, saying who won, when another version than `expected` holds an
-    alias, and `SignatureError` when the ledger is not whole.
+    alias, or when a version is not in MLflow any more, and `SignatureError` when the ledger is not whole.
     """
     name = store.params.model_name
     for move in moves:
@@ -159,6 +152,7 @@ def move_aliases(
         repaired = _settle(engine, store, name)
         entries = history(engine, name)
         strange = _compare(store, name, entries, moves, outside)
+        _require_live(store, name, entries, moves)
         lines = [
             Line(move.alias, move.version, move.expected, _evidence(evidence, repaired, strange.get(move.alias)))
             for move in moves
@@ -187,6 +181,30 @@ def delete_version(engine: Engine, store: Store, number: str, *, actor: str, rea
     return entry
 
 
+def anchor_head(engine: Engine, store: Store, *, actor: str, reason: str) -> LedgerEntry:
+    """Write a lost or outdated head anew, on record, over lines that are whole in themselves.
+
+    For an MLflow store put back from a backup, or a deleted tag. What was found goes into the evidence.
+    Raises `SignatureError` when a line itself is bad, `RegistryError` when the head is as it should be.
+    """
+    name = store.params.model_name
+    with _exclusive(engine):
+        found = verify_chain(engine, store, name)
+        bad = chain_problems(rows_of(engine, name), verifying_key(store.root, store.params))
+        if bad:
+            raise SignatureError(
+                f"ledger of {name}: {' '.join(bad)} A new head helps where the lines are whole. Nothing was changed. "
+                f"Restore the operations database from a backup."
+            )
+        if not found:
+            raise RegistryError(f"ledger of {name}: lines and signed head agree; there is nothing to anchor.")
+        _, tags = _registered(store, name)
+        line = Line("", None, None, {"problems": found, "head": tags.get(HEAD_TAG)})
+        (entry,) = _append(engine, store, [line], "anchor", actor, reason)
+        _write_head(store, name, entry)
+    return entry
+
+
 def _append(
     engine: Engine, store: Store, lines: Sequence[Line], action: Action, actor: str, reason: str
 ) -> list[LedgerEntry]:
@@ -212,40 +230,70 @@ def _settle(engine: Engine, store: Store, name: str) -> list[str]:
         )
     entries = history(engine, name)
     aliases, tags = _registered(store, name)
-    pending = [entry for entry in entries if entry.seq > _head_seq(tags)]
+    pending = [entry for entry in entries if entry.seq > head_seq(tags)]
     if not pending:
         return []
-    strange = _outside(entries, aliases, _head_seq(tags))
+    strange = _outside(entries, aliases, head_seq(tags))
     done = [note for entry in pending if entry.alias not in strange for note in _carry_out(store, entry, aliases)]
     _write_head(store, name, pending[-1])
     return done
 
 
 def _carry_out(store: Store, entry: LedgerEntry, aliases: dict[str, str]) -> list[str]:
-    """Make MLflow say what a line says."""
-    client, name = store.client, entry.model
+    """Make MLflow say what a line says, or state that it cannot: what MLflow lost must not block the next line."""
+    from mlflow.exceptions import MlflowException
+
     with refusals(f"ledger {entry.title}"):
-        if entry.action == "delete":
-            _delete(store, name, str(entry.version))
-        elif aliases.get(entry.alias) == entry.version:
-            return []
-        elif entry.version is None:
-            client.delete_registered_model_alias(name, entry.alias)
-            aliases.pop(entry.alias, None)
-        else:
-            client.set_registered_model_alias(name, entry.alias, entry.version)
-            aliases[entry.alias] = entry.version
+        try:
+            return _set(store, entry, aliases)
+        except MlflowException as error:
+            if error.error_code != _GONE:
+                raise
+    if entry.action == "delete":
+        return [f"carried out {entry.title}"]
+    return [f"could not carry out {entry.title}: MLflow has no version {entry.version}; somebody deleted it"]
+
+
+def _set(store: Store, entry: LedgerEntry, aliases: dict[str, str]) -> list[str]:
+    client, name = store.client, entry.model
+    if entry.action == "delete":
+        client.delete_model_version(name, str(entry.version))
+    elif not entry.alias or aliases.get(entry.alias) == entry.version:
+        return []
+    elif entry.version is None:
+        client.delete_registered_model_alias(name, entry.alias)
+        aliases.pop(entry.alias, None)
+    else:
+        client.set_registered_model_alias(name, entry.alias, entry.version)
+        aliases[entry.alias] = entry.version
     return [f"carried out {entry.title}"]
 
 
-def _delete(store: Store, name: str, number: str) -> None:
+def is_live(store: Store, number: str) -> bool:
+    """Whether MLflow has this version of `store.params.model_name`."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        store.client.delete_model_version(name, number)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    with refusals(f"looking up version {number} of {store.params.model_name}"):
+        try:
+            store.client.get_model_version(store.params.model_name, number)
+        except MlflowException as error:
+            if error.error_code not in (_GONE, "INVALID_PARAMETER_VALUE"):
+                raise
+            return False
+    return True
+
+
+def _require_live(store: Store, name: str, entries: Sequence[LedgerEntry], moves: Sequence[Move]) -> None:
+    """No line is written that could never be carried out."""
+    deleted = {entry.version: entry for entry in entries if entry.action == "delete"}
+    for move in moves:
+        if move.version is None or (move.version not in deleted and is_live(store, move.version)):
+            continue
+        why = f"deleted by {deleted[move.version].title}" if move.version in deleted else "MLflow has no such version"
+        raise RegistryError(
+            f"{name}@{move.alias}: expected a version that exists, found {move.version}: {why}. Nothing was changed. "
+            f"Choose another one (`plumbline lineage`), for instance `plumbline rollback --to MODEL`."
+        )
 
 
 def _compare(
@@ -258,7 +306,7 @@ def _compare(
     """Compare ledger, MLflow and expectation; return what was moved outside where that is to be recorded."""
     state = alias_state(entries)
     aliases, tags = _registered(store, name)
-    strange = _outside(entries, aliases, _head_seq(tags))
+    strange = _outside(entries, aliases, head_seq(tags))
     for move in moves:
         last = state.get(move.alias)
         holder = None if last is None else last.version
@@ -268,9 +316,14 @@ def _compare(
                 f"{last.title if last else 'no line'} won, because: {last.reason if last else '-'} "
                 f"Nothing was changed. See `plumbline history`, then decide anew."
             )
-        if move.alias in strange and outside == "refuse":
+        if move.alias in strange and outside == "refuse" and not _lost(store, strange[move.alias]):
             raise RegistryError(_outside_words(name, move.alias, strange[move.alias]))
     return strange
+
+
+def _lost(store: Store, found: Mapping[str, str | None]) -> bool:
+    """Whether an alias went because its version was deleted in MLflow: nobody moved it, and it may be given anew."""
+    return found["mlflow"] is None and found["ledger"] is not None and not is_live(store, found["ledger"])
 
 
 def _outside_words(name: str, alias: str, found: Mapping[str, str | None]) -> str:
@@ -320,48 +373,7 @@ def _registered(store: Store, name: str) -> tuple[dict[str, str], dict[str, str]
 
 
 def _write_head(store: Store, name: str, entry: LedgerEntry) -> None:
-    key = signing_key(store.root, store.params)
-    head = {"seq": entry.seq, "hash": entry.hash, "signature": key.sign(_head_bytes(name, entry.seq, entry.hash))}
-    with refusals(f"signed head of the ledger of {name}"):
-        store.client.set_registered_model_tag(name, HEAD_TAG, orjson.dumps(head).decode())
-
-
-def _read_head(text_: str | None, name: str, key: VerifyingKey) -> _Head | None:
-    if text_ is None:
-        return None
-    try:
-        head = orjson.loads(text_)
-        seq, digest, signature = int(head["seq"]), str(head["hash"]), str(head["signature"])
-    except (ValueError, KeyError, TypeError):
-        return _Head(0, "", genuine=False)
-    return _Head(seq, digest, key.accepts(_head_bytes(name, seq, digest), signature))
-
-
-def _head_seq(tags: Mapping[str, str]) -> int:
-    """Number of the last line that was carried out; `verify_chain` says whether the head is genuine."""
-    try:
-        return int(orjson.loads(tags[HEAD_TAG])["seq"])
-    except (ValueError, KeyError, TypeError):
-        return 0
-
-
-def _head_bytes(name: str, seq: int, digest: str) -> bytes:
-    facts = {"purpose": "plumbline.ledger_head", "model": name, "seq": seq, "hash": digest}
-    return orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
-
-
-def _head_problems(rows: Sequence[Mapping[str, Any]], head: _Head | None, name: str) -> list[str]:
-    """Whether the signed head fits: it may lag by the lines of one operation, which a crash leaves, and no more."""
-    if head is not None and (not head.genuine or head.seq < 1):
-        return [f"the signed head of the ledger (tag {HEAD_TAG} of {name}) is forged or unreadable."]
-    seq = 0 if head is None else head.seq
-    if head is not None and seq > len(rows):
-        return [f"ledger line {len(rows) + 1}: missing: the signed head says {seq} lines, found {len(rows)}."]
-    if head is not None and rows[seq - 1]["hash"] != head.hash:
-        return [f"ledger line {seq}: it is not the line that the signed head names."]
-    if len({(row["at"], row["action"]) for row in rows[seq:]}) > 1:
-        return [f"the signed head (tag {HEAD_TAG} of {name}) stops at line {seq} of {len(rows)}: removed or put back."]
-    return []
+    write_head(store, name, entry.seq, entry.hash)
 
 
 def _require_alias(alias: str) -> None:

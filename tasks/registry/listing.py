@@ -16,6 +16,7 @@ import orjson
 
 from data_contracts.errors import RegistryError
 from tasks.registry.client import Store, refusals
+from tasks.registry.fetching import fetched
 from tasks.registry.signing import MANIFEST
 from tasks.registry.versions import (
     _URI,
@@ -23,9 +24,7 @@ from tasks.registry.versions import (
     CHAMPION,
     GATE_TAG,
     MANIFEST_TAG,
-    StoredFiles,
     Version,
-    _local,
     _version,
     all_versions,
     resolve,
@@ -125,9 +124,13 @@ def registered_at(store: Store, version: Version) -> datetime:
 def pinned_manifest(store: Store, name: str, number: str, pin: Pinned) -> dict[str, Any]:
     """The manifest of one version, whose bytes have been found to be the pinned ones. Raises `RegistryError`."""
     version = Version(name, number, (), {MANIFEST_TAG: pin.manifest_sha256}, None)
-    folder = StoredFiles(store, version).folder if pin.location is None else _local(store, pin.location)
+    location = pin.location
+    if location is None:
+        with refusals(f"artifacts of {version.uri}"):
+            location = store.client.get_model_version_download_uri(name, number)
     try:
-        data = (folder / MANIFEST).read_bytes()
+        with fetched(store, location, MANIFEST) as folder:
+            data = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise RegistryError(f"{version.uri}: its {MANIFEST} cannot be read: {error}.") from error
     found = hashlib.sha256(data).hexdigest()

@@ -22,59 +22,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import orjson
 from sqlalchemy import Engine
 
 from data_contracts.artifact import MANIFEST as MANIFEST
-from data_contracts.artifact import sha256_file, write_bytes
+from data_contracts.artifact import write_bytes
 from data_contracts.errors import RegistryError, SignatureError, UnknownModelError
-from data_contracts.verification import HashCheck
 from tasks.database.params import OperationsParams
 from tasks.registry.client import Store, refusals
-from tasks.registry.keys import VerifyingKey, signing_key, verifying_key
+from tasks.registry.fetching import fetched
+from tasks.registry.keys import signing_key, verifying_key
 from tasks.registry.ledger import Move, alias_state, history, move_aliases, open_ledger
-from tasks.registry.signing import (
-    SEAL_TAG,
-    SIGNATURE,
-    check_seal,
-    check_signature,
-    explain,
-    seal,
-    sign_version_files,
-    verify_signature,
-)
+from tasks.registry.signing import SEAL_TAG, SIGNATURE, seal, sign_version_files, verify_signature
+from tasks.registry.stored import GATE_TAG as GATE_TAG
+from tasks.registry.stored import KEY_TAG as KEY_TAG
+from tasks.registry.stored import MANIFEST_TAG as MANIFEST_TAG
+from tasks.registry.stored import StoredFiles as StoredFiles
+from tasks.registry.stored import Version as Version
+from tasks.registry.stored import check_folder
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REGISTRATION = "registration"  # who moves aliases when a version is registered
-KEY_TAG, MANIFEST_TAG, GATE_TAG = "plumbline.key", "plumbline.manifest_sha256", "plumbline.gate"
 OBJECT_TAG = "plumbline.md5."
+_VERDICT = ("gate", "evaluation")  # parts of a manifest that decide, and are the same whenever it is made
 _URI = re.compile(
     r"^(?:models:/)?(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))?$"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One registered version. `tags` hold the gate's verdict, the manifest's SHA-256 and DVC hashes by role."""
-
-    name: str
-    number: str
-    aliases: tuple[str, ...]
-    tags: Mapping[str, str]
-    run_id: str | None
-
-    @property
-    def uri(self) -> str:
-        """The URI that names this version for good."""
-        return f"models:/{self.name}/{self.number}"
-
-    @property
-    def passed(self) -> bool:
-        """Whether it passed the gate."""
-        return self.tags.get(GATE_TAG) == "passed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +94,7 @@ def register(
             store.client.finalize_logged_model(model_id, "READY")
             _create_version(store, name, model_id, run_id, _tags(key, manifest, data))
     else:
-        _complete_signature(store, known, manifest["files"])
+        _complete_signature(store, known, manifest)
     _complete_seal(store, find_by_key(store, name, key))
     return settle_aliases(store, name, key, ledger)
 
@@ -133,6 +107,7 @@ def settle_aliases(store: Store, name: str, key: str, ledger: Engine) -> Version
     if version.passed:
         moves = _first_moves(store, version, ledger)
         if moves:
+            StoredFiles(store, version).require_signed(verifying_key(store.root, store.params))
             move_aliases(
                 ledger,
                 store,
@@ -215,65 +190,6 @@ def resolve(store: Store, uri: str) -> Version:
     return chosen[0]
 
 
-class StoredFiles:
-    """The files of a version as MLflow keeps them; fetched first where the store is not on this machine."""
-
-    def __init__(self, store: Store, version: Version) -> None:
-        with refusals(f"artifacts of {version.uri}"):
-            location = store.client.get_model_version_download_uri(version.name, version.number)
-        self.store = store
-        self.version = version
-        self.folder = _local(store, location)
-
-    def manifest(self) -> dict[str, Any]:
-        """The manifest. Raises `RegistryError` when it is missing or unreadable."""
-        try:
-            manifest: dict[str, Any] = orjson.loads((self.folder / MANIFEST).read_bytes())
-        except (OSError, orjson.JSONDecodeError) as error:
-            raise RegistryError(f"{self.version.uri}: its {MANIFEST} cannot be read: {error}") from error
-        return manifest
-
-    def check_manifest(self) -> HashCheck:
-        """Re-hash the manifest against the SHA-256 in the version's tags."""
-        path = self.folder / MANIFEST
-        found = sha256_file(path) if path.is_file() else None
-        return HashCheck(MANIFEST, "manifest", self.version.tags.get(MANIFEST_TAG, "no tag"), "mlflow", found)
-
-    def check_signed(self, key: VerifyingKey | None = None) -> list[HashCheck]:
-        """Verify the signature over all files, and the seal that binds them to this version: one row each.
-
-        By the key that the store's workspace trusts, or the one given.
-        """
-        key = verifying_key(self.store.root, self.store.params) if key is None else key
-        sealed = check_seal(seal_facts(self.version), self.version.tags.get(SEAL_TAG), key)
-        return [check_signature(self.folder, key), sealed]
-
-    def require_signed(self, key: VerifyingKey | None = None) -> None:
-        """`check_manifest` and `check_signed`. Raises `SignatureError` at the first that is not ok."""
-        for check in (self.check_manifest(), *self.check_signed(key)):
-            if not check.ok:
-                raise SignatureError(explain(self.version.uri, check))
-
-    def check_files(self, files: Mapping[str, Mapping[str, Any]]) -> list[HashCheck]:
-        """Re-hash every file that the manifest names; a file it does not name fails too."""
-        return _check_folder(self.folder, files)
-
-
-def _check_folder(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[HashCheck]:
-    checks = []
-    for name, entry in sorted(files.items()):
-        path = folder / name
-        found = sha256_file(path) if path.is_file() else None
-        checks.append(HashCheck(name, _kind(name), entry["sha256"], "mlflow", found))
-    present = (item.relative_to(folder).as_posix() for item in sorted(folder.rglob("*")) if item.is_file())
-    extra = [name for name in present if name not in files and name not in (MANIFEST, SIGNATURE)]
-    return checks + [HashCheck(name, _kind(name), "no such file", "mlflow", "an extra file") for name in extra]
-
-
-def _kind(name: str) -> str:
-    return {"model": "registered model", "evaluation": "evaluation", "gate": "gate"}.get(name.split("/")[0], "report")
-
-
 def _logged_model(store: Store, experiment_id: str, name: str, key: str, run_id: str) -> str:
     """The logged model for these results: one that a crash left, or a new one."""
     query = f"name = '{name}' AND tags.`{KEY_TAG}` = '{key}'"
@@ -294,8 +210,9 @@ def _upload(store: Store, model_id: str, uploads: Sequence[Upload], texts: Mappi
 
 
 def _verify_upload(store: Store, model_id: str, files: Mapping[str, Mapping[str, Any]]) -> None:
-    folder = _local(store, str(store.client.get_logged_model(model_id).artifact_location))
-    bad = [check.problem() for check in _check_folder(folder, files) if not check.ok]
+    location = str(store.client.get_logged_model(model_id).artifact_location)
+    with fetched(store, location) as folder:
+        bad = [check.problem() for check in check_folder(folder, files) if not check.ok]
     if bad:
         raise RegistryError(
             f"what MLflow stored is not what was handed over: {' '.join(bad[:3])} Was a file changed meanwhile? "
@@ -308,22 +225,28 @@ def _sign_upload(store: Store, model_id: str) -> None:
     location = str(store.client.get_logged_model(model_id).artifact_location)
     key = signing_key(store.root, store.params)
     with tempfile.TemporaryDirectory() as scratch:
-        sign_version_files(_local(store, location), key, Path(scratch) / SIGNATURE)
+        with fetched(store, location) as folder:
+            sign_version_files(folder, key, Path(scratch) / SIGNATURE)
         store.client.log_model_artifacts(model_id, scratch)
-    verify_signature(_local(store, location), key.public)
+    with fetched(store, location) as folder:
+        verify_signature(folder, key.public)
 
 
-def _complete_signature(store: Store, version: Version, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sign a version that was left unsigned, if its files are still the results at hand."""
+def _complete_signature(store: Store, version: Version, manifest: Mapping[str, Any]) -> None:
+    """Sign a version that was left unsigned, if its files and its verdict are still the results at hand."""
     stored = StoredFiles(store, version)
     if (stored.folder / SIGNATURE).is_file():
         return
-    results = {name: entry["sha256"] for name, entry in files.items() if "/" in name}
-    named = stored.manifest()["files"]
+    results = {name: entry["sha256"] for name, entry in manifest["files"].items() if "/" in name}
+    kept = stored.manifest()
+    named = kept["files"]
     checks = (stored.check_manifest(), *stored.check_files(named))
     bad = [check.problem() for check in checks if not check.ok]
     bad += [
         f"{name}: not the results at hand." for name, sha in results.items() if named.get(name, {}).get("sha256") != sha
+    ]
+    bad += [
+        f"{part}: not that of the results at hand." for part in _VERDICT if _plain(kept, part) != _plain(manifest, part)
     ]
     if bad:
         raise SignatureError(
@@ -331,25 +254,36 @@ def _complete_signature(store: Store, version: Version, files: Mapping[str, Mapp
             f"who changed it (`plumbline audit {version.uri}`); delete it (`plumbline delete`) to register anew."
         )
     with refusals(f"signing {version.uri}"):
+        if SEAL_TAG in version.tags:  # it seals the signature that is gone; first, so that a crash leaves no misfit
+            store.client.delete_model_version_tag(version.name, version.number, SEAL_TAG)
         source = str(store.client.get_model_version(version.name, version.number).source)
         _sign_upload(store, source.removeprefix("models:/"))
 
 
-def seal_facts(version: Version) -> dict[str, str]:
-    """What the seal of a version signs."""
-    tags = {tag: version.tags.get(tag, "") for tag in (KEY_TAG, MANIFEST_TAG, GATE_TAG)}
-    return {"model": version.name, "version": version.number, **tags}
+def _plain(manifest: Mapping[str, Any], part: str) -> bytes:
+    return orjson.dumps(manifest.get(part), option=orjson.OPT_SORT_KEYS)
 
 
 def _complete_seal(store: Store, version: Version | None) -> None:
-    """Seal a version that has no seal, once its files are verified. A seal that does not fit stays, to be found."""
+    """Seal a version that has no seal, once its files are verified. A seal that does not fit stays, to be found.
+
+    What is sealed is what the verified manifest says; tags that say otherwise were changed, and are refused.
+    """
     if version is None or SEAL_TAG in version.tags:
         return
     stored = StoredFiles(store, version)
     key = signing_key(store.root, store.params)
     verify_signature(stored.folder, key.public)
+    facts = stored.facts()
+    wrong = [tag for tag in (KEY_TAG, MANIFEST_TAG, GATE_TAG) if version.tags.get(tag) != facts[tag]]
+    if wrong:
+        found = ", ".join(f"{tag}={version.tags.get(tag)!r} (manifest: {facts[tag]!r})" for tag in wrong)
+        raise SignatureError(
+            f"{version.uri}: expected the tags that its signed manifest stands for, found {found}. It was not sealed. "
+            f"Find out who changed them in MLflow; delete it (`plumbline delete`) to register anew."
+        )
     with refusals(f"sealing {version.uri}"):
-        store.client.set_model_version_tag(version.name, version.number, SEAL_TAG, seal(key, seal_facts(version)))
+        store.client.set_model_version_tag(version.name, version.number, SEAL_TAG, seal(key, facts))
 
 
 def _create_version(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> None:
@@ -377,13 +311,3 @@ def _tags(key: str, manifest: Mapping[str, Any], data: bytes) -> dict[str, str]:
 
 def _version(item: Any, aliases: Sequence[str]) -> Version:
     return Version(str(item.name), str(item.version), tuple(sorted(aliases)), dict(item.tags), item.run_id)
-
-
-def _local(store: Store, location: str) -> Path:
-    """A local folder with the artifacts at `location`: in place for a file URI, downloaded otherwise."""
-    parsed = urlparse(location)
-    if parsed.scheme in ("", "file"):
-        return Path(url2pathname(parsed.path))
-    from mlflow.artifacts import download_artifacts
-
-    return Path(download_artifacts(artifact_uri=location, tracking_uri=store.uri))

@@ -52,9 +52,13 @@ def server_version(api_url: str) -> str | None:
         return None
 
 
-def require_version(api_url: str, where: str) -> None:
-    """Raise `UsageError` when a Prefect server answers at the URL with another minor version than ours."""
-    found, ours = server_version(api_url), version("prefect")
+def require_version(api_url: str, where: str, found: str | None = None) -> None:
+    """Raise `UsageError` when a Prefect server answers at the URL with another minor version than ours.
+
+    Its API would drop the fields that it does not know without a word. `found` is the version that a client with
+    credentials was told; without it the server is asked here.
+    """
+    found, ours = found or server_version(api_url), version("prefect")
     if found is not None and Version(found).release[:2] != Version(ours).release[:2]:
         raise UsageError(
             f"{where}: expected a Prefect server {ours} at {mask(api_url)}, as installed here, found {found}. Run both "

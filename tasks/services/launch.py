@@ -2,13 +2,16 @@
 
 1. Read the service's command and environment from `plan.json`, which holds no secret.
 2. Put secrets in place from the variables that hold them; they never stand in a file or a command line.
-3. Go to the workspace and replace this process by the service, so that the supervisor has its pid.
+3. Let SIGINT through again: a shell's background job ignores it, children inherit that, and a Prefect worker that
+   is told to end sends SIGINT to itself and would wait for ever.
+4. Go to the workspace and replace this process by the service, so that the supervisor has its pid.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +25,7 @@ def main(name: str) -> None:
     environment = {**os.environ, **service["environment"]}
     environment.update({target: os.environ[source] for target, source in service["secrets"].items()})
     environment.pop("PREFECT_PROFILE", None)  # a profile of the user's may be missing in the services' own home
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.chdir(plan["root"])
     os.execvpe(service["command"][0], service["command"], environment)
 

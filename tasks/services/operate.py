@@ -111,13 +111,17 @@ def _status(plan: Plan, service: Service, state: ProcessState) -> ServiceStatus:
 def _exclusive(root: Path) -> Iterator[None]:
     folder = services_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "up.lock")
     try:
-        with FileLock(folder / "up.lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
             f"{root}: another `plumbline up` or `plumbline down` is under way in this workspace. Wait for it to end."
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _refuse_full_disk(root: Path) -> None:

@@ -1,7 +1,7 @@
 """The canary: some users, always the same ones, are answered by the challenger until it is shown to be worse.
 
-The evidence is the log itself, counted anew at each look: it survives a restart, and servers that share an operations
-database share it. Per figure the difference of two rates has an interval that holds at every look at once
+The evidence is the log itself (`evidence`): it survives a restart, and servers that share an operations database share
+it. Per figure the difference of two rates has an interval that holds at every look at once
 (`tasks.statistics.anytime`); its level is shared out over the figures. Once an interval lies beyond its margin the
 challenger answers nobody any more, at once and after any restart: the return is kept by its version. The next
 version starts afresh.
@@ -16,14 +16,13 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Column, Engine, String, Table, Text, and_, case, func, insert, or_, select, update
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Column, Engine, String, Table, Text, insert, select, update
 
 from data_contracts.errors import PlumblineError
-from tasks.database import reading, writing
+from tasks.database import writing
 from tasks.serving.chat import ChatRequest
-from tasks.serving.collect import LEFT
-from tasks.serving.log import ANSWERS, FEEDBACK, INTERACTIONS, METADATA, stamp
+from tasks.serving.evidence import Tally
+from tasks.serving.log import METADATA, stamp
 from tasks.serving.params import CanaryParams
 from tasks.serving.shadow import falls_into
 from tasks.serving.slots import Served, Slot
@@ -40,42 +39,6 @@ CANARIES = Table(
 
 OnReturn = Callable[[str, Mapping[str, Any]], None]
 """Told once of a return: the reason in words, and the evidence."""
-
-
-def count_figures(
-    engine: Engine, model_uri: str, canary: bool, since: str, slow_ms: float
-) -> dict[str, tuple[int, int]]:
-    """Of the answers that users had from a version since a moment: figure -> (how many, of how many)."""
-    shown = and_(
-        ANSWERS.c.request_id == INTERACTIONS.c.id,
-        ANSWERS.c.position == 0,
-        ANSWERS.c.model_uri == model_uri,
-        INTERACTIONS.c.canary == canary,
-        INTERACTIONS.c.received_at >= since,
-        or_(ANSWERS.c.error.is_(None), ANSWERS.c.error != LEFT),
-    )
-    failed = ANSWERS.c.finish_reason == "error"
-    answers = select(
-        func.count(),
-        _count(failed),
-        _count(and_(ANSWERS.c.refusal, ~failed)),
-        _count(and_(ANSWERS.c.violation, ~failed)),
-        _count(and_(ANSWERS.c.latency_ms > slow_ms, ~failed)),
-    ).where(shown)
-    thumbs = select(func.count(), _count(FEEDBACK.c.kind == "thumb_down")).where(
-        shown, FEEDBACK.c.request_id == ANSWERS.c.request_id, FEEDBACK.c.kind.in_(("thumb_up", "thumb_down"))
-    )
-    with reading(engine) as connection:
-        total, errors, refusals, violations, slow = (int(n or 0) for n in connection.execute(answers).one())
-        judged, down = (int(n or 0) for n in connection.execute(thumbs).one())
-    whole = total - errors
-    return {
-        "violation": (violations, whole),
-        "refusal": (refusals, whole),
-        "error": (errors, total),
-        "slow": (slow, whole),
-        "thumb_down": (down, judged),
-    }
 
 
 def worse(
@@ -134,6 +97,7 @@ class Canary:
         self._on_return = on_return
         self._clock = clock
         self._lock = threading.Lock()
+        self._tallies: dict[tuple[str, bool, str], Tally] = {}
         self._open: str | None = None  # the challenger that may answer; anything else may not
         self.returned: str | None = None
 
@@ -165,16 +129,18 @@ class Canary:
                 self._open = None
                 return False
             self._open = challenger
-            found = worse(
-                self._figures(challenger, True, started), self._figures(champion, False, started), self._params
-            )
+            found = self._look(challenger, champion, started)
             if not found:
                 return False
             self._return(challenger, champion, started, found)
         return True
 
-    def _figures(self, uri: str, canary: bool, started: str) -> dict[str, tuple[int, int]]:
-        return count_figures(self._engine, uri, canary, started, self._params.slow_ms)
+    def _look(self, challenger: str, champion: str, started: str) -> dict[str, dict[str, float]]:
+        sides = ((challenger, True, started), (champion, False, started))
+        slow_ms = self._params.slow_ms
+        self._tallies = {side: self._tallies.get(side) or Tally(self._engine, *side, slow_ms) for side in sides}
+        one, other = (self._tallies[side].figures() for side in sides)
+        return worse(one, other, self._params)
 
     def _begun(self, challenger: str) -> tuple[str, str | None]:
         """When this challenger's canary began (now, if it did not), and the reason for which it ended."""
@@ -212,7 +178,3 @@ class Canary:
                 self._on_return(self.returned, evidence)
             except PlumblineError as error:
                 self.returned += f". It could not be put on the ledger: {error}"
-
-
-def _count(condition: ColumnElement[bool]) -> Any:
-    return func.sum(case((condition, 1), else_=0))

@@ -9,7 +9,7 @@ from tasks.serving.chat import Finish, Piece
 from tasks.serving.signals import Signals
 
 LEFT = "the client left"
-"""Error of an answer that its reader broke off: nobody's fault, and no figure counts it."""
+"""Error of an answer that its reader broke off: nobody's fault, unless it was slow by then."""
 
 
 class Collected:
@@ -29,6 +29,11 @@ class Collected:
     def text(self) -> str:
         """The text so far."""
         return "".join(self._texts)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the request began."""
+        return self._elapsed_ms() / 1000
 
     def add(self, piece: Piece) -> None:
         """Take a further piece."""

@@ -13,7 +13,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Column, Engine, Integer, String, Table, and_, exists, func, insert, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    String,
+    Table,
+    Text,
+    and_,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from data_contracts.interactions import Interaction, InteractionFeedback
 from tasks.database import writing
@@ -31,37 +45,77 @@ HARVESTS = Table(
     Column("batch", String(300)),  # null until it is ingested; "" where no row came of it
 )
 HARVESTED = Table(
-    "serving_harvested",
+    "serving_harvested_interactions",
     METADATA,
     Column("request_id", String(200), primary_key=True),
-    Column("kind", String(20), primary_key=True),
     Column("number", Integer, nullable=False),
+)
+HARVESTED_THUMBS = Table(
+    "serving_harvested_thumbs",
+    METADATA,
+    Column("feedback", Integer, primary_key=True, autoincrement=False),  # the thumb's number in the log
+    Column("number", Integer, nullable=False),
+)
+TRIES = Table(
+    "serving_harvest_tries",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("tries", Integer, nullable=False),
+)
+SET_ASIDE = Table(
+    "serving_harvest_set_aside",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("request_id", String(200), primary_key=True),
+    Column("reason", Text, nullable=False),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One harvest: its number, and the ids of its interactions, sorted."""
+    """One harvest: its number, the ids of its interactions, sorted, and its thumbs as (request, kind, annotator)."""
 
     number: int
     ids: tuple[str, ...]
+    thumbs: frozenset[tuple[str, str, str]] = frozenset()
 
 
 def claim(engine: Engine, kind: Kind, most: int, since: datetime | None) -> Claim | None:
-    """The harvest that was left unfinished, or a new one of what was never harvested; None where there is nothing."""
+    """The harvest that was left unfinished, or a new one of what was never harvested; None where there is nothing.
+
+    A thumb is claimed by itself: one that is given later, on the same answer, is of a later harvest.
+    """
     with writing(engine) as connection:
         left = select(HARVESTS.c.number).where(HARVESTS.c.kind == kind, HARVESTS.c.batch.is_(None))
         number = connection.execute(left.order_by(HARVESTS.c.number)).scalar()
         if number is None:
-            ids = [str(row[0]) for row in connection.execute(_unharvested(kind, most, since))]
-            if not ids:
+            query = _unharvested(most, since) if kind == "judged" else _unharvested_thumbs(most, since)
+            found = [row[0] for row in connection.execute(query)]
+            if not found:
                 return None
             number = int(connection.execute(select(func.coalesce(func.max(HARVESTS.c.number), 0) + 1)).scalar_one())
             connection.execute(insert(HARVESTS).values(number=number, kind=kind))
-            rows = [{"request_id": name, "kind": kind, "number": number} for name in ids]
-            connection.execute(insert(HARVESTED), rows)
-        claimed = select(HARVESTED.c.request_id).where(HARVESTED.c.number == number, HARVESTED.c.kind == kind)
-        return Claim(int(number), tuple(sorted(str(row[0]) for row in connection.execute(claimed))))
+            table, column = (HARVESTED, "request_id") if kind == "judged" else (HARVESTED_THUMBS, "feedback")
+            connection.execute(insert(table), [{column: item, "number": number} for item in found])
+        return _claimed(connection, int(number), kind)
+
+
+def failed_tries(engine: Engine, claimed: Claim) -> int:
+    """Count one more failure of this harvest; say how many there were."""
+    with writing(engine) as connection:
+        before = connection.execute(select(TRIES.c.tries).where(TRIES.c.number == claimed.number)).scalar()
+        if before is None:
+            connection.execute(insert(TRIES).values(number=claimed.number, tries=1))
+        else:
+            connection.execute(update(TRIES).where(TRIES.c.number == claimed.number).values(tries=before + 1))
+        return int(before or 0) + 1
+
+
+def set_aside(engine: Engine, claimed: Claim, reasons: Mapping[str, str]) -> None:
+    """Take interactions out of a harvest for good, each with the reason."""
+    with writing(engine) as connection:
+        for name, reason in reasons.items():
+            connection.execute(insert(SET_ASIDE).values(number=claimed.number, request_id=name, reason=reason))
 
 
 def settle(engine: Engine, claimed: Claim, batch: str) -> None:
@@ -89,7 +143,7 @@ def shown_order(interaction: Interaction) -> tuple[int, int]:
 
 
 def judged_rows(
-    found: Sequence[Interaction], judgements: Sequence[Judgement | None], judge: Mapping[str, str], tie_margin: float
+    found: Sequence[Interaction], judgements: Sequence[Judgement | None], judge: Mapping[str, Any], tie_margin: float
 ) -> tuple[list[Row], Counter[str]]:
     """A row in TRL's conversational format for each interaction that the judge could decide; and the counts."""
     rows, counts = [], Counter[str]()
@@ -131,13 +185,16 @@ def labelling_rows(found: Sequence[Interaction]) -> list[Row]:
     return rows
 
 
-def thumb_rows(found: Sequence[tuple[Interaction, Sequence[InteractionFeedback]]]) -> list[Row]:
-    """A row for each thumb on an answer that a user saw whole."""
+def thumb_rows(
+    found: Sequence[tuple[Interaction, Sequence[InteractionFeedback]]], thumbs: frozenset[tuple[str, str, str]]
+) -> list[Row]:
+    """A row for each of these thumbs on an answer that a user saw whole."""
     rows = []
     for interaction, feedback in found:
         answer = interaction.answers[0]
         for item in feedback:
-            if item.kind in ("thumb_up", "thumb_down") and answer.finish_reason != "error" and answer.text.strip():
+            given = (interaction.id, item.kind, item.annotator or "") in thumbs
+            if given and answer.finish_reason != "error" and answer.text.strip():
                 rows.append(
                     {
                         "id": f"interaction-{interaction.id}-{item.annotator or 'user'}",
@@ -152,7 +209,7 @@ def thumb_rows(found: Sequence[tuple[Interaction, Sequence[InteractionFeedback]]
     return rows
 
 
-def _judged_row(interaction: Interaction, winner: int, judge: Mapping[str, str]) -> Row:
+def _judged_row(interaction: Interaction, winner: int, judge: Mapping[str, Any]) -> Row:
     chosen, rejected = interaction.answers[winner], interaction.answers[1 - winner]
     return {
         "id": f"interaction-{interaction.id}",
@@ -171,16 +228,35 @@ def _judged_row(interaction: Interaction, winner: int, judge: Mapping[str, str])
     }
 
 
-def _unharvested(kind: Kind, most: int, since: datetime | None) -> Any:
-    done = exists().where(and_(HARVESTED.c.request_id == INTERACTIONS.c.id, HARVESTED.c.kind == kind))
-    ready = (
-        exists().where(and_(ANSWERS.c.request_id == INTERACTIONS.c.id, ANSWERS.c.position == 1))
-        if kind == "judged"
-        else exists().where(
-            and_(FEEDBACK.c.request_id == INTERACTIONS.c.id, FEEDBACK.c.kind.in_(("thumb_up", "thumb_down")))
-        )
+def _claimed(connection: Connection, number: int, kind: Kind) -> Claim:
+    aside = select(SET_ASIDE.c.request_id).where(SET_ASIDE.c.number == number)
+    if kind == "judged":
+        query = select(HARVESTED.c.request_id).where(HARVESTED.c.number == number)
+        names = [str(row[0]) for row in connection.execute(query.where(HARVESTED.c.request_id.not_in(aside)))]
+        return Claim(number, tuple(sorted(names)))
+    thumbs = select(FEEDBACK.c.request_id, FEEDBACK.c.kind, FEEDBACK.c.annotator).where(
+        HARVESTED_THUMBS.c.number == number,
+        HARVESTED_THUMBS.c.feedback == FEEDBACK.c.seq,
+        FEEDBACK.c.request_id.not_in(aside),
     )
+    given = frozenset((str(row[0]), str(row[1]), str(row[2])) for row in connection.execute(thumbs))
+    return Claim(number, tuple(sorted({name for name, _, _ in given})), given)
+
+
+def _unharvested(most: int, since: datetime | None) -> Any:
+    done = exists().where(HARVESTED.c.request_id == INTERACTIONS.c.id)
+    ready = exists().where(and_(ANSWERS.c.request_id == INTERACTIONS.c.id, ANSWERS.c.position == 1))
     query = select(INTERACTIONS.c.id).where(~done, ready)
     if since is not None:
         query = query.where(INTERACTIONS.c.received_at >= stamp(since))
     return query.order_by(INTERACTIONS.c.received_at, INTERACTIONS.c.id).limit(most)
+
+
+def _unharvested_thumbs(most: int, since: datetime | None) -> Any:
+    done = exists().where(HARVESTED_THUMBS.c.feedback == FEEDBACK.c.seq)
+    query = select(FEEDBACK.c.seq).where(
+        ~done, FEEDBACK.c.kind.in_(("thumb_up", "thumb_down")), FEEDBACK.c.request_id == INTERACTIONS.c.id
+    )
+    if since is not None:
+        query = query.where(INTERACTIONS.c.received_at >= stamp(since))
+    return query.order_by(FEEDBACK.c.seq).limit(most)

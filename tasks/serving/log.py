@@ -99,9 +99,9 @@ def record_all(engine: Engine, batch: Sequence[Interaction]) -> int:
 
 def add_feedback(engine: Engine, feedback: InteractionFeedback) -> bool:
     """Keep what a user did; the same kind by the same annotator counts once. False for an unknown request."""
-    key = (feedback.request_id, feedback.kind, feedback.annotator or "")
+    key = (_text(feedback.request_id), feedback.kind, _text(feedback.annotator or ""))
     with writing(engine) as connection:
-        known = select(INTERACTIONS.c.id).where(INTERACTIONS.c.id == feedback.request_id)
+        known = select(INTERACTIONS.c.id).where(INTERACTIONS.c.id == key[0])
         if connection.execute(known).first() is None:
             return False
         row = dict(zip(("request_id", "kind", "annotator"), key, strict=True))
@@ -161,8 +161,14 @@ def _record(connection: Connection, interaction: Interaction) -> int:
         connection.execute(insert(INTERACTIONS).values(**row))
     for position, answer in enumerate(interaction.answers):
         if not _has(connection, ANSWERS, request_id=name, position=position):
-            connection.execute(insert(ANSWERS).values(request_id=name, position=position, **answer.model_dump()))
+            values = answer.model_dump() | {"text": _text(answer.text), "error": answer.error and _text(answer.error)}
+            connection.execute(insert(ANSWERS).values(request_id=name, position=position, **values))
     return clash
+
+
+def _text(text: str) -> str:
+    """Text as Postgres can hold it: with U+FFFD for NUL, which its drivers refuse."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _row(interaction: Interaction) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Writing the log beside the requests: a bounded queue and one thread.
 
 What a crash can lose is what was answered since the last transaction: some milliseconds' worth as a rule, and never
-more than the queue holds. An orderly end writes everything. A database that refuses is tried again, and what waits
-stays in the queue; what finds the queue full is dropped and counted.
+more than the queue holds. An orderly end writes everything. A database that is down is tried again, and what waits
+stays in the queue; what finds the queue full is dropped and counted. An interaction that the database would refuse for
+ever is set aside and counted, and holds up no other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from data_contracts.errors import PlumblineError
 from data_contracts.interactions import Interaction
@@ -32,7 +35,9 @@ class LogWriter:
         self._ending = False
         self.dropped = 0
         self.clashes = 0
+        self.set_aside = 0
         self.trouble: str | None = None
+        self.refused: str | None = None
         self._thread = threading.Thread(target=self._work, name="interaction log", daemon=True)
         self._thread.start()
 
@@ -86,15 +91,43 @@ class LogWriter:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _write(self, batch: Sequence[Interaction]) -> bool:
-        """Write a batch; it leaves the queue only once it is committed."""
+        """Write a batch, one by one where one of it is refused; False where the database is to be tried again."""
+        error = self._attempt(batch)
+        if error is None or not _is_final(error):
+            return error is None
+        return all(self._write_one(interaction) for interaction in batch)
+
+    def _write_one(self, interaction: Interaction) -> bool:
+        error = self._attempt([interaction])
+        if error is None or not _is_final(error):
+            return error is None
+        self.set_aside += 1
+        self.refused = f"interaction log: {self.set_aside} set aside; the last is {interaction.id}: {self.trouble}"
+        self._leave(1)
+        return True
+
+    def _attempt(self, batch: Sequence[Interaction]) -> Exception | None:
+        """One transaction; what it holds leaves the queue only once it is committed."""
         try:
             self.clashes += self._sink(batch)
-        except PlumblineError as error:
-            self.trouble = str(error)
-            return False
+        except Exception as error:  # whatever it is: this thread must not end, and /healthz tells
+            self.trouble = str(error) if isinstance(error, PlumblineError) else f"{type(error).__name__}: {error}"
+            return error
+        self._leave(len(batch))
+        return None
+
+    def _leave(self, count: int) -> None:
         with self._changed:
-            for _ in batch:
+            for _ in range(count):
                 self._waiting.popleft()
             self.trouble = None
             self._changed.notify_all()
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again is in vain, because a value is refused; else the database itself could not be used."""
+    if not isinstance(error, PlumblineError):
         return True
+    cause = error.__cause__
+    unsent = isinstance(cause, StatementError) and not isinstance(cause, DBAPIError)
+    return unsent or isinstance(cause, DataError | IntegrityError)

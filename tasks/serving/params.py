@@ -90,7 +90,10 @@ class ShadowParams(Section):
     """Mirrored traffic: a second answer that no user sees."""
 
     share: Share = Field(0.1, description="Share of requests mirrored, chosen by a hash of the request id; 0: none.")
-    alias: Alias = Field("challenger", description="Alias of the version that answers mirrored requests.")
+    alias: Alias = Field("shadow", description="Alias of the version that answers mirrored requests.")
+    fallback: Alias | None = Field(
+        "challenger", description="Alias followed while nobody holds shadow.alias; null: nothing is mirrored then."
+    )
     queue: int = Field(64, ge=1, le=100_000, description="Mirrored requests that wait; one more is dropped, counted.")
     nice: int = Field(19, ge=0, le=19, description="Added niceness of the process that answers mirrored requests.")
     timeout_s: float = Field(120.0, gt=0, le=3600, description="Longest time of one mirrored answer, seconds.")
@@ -103,7 +106,11 @@ class MarginParams(Section):
     refusal: Share = Field(0.05, description="Share of answers that decline to help.")
     error: Share = Field(0.02, description="Share of requests that ended in an error.")
     slow: Share = Field(0.05, description="Share of answers that took longer than canary.slow_ms.")
-    thumb_down: Share = Field(0.05, description="Share of thumbs that are down.")
+    thumb_down: Share = Field(
+        0.05,
+        description="Share of answers with a thumb whose first thumb is down. Assumes that users do not act in "
+        "concert: who sends many requests has as many votes. 1 leaves thumbs out where they are open to anybody.",
+    )
 
 
 class CanaryParams(Section):
@@ -169,7 +176,19 @@ class ServingLogParams(Section):
 class HarvestParams(Section):
     """How mirrored answers become preference pairs."""
 
-    most: int = Field(5000, ge=1, le=1_000_000, description="Most interactions of one harvest; the rest wait.")
+    most: int = Field(
+        5000,
+        ge=1,
+        le=1_000_000,
+        description="Most mirrored interactions, and most thumbs, of one harvest; others wait.",
+    )
+    tries: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Failed harvests of the same interactions after which each is tried alone, and what fails alone "
+        "is set aside.",
+    )
     tie_margin: float = Field(
         0.05, ge=0, lt=0.5, description="A judge's P(win) this near to a half is a tie, and no pair is made."
     )

@@ -67,6 +67,7 @@ class Service:
         self.params = params
         self.in_flight = 0
         self.draining = False
+        self.lost = 0
         self._after = ThreadPoolExecutor(1, thread_name_prefix="after the answer")
         self._trouble: str | None = None
         shadow = params.shadow
@@ -96,6 +97,10 @@ class Service:
         except BackendError as error:
             collected.fail(str(error))
             raise
+        except asyncio.CancelledError:  # while the backend was waited for: it, not the reader, may have been too slow
+            if collected.elapsed_s >= self.params.limits.answer_s:
+                collected.fail(f"the answer took more than {self.params.limits.answer_s:g} s")
+            raise
         finally:
             if collected.error == LEFT:
                 collected.fail(LEFT)
@@ -119,7 +124,8 @@ class Service:
         parts, mirror = self.parts, self.mirror
         alerts = [slot.alert for slot in (parts.champion, *parts.slots) if slot.alert]
         alerts += parts.watcher.alerts() if parts.watcher else []
-        alerts += [text for text in (parts.writer.trouble, self._trouble) if text]
+        troubles = (parts.writer.trouble, parts.writer.refused, self._trouble, mirror and mirror.trouble)
+        alerts += [text for text in troubles if text]
         if parts.canary and parts.canary.returned:
             alerts.append(f"canary: {parts.canary.returned}")
         status = "draining" if self.draining else "starting" if parts.champion.uri is None else "ok"
@@ -132,6 +138,8 @@ class Service:
             "log": {
                 "waiting": parts.writer.waiting,
                 "dropped": parts.writer.dropped,
+                "lost": self.lost,
+                "set_aside": parts.writer.set_aside,
                 "id_clashes": parts.writer.clashes,
             },
             "shadow": None
@@ -140,6 +148,7 @@ class Service:
                 "answered": mirror.answered,
                 "waiting": mirror.waiting,
                 "dropped": mirror.dropped,
+                "failed": mirror.failed,
             },
             "canary": parts.canary.state() if parts.canary else None,
         }
@@ -162,6 +171,13 @@ class Service:
             slot.clear()
 
     def _keep(self, exchange: Exchange) -> None:
+        try:
+            self._log(exchange)
+        except Exception as error:  # nobody asks this thread's futures: what is not told here is told nowhere
+            self.lost += 1
+            self._trouble = f"{exchange.id} was not logged: {type(error).__name__}: {error}"
+
+    def _log(self, exchange: Exchange) -> None:
         collected = exchange.collected
         signals = self._signals(exchange.request.messages, collected)
         interaction = Interaction(

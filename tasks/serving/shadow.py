@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from data_contracts.interactions import Interaction
 from tasks.serving.chat import BackendError, ChatRequest
 from tasks.serving.collect import Collected
-from tasks.serving.slots import Served, Slot
+from tasks.serving.slots import Resolve, Served, Slot
 
 _IDLE_S = 0.2
 
@@ -25,6 +25,16 @@ def falls_into(share: float, salt: str, key: str) -> bool:
     """Whether a key belongs to the share: its place in [0, 1) is fixed by the salt and the key, for ever."""
     digest = hashlib.sha256(f"{salt}\n{key}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64 < share
+
+
+def first_held(resolve: Resolve, fallback: str | None) -> Resolve:
+    """Resolves an alias, and where nobody holds it, the fallback."""
+
+    def find(alias: str) -> str | None:
+        held = resolve(alias)
+        return resolve(fallback) if held is None and fallback is not None else held
+
+    return find
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,8 @@ class Mirror:
         self._cancelled = threading.Event()
         self.answered = 0
         self.dropped = 0
+        self.failed = 0
+        self.trouble: str | None = None
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
@@ -94,6 +106,9 @@ class Mirror:
                 continue
             try:
                 self._answer(job)
+            except Exception as error:  # this thread must not end with one request; /healthz tells
+                self.failed += 1
+                self.trouble = f"mirror: {job.interaction.id}: {type(error).__name__}: {error}"
             finally:
                 self._waiting.task_done()
 

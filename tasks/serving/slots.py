@@ -32,7 +32,7 @@ class Served:
         self._lock = threading.Lock()
         self._users = 0
         self._retired = False
-        self._closed = threading.Event()
+        self._closed = False
 
     def begin(self) -> None:
         """An answer begins; it will call `end`."""
@@ -50,15 +50,11 @@ class Served:
         self._retired = True
         self._close_when_free()
 
-    def wait_closed(self, timeout_s: float) -> bool:
-        """Whether it has been closed, after waiting for it."""
-        return self._closed.wait(timeout_s)
-
     def _close_when_free(self) -> None:
         with self._lock:
-            if not self._retired or self._users > 0 or self._closed.is_set():
+            if not self._retired or self._users > 0 or self._closed:
                 return
-            self._closed.set()
+            self._closed = True
         self.threads.shutdown(wait=False)
         self.backend.close()
 

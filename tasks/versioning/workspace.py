@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_contracts.artifact import verify_artifact
-from data_contracts.errors import ArtifactError, VersioningError
+from data_contracts.errors import ArtifactError, InputsChangedError, VersioningError
 from tasks.versioning.git import run_git
 from tasks.versioning.repo import BUSY_WAIT_S, Result, silence, with_repo
 
@@ -77,6 +77,7 @@ class Versions:
         self.root = root.resolve()
         self._wait_s = wait_s
         self._params_seen: dict[str, Any] = {}
+        self._inputs_seen: dict[str, dict[str, str]] = {}
 
     def require_clean_inputs(self, name: str) -> None:
         """Refuse to run on, or to overwrite, what a person edited by hand.
@@ -93,6 +94,7 @@ class Versions:
             for out in stage.outs:
                 self._require_replaceable(repo, out, name)
             self._params_seen[name] = _params_of(stage)
+            self._inputs_seen[name] = _inputs_of(stage)
 
         self._locked(check)
 
@@ -124,7 +126,8 @@ class Versions:
         """Record what is on disk as the stage's result: cache, `dvc.lock` and run-cache.
 
         Refuses when a dependency or param changed while the stage ran, since the record would then
-        claim inputs that the output was not made from.
+        claim inputs that the output was not made from: `InputsChangedError` where an input is another, clean
+        version by now, as the raw store is when feedback was ingested meanwhile.
         """
 
         def commit(repo: Repo) -> None:
@@ -137,6 +140,7 @@ class Versions:
                     f"stage {name}: params.yaml changed while it ran, so its output cannot be recorded under the new "
                     f"values. Run again; leave params.yaml alone during a run."
                 )
+            self._require_same_inputs(stage, name)
             _commit(repo, name)
 
         self._locked(commit)
@@ -209,6 +213,19 @@ class Versions:
             f"make it where {name} comes from and run that stage."
         )
 
+    def _require_same_inputs(self, stage: Stage, name: str) -> None:
+        seen = self._inputs_seen.get(name)
+        if seen is None:
+            return
+        now = _inputs_of(stage)
+        other = sorted(path for path in now if now[path] != seen.get(path))
+        if other:
+            names = ", ".join(os.path.relpath(path, self.root) for path in other)
+            raise InputsChangedError(
+                f"stage {name}: its input {names} got another version while it ran, as when feedback is "
+                f"ingested; its output may not hold that and is not recorded. Run again."
+            )
+
     def _require_replaceable(self, repo: Repo, out: Output, stage: str) -> None:
         if not out.exists or not out.workspace_status():
             return
@@ -275,6 +292,12 @@ def _is_params(dep: Output) -> bool:
 
 def _params_of(stage: Stage) -> list[Any]:
     return [dep.read_params() for dep in stage.deps if _is_params(dep)]
+
+
+def _inputs_of(stage: Stage) -> dict[str, str]:
+    """Path of each input -> the hash of what is there now."""
+    inputs = [dep for dep in stage.deps if not _is_params(dep)]
+    return {dep.fs_path: str(dep.get_hash().value) for dep in inputs}
 
 
 def _find_out(repo: Repo, path: Path, *, containing: bool = False) -> Output | None:

@@ -23,6 +23,8 @@ import pytest
 
 from flows.__main__ import main
 from flows.params import load_params, save_params
+from tasks.announce import EVENTS, workspace_id
+from tasks.freshness.outbox import Entry
 from tasks.versioning.lock import current_hashes
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -112,6 +114,17 @@ class Trained(Workspace):
     """The session's workspace after its one retraining run. Shared: leave it as it is."""
 
     first: Done
+
+
+def finding_event(root: Path, entry: Entry) -> dict[str, Any]:
+    """The event of a finding as the outbox sends it, to send it again."""
+    return {
+        "id": entry.event_id,
+        "event": EVENTS["finding"],
+        "occurred": entry.created_at.isoformat(),
+        "resource": {"prefect.resource.id": f"plumbline.workspace.{workspace_id(root)}"},
+        "payload": {"key": entry.key},
+    }
 
 
 def write_hh_pairs(path: Path, count: int, seed: int) -> Path:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -16,13 +19,15 @@ from sqlalchemy import Engine
 
 from data_contracts.errors import StageError, WorkspaceBusy
 from flows import fresh
+from flows.deployments import apply
 from flows.params import load_params
 from flows.workspaces import exclusive_run, init_workspace
 from tasks.admit_run import open_outbox
-from tasks.announce import request_retraining
+from tasks.announce import drain_outbox, request_retraining, workspace_id
 from tasks.freshness import outbox
 from tasks.freshness.admission import runs
 from tasks.register_model import Registered
+from tests.flows.conftest import finding_event
 
 
 @pytest.fixture
@@ -56,8 +61,12 @@ def _database(root: Path) -> Engine:
     return open_outbox(root, load_params(root)[0])
 
 
+def _event_id(root: Path) -> str:
+    return outbox.event_id(workspace_id(root), "finding/1")
+
+
 def _on_event(root: Path) -> State[Any]:
-    state: State[Any] = fresh.retrain_on_fresh(str(root), "finding/1", outbox.event_id("finding/1"), return_state=True)
+    state: State[Any] = fresh.retrain_on_fresh(str(root), "finding/1", _event_id(root), return_state=True)
     return state
 
 
@@ -71,7 +80,7 @@ def test_an_admitted_run_tells_what_started_it_and_ends_its_claim(root: Path, tr
     assert trigger == {
         "kind": "event",
         "key": "finding/1",
-        "event_id": outbox.event_id("finding/1"),
+        "event_id": _event_id(root),
         "keys": ["finding/1"],
         "reason": run.reason,
         "run_key": run.run_key,
@@ -87,7 +96,7 @@ def test_the_poll_sends_the_event_and_starts_the_run_of_a_lost_one(root: Path, t
     """The trigger names the event that the key would have had."""
     state = fresh.poll_freshness(str(root), return_state=True)
     assert state.is_completed()
-    assert (triggers[0]["kind"], triggers[0]["event_id"]) == ("poll", outbox.event_id("finding/1"))
+    assert (triggers[0]["kind"], triggers[0]["event_id"]) == ("poll", _event_id(root))
     assert outbox.pending(_database(root)) == []
 
 
@@ -96,6 +105,41 @@ def test_a_rejected_version_ends_the_claim_too(root: Path, monkeypatch: pytest.M
     assert "rejected by the gate" in str(_on_event(root).message)
     assert [run.outcome for run in runs(_database(root))] == ["rejected"]
     assert _on_event(root).name == fresh.NOT_STARTED
+
+
+def test_an_event_sent_again_after_a_restart_of_the_server_gives_no_second_run(
+    root: Path,
+    triggers: list[Any],
+    restartable: Callable[[], AbstractContextManager[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server forgets what it has seen, so its trigger starts the flow twice, with the same key: admission does not.
+
+    The test runs what the server scheduled, with the parameters that it filled from the event.
+    """
+    params, _ = load_params(root)
+    with restartable() as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        apply(root, params)
+        (entry,) = drain_outbox(root, params)
+        (first,) = _scheduled(url, 1)
+    with restartable() as url:
+        httpx.post(f"{url}/events", json=[finding_event(root, entry)]).raise_for_status()
+        both = _scheduled(url, 2)
+    assert both == [first, first] == [{"root": str(root), "key": "finding/1", "event_id": entry.event_id}] * 2
+    names = [fresh.retrain_on_fresh(**asked, return_state=True).name for asked in both]
+    assert names == ["Completed", fresh.NOT_STARTED]
+    assert ([run.outcome for run in runs(_database(root))], len(triggers)) == (["completed"], 1)
+
+
+def _scheduled(url: str, count: int) -> list[dict[str, Any]]:
+    """The parameters of the runs that a server without a worker scheduled, as soon as there are `count`."""
+    until = time.monotonic() + 60
+    wanted = {"flows": {"name": {"any_": ["retrain-on-fresh"]}}}
+    while len(found := httpx.post(f"{url}/flow_runs/filter", json=wanted).raise_for_status().json()) < count:
+        assert time.monotonic() < until, f"waited in vain for {count} runs, found {len(found)}"
+        time.sleep(0.3)
+    return [run["parameters"] for run in found]
 
 
 def test_a_failed_run_gives_its_key_back(root: Path, triggers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

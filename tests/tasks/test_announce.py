@@ -90,6 +90,19 @@ def test_a_finding_is_told_once(root: Path, params: Params, reachable: str) -> N
     assert [event["event"] for event in events(reachable, root)] == ["monitor.finding"]
 
 
+def test_two_workspaces_of_one_server_tell_of_the_same_batch_each(
+    root: Path, params: Params, reachable: str, tmp_path: Path
+) -> None:
+    """An id of the batch alone would be there already when the second one tells of it, and start nothing there."""
+    other = tmp_path / "other"
+    init_workspace(other)
+    path = feedback(root)
+    for workspace in (root, other):
+        batches = ingest_feedback(workspace, "human_pairs", [path])
+        (entry,) = announce_batches(workspace, params, "human_pairs", batches, {})
+        assert [event["id"] for event in events(reachable, workspace)] == [entry.event_id]
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/api"])
 def test_a_server_that_is_down_leaves_the_row_pending(
     root: Path, params: Params, server: str, url: str, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from data_contracts.errors import SignatureError
 from data_contracts.interactions import Answer, Interaction
 from data_contracts.records import Message
 from flows.params import Params
@@ -15,8 +16,8 @@ from tasks.freshness import outbox
 from tasks.monitor_policy import monitor_policy
 from tasks.promote_model import champion_of
 from tasks.registry.client import Store
-from tasks.registry.versions import resolve
-from tasks.report_live import report_live
+from tasks.registry.versions import StoredFiles, resolve
+from tasks.report_live import _judge, report_live
 from tasks.serving import log
 
 if TYPE_CHECKING:
@@ -129,3 +130,23 @@ def test_a_finding_asks_once_and_says_why_until_another_champion_serves(
     serve(world, range(3000, 3040), second.uri, violation=True)
     assert look(world, day=3)["findings"] == ["safety_violations"]
     assert len(asked(world)) == 2
+
+
+def test_an_edited_manifest_is_not_looked_at(world: World) -> None:
+    world.register()
+    store = Store(world.root, PARAMS.registry)
+    path = StoredFiles(store, resolve(store, champion(world))).folder / "manifest.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(SignatureError, match="models:/assistant/1"):
+        look(world)
+
+
+def test_answers_are_not_judged_by_what_an_edited_manifest_names(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.register()
+    store = Store(world.root, PARAMS.registry)
+    path = StoredFiles(store, resolve(store, champion(world))).folder / "manifest.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    monkeypatch.setattr("tasks.report_live.mirrored", lambda logged: [None])
+    found = _judge(world.root, PARAMS, champion(world), [])
+    assert isinstance(found, str)
+    assert "It is not what was registered" in found

@@ -14,6 +14,7 @@ from flows.params import Params
 from tasks.compare_champion import unseen
 from tasks.promote_model import (
     Override,
+    anchor_history,
     champion_of,
     current_actor,
     delete_version,
@@ -21,6 +22,7 @@ from tasks.promote_model import (
     promotion_history,
     rollback,
 )
+from tasks.promotion.gates import GATES, GateResult, Measured
 from tasks.promotion.params import PromotionParams
 from tasks.registry.client import Store
 from tasks.registry.keys import PUBLIC_KEY
@@ -153,6 +155,59 @@ def test_rollback_goes_back_and_further_back_and_never_to_what_it_left(world: An
     promote(world.root, PARAMS, "models:/assistant/4", reason="again")
     assert numbers(world)["previous"] == "1"
     assert promotion_history(world.root, PARAMS).problems == []
+
+
+def test_a_lost_head_is_written_anew(world: Any) -> None:
+    Store(world.root, PARAMS.registry).client.delete_registered_model_tag("assistant", "plumbline.ledger_head")
+    with pytest.raises(SignatureError, match="history --anchor"):
+        rollback(world.root, PARAMS, to="models:/assistant/3", reason="r")
+    assert anchor_history(world.root, PARAMS, reason="MLflow came back from a backup", actor="ada").actor == "ada"
+    assert rollback(world.root, PARAMS, to="models:/assistant/3", reason="r").promoted
+    assert promotion_history(world.root, PARAMS).problems == []
+
+
+def test_the_signature_gate_itself_refuses(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verdict decides: with a gate that let it pass, nothing would be raised."""
+    asked: list[str | None] = []
+
+    def gate(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+        asked.append(measured.signature)
+        return GateResult(name, measured.signature is None, None, None, "the gate says no")
+
+    monkeypatch.setitem(GATES, "signature", gate)
+    monkeypatch.setattr("tasks.promote_model.verified_model", refuse)
+    with pytest.raises(SignatureError, match="the gate says no No override helps"):
+        promote(world.root, PARAMS, "models:/assistant/3", reason="r")
+    assert asked == ["changed"]
+
+
+def refuse(*given: object) -> None:
+    raise SignatureError("changed")
+
+
+def test_rollback_works_whatever_somebody_deleted_in_mlflow(world: Any) -> None:
+    """1, 3, 4 were champions in turn; 3 is deleted: back from 4 to 1, named, and `previous` names nobody."""
+    for number in "34":
+        promote(world.root, PARAMS, f"models:/assistant/{number}", reason="weekly")
+    client = Store(world.root, PARAMS.registry).client
+    client.delete_model_version("assistant", "3")
+    with pytest.raises(UnknownModelError):
+        rollback(world.root, PARAMS, reason="worse")
+    assert rollback(world.root, PARAMS, to="models:/assistant/1", reason="worse").promoted
+    promote(world.root, PARAMS, "models:/assistant/4", reason="again")
+    client.delete_model_version("assistant", "4")
+    assert rollback(world.root, PARAMS, reason="gone").model_uri == "models:/assistant/1"
+    assert promotion_history(world.root, PARAMS).moved_outside.keys() <= {"candidate"}
+    assert numbers(world)["champion"] == "1"
+
+
+def test_rollback_passes_over_an_earlier_champion_that_is_gone(world: Any) -> None:
+    """1, 3, 4 were champions in turn, 1 is deleted: back to 3, and `previous` names nobody."""
+    for number in "34":
+        promote(world.root, PARAMS, f"models:/assistant/{number}", reason="weekly")
+    Store(world.root, PARAMS.registry).client.delete_model_version("assistant", "1")
+    assert rollback(world.root, PARAMS, reason="worse").model_uri == "models:/assistant/3"
+    assert numbers(world) == {"champion": "3", "candidate": "4"}
 
 
 def test_rollback_to_a_named_version(world: Any) -> None:

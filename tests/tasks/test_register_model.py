@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 from data_contracts.errors import VersioningError
-from tasks.register_model import refuse_dirty
+from tasks.register_model import refuse_dirty, register_model
 from tasks.registry.client import Store
 from tasks.registry.params import RegistryParams
+from tasks.registry.runs import open_run
 from tasks.registry.versions import StoredFiles, all_versions, resolve
 from tasks.versioning.git import commit_git
 from tasks.versioning.lock import current_hashes
+from tasks.versioning.workspace import Versions
 
 
 def stored(world: Any, uri: str) -> StoredFiles:
@@ -107,3 +109,14 @@ def test_a_dirty_workspace_is_refused_where_params_say_so(world: Any) -> None:
         refuse_dirty(world.root, strict)
     commit_git(world.root, "Seed 5")
     refuse_dirty(world.root, strict)
+
+
+def test_a_batch_that_came_after_its_reading_is_not_named_as_trained_on(world: Any) -> None:
+    """Admission takes a batch of the manifest for spent, so that a run which trained without it would lose it."""
+    records = world.bring_up_to_date()
+    (world.root / "data/raw/human_pairs/fedcba9876543210.jsonl").write_text('{"id": "late"}\n')
+    Versions(world.root).track("data/raw")
+    with open_run(world.root, world.registry, flow_run_id="flow-1") as run:
+        registered = register_model(world.root, world.registry, records, run)
+    batches = stored(world, registered.model_uri).manifest()["raw_batches"]
+    assert [batch["path"] for batch in batches] == ["data/raw/human_pairs/0123456789abcdef.jsonl"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from data_contracts.errors import ParamsError, SignatureError, UnknownModelError, UsageError
+from data_contracts.errors import ParamsError, RegistryError, SignatureError, UnknownModelError, UsageError
 from data_contracts.records import Message
 from flows.params import Params
 from tasks import serve_model
@@ -107,3 +108,47 @@ def test_a_registered_checkpoint_is_verified_loaded_and_answers_and_a_changed_on
         serve_model.build_service(world.root, params, "champion")
     with pytest.raises(UnknownModelError, match="nobody holds this alias"):
         serve_model.build_service(world.root, params, "shadow")
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are verified, and stood for by a backend that needs no weights."""
+    backend = SimpleNamespace(lanes=1, alive=lambda: True, close=lambda: None)
+    monkeypatch.setattr(serve_model.LocalBackend, "load", lambda spec: backend)
+
+
+def test_an_alias_that_was_moved_outside_the_ledger_is_not_followed(world: World, loaded: None) -> None:
+    world.register()
+    world.set(finetune={"dpo": {"beta": 0.2}})
+    world.register()
+    params = Params.model_validate({"serving": {"shadow": {"share": 0.0}}})
+    service = serve_model.build_service(world.root, params, "champion")
+    client = Store(world.root, params.registry).client
+    client.set_registered_model_alias("assistant", "champion", "2")
+    champion = service.parts.champion
+    assert not champion.refresh()
+    assert champion.uri == "models:/assistant/1"
+    assert champion.alert is not None and "moved outside the ledger" in champion.alert
+    with pytest.raises(RegistryError, match="moved outside the ledger"):
+        serve_model.build_service(world.root, params, "champion")
+    client.set_registered_model_alias("assistant", "champion", "1")
+    assert not champion.refresh()
+    assert champion.alert is None
+    service.close()
+
+
+def test_a_version_behind_a_url_is_verified_and_its_server_is_not_vouched_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.register()
+    monkeypatch.setattr(serve_model.RemoteBackend, "require_model", lambda self: None)
+    remote = {"kind": "openai", "url": "http://127.0.0.1:9/v1"}
+    params = Params.model_validate({"serving": {"champion": remote, "shadow": {"share": 0.0}}})
+    store, backend = Store(world.root, params.registry), params.serving.champion
+    serve_model.load(world.root, params, store, backend, "models:/assistant/1").close()
+    assert "that http://127.0.0.1:9/v1 serves these weights is not proven" in caplog.text
+    config = StoredFiles(store, resolve(store, "models:/assistant/1")).folder / "model/config.json"
+    config.chmod(0o644)
+    config.write_text("{}")
+    with pytest.raises(SignatureError):
+        serve_model.load(world.root, params, store, backend, "models:/assistant/1")

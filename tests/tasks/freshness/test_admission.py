@@ -149,6 +149,20 @@ def test_a_clock_set_back_gives_no_negative_age_and_no_storm(engine: Engine) -> 
     assert not ask(engine, at(-86_400), a=10).admitted
 
 
+def test_a_clock_set_back_by_months_keeps_the_budget_for_a_week_not_for_months(engine: Engine) -> None:
+    """Three runs of three at later times than now: they count from now, so no fourth starts before a week from now."""
+    for number in range(4):
+        batch(engine, f"k{number}", at(number))
+    for number in range(3):
+        run_key = ask(engine, at(1000 * (number + 1)), **{f"k{number}": 10}).run_key
+        assert run_key is not None
+        finish(engine, run_key, outcome="completed", model_uri=None, detail="", now=at(1000 * (number + 1)))
+    back = NOW - timedelta(days=90)
+    assert "budget is spent: 3 runs of 3" in ask(engine, back, k3=10).reason
+    assert "budget is spent" in ask(engine, back + timedelta(days=6.9), k3=10).reason
+    assert ask(engine, back + timedelta(days=7.1), k3=10).keys == ("k3",)
+
+
 def test_a_released_claim_costs_neither_attempt_nor_budget(engine: Engine) -> None:
     batch(engine, "a")
     for number in range(5):

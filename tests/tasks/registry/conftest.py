@@ -35,6 +35,7 @@ class Registry:
         digest = claimed or sha256_file(folder / "weights.bin")
         card = {"sha256": hashlib.sha256(b"card").hexdigest(), "bytes": 4}
         manifest = {
+            "model": {"key": key},
             "gate": {"passed": passed},
             "objects": {"curated": {"md5": "a" * 32 + ".dir"}},
             "files": {"model/weights.bin": {"sha256": digest}, "MODEL_CARD.md": card},

@@ -22,6 +22,7 @@ from tasks.registry.ledger import (
     HEAD_TAG,
     Move,
     alias_state,
+    anchor_head,
     delete_version,
     history,
     move_alias,
@@ -216,6 +217,58 @@ def test_a_head_that_was_touched_is_found(three: Any, how: str) -> None:
         client.set_registered_model_tag(three.name, HEAD_TAG, orjson.dumps(changed).decode())
     (problem,) = problems(three)
     assert "signed head" in problem
+
+
+@pytest.mark.parametrize("how", ["in MLflow", "by the ledger"])
+def test_no_line_is_written_that_cannot_be_carried_out(three: Any, how: str) -> None:
+    if how == "in MLflow":
+        three.store.client.delete_model_version(three.name, "2")
+    else:
+        delete_version(three.ledger, three.store, "2", actor="ada", reason="old")
+    before = history(three.ledger, three.name)
+    with pytest.raises(RegistryError, match="expected a version that exists, found 2"):
+        move(three, "shadow", "2", None)
+    assert history(three.ledger, three.name) == before
+    assert move(three, "shadow", "3", None).version == "3"
+
+
+def test_a_line_whose_version_went_meanwhile_is_stated_and_blocks_nothing(
+    three: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "_carry_out", crash)
+        with pytest.raises(KeyboardInterrupt):
+            move(three, "shadow", "2", None)
+    three.store.client.delete_model_version(three.name, "2")
+    line = move(three, "champion", "3", "1")
+    assert "MLflow has no version 2; somebody deleted it" in line.evidence["repaired"][0]
+    assert moved_outside(three.ledger, three.store) == {"shadow": {"ledger": "2", "mlflow": None}}
+    move(three, "shadow", "1", "2")  # an alias that went with its version may be given anew
+    assert held(three) == {"champion": "3", "candidate": "3", "shadow": "1"}
+
+
+def test_a_lost_head_is_anchored_anew_on_record(three: Any) -> None:
+    with pytest.raises(RegistryError, match="nothing to anchor"):
+        anchor_head(three.ledger, three.store, actor="ada", reason="restored")
+    three.store.client.delete_registered_model_tag(three.name, HEAD_TAG)
+    with pytest.raises(SignatureError, match="history --anchor"):
+        move(three, "champion", "3", "1")
+    line = anchor_head(three.ledger, three.store, actor="ada", reason="restored from a backup")
+    assert (line.action, line.alias, line.version, line.evidence["head"]) == ("anchor", "", None, None)
+    assert "signed head" in line.evidence["problems"][0]
+    assert problems(three) == []
+    move(three, "champion", "3", "1")
+    assert held(three)["champion"] == "3"
+
+
+def test_no_head_is_anchored_on_a_bad_line(three: Any) -> None:
+    with database(three) as connection:
+        connection.execute("UPDATE promotion_ledger SET actor = 'eve' WHERE model = ? AND seq = 2", (three.name,))
+    with pytest.raises(SignatureError, match="ledger line 2"):
+        anchor_head(three.ledger, three.store, actor="ada", reason="r")
 
 
 def write_lines(key: Any, count: int) -> list[dict[str, Any]]:

@@ -19,9 +19,11 @@ from tasks.registry.signing import (
     SEAL_TAG,
     SIGNATURE,
     check_signature,
+    seal,
     sign_version_files,
     verify_signature,
 )
+from tasks.registry.stored import seal_facts
 from tasks.registry.versions import GATE_TAG, MANIFEST_TAG, resolve
 
 
@@ -191,6 +193,14 @@ def test_a_machine_without_the_private_key_verifies_with_the_copy(
     assert signing_key(tmp_path / "workspace", elsewhere) == key
 
 
+def test_a_machine_that_can_only_verify_makes_no_key(tmp_path: Path, key: SigningKey) -> None:
+    root, params = tmp_path / "workspace", RegistryParams(signing_key=str(tmp_path / "none"))
+    with pytest.raises(SignatureError, match="can verify, not sign"):
+        signing_key(root, params)
+    assert not (tmp_path / "none").exists()
+    assert verifying_key(root, params) == key.public
+
+
 # Versions
 
 
@@ -242,6 +252,63 @@ def test_a_verdict_that_was_turned_is_caught(registry: Any) -> None:
     registry.store.client.set_model_version_tag(version.name, version.number, GATE_TAG, "passed")
     with pytest.raises(SignatureError, match="a seal of other facts"):
         registry.stored(version).require_signed()
+
+
+def test_registering_again_seals_no_verdict_that_was_turned(registry: Any) -> None:
+    """The tag says passed and the seal is gone: the signed manifest says rejected, and it is believed."""
+    version = registry.register("a", passed=False)
+    registry.store.client.set_model_version_tag(version.name, version.number, GATE_TAG, "passed")
+    registry.store.client.delete_model_version_tag(version.name, version.number, SEAL_TAG)
+    with pytest.raises(SignatureError, match=r"plumbline.gate='passed' \(manifest: 'rejected'\).* not sealed"):
+        registry.register("a", passed=False)
+    found = resolve(registry.store, version.uri)
+    assert (SEAL_TAG in found.tags, found.aliases) == (False, ())
+
+
+def test_aliases_are_given_to_verified_versions_alone(registry: Any) -> None:
+    """The seal is genuine, of a rejected version; its tag says passed."""
+    version = registry.register("a", passed=False)
+    registry.store.client.set_model_version_tag(version.name, version.number, GATE_TAG, "passed")
+    with pytest.raises(SignatureError, match="a seal of other facts"):
+        registry.register("a", passed=False)
+    assert resolve(registry.store, version.uri).aliases == ()
+
+
+def test_a_verdict_changed_in_an_unsigned_manifest_is_not_signed(registry: Any) -> None:
+    version = registry.register("a", passed=False)
+    stored = registry.stored(version)
+    (stored.folder / SIGNATURE).unlink()
+    manifest = {**stored.manifest(), "gate": {"passed": True}}
+    (stored.folder / "manifest.json").write_bytes(orjson.dumps(manifest))
+    digest = sha256_file(stored.folder / "manifest.json")
+    client = registry.store.client
+    for tag, value in ((MANIFEST_TAG, digest), (GATE_TAG, "passed")):
+        client.set_model_version_tag(version.name, version.number, tag, value)
+    client.delete_model_version_tag(version.name, version.number, SEAL_TAG)
+    with pytest.raises(SignatureError, match="gate: not that of the results at hand"):
+        registry.register("a", passed=False)
+
+
+def test_the_seal_pins_the_bytes_of_the_signature(registry: Any) -> None:
+    version = registry.register("a")
+    with (registry.stored(version).folder / SIGNATURE).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(SignatureError, match="a seal of other facts"):
+        registry.stored(version).require_signed()
+
+
+def test_a_seal_of_a_program_before_that_still_holds(registry: Any) -> None:
+    version = registry.register("a")
+    old = seal(signing_key(registry.root, registry.params), seal_facts(version))
+    registry.store.client.set_model_version_tag(version.name, version.number, SEAL_TAG, old)
+    registry.stored(version).require_signed()
+
+
+def test_a_lost_signature_is_made_again_with_its_seal(registry: Any) -> None:
+    version = registry.register("a")
+    (registry.stored(version).folder / SIGNATURE).unlink()
+    registry.register("a")
+    registry.stored(version).require_signed()
 
 
 def test_registering_again_signs_what_was_left_unsigned(registry: Any) -> None:

@@ -206,3 +206,26 @@ def test_health_says_starting_without_a_version(serving: Start) -> None:
     health = httpx.get(f"{running.url}/healthz")
     assert (health.status_code, health.json()["status"]) == (503, "starting")
     assert post(running).status_code == 503
+
+
+def test_a_version_that_hangs_is_an_error_of_its_own_not_a_reader_who_left(serving: Start) -> None:
+    gate = threading.Event()
+    running = serving(Scripted(gate=gate), limits={"answer_s": 0.3})
+    assert post(running).status_code == 504
+    assert post(running, {**ASK, "stream": True}).status_code == 504
+    assert [item.answers[0].error for item, _ in running.logged()] == ["the answer took more than 0.3 s"] * 2
+    gate.set()
+
+
+def test_an_answer_that_could_not_be_kept_is_told(serving: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = serving()
+
+    def broken(_: Any) -> bool:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(running.service.parts.writer, "put", broken)
+    assert post(running).status_code == 200
+    wait_for(lambda: running.service.lost == 1, "the loss")
+    health = httpx.get(f"{running.url}/healthz").json()
+    assert (health["status"], health["log"]["lost"]) == ("alert", 1)
+    assert "no memory" in health["alerts"][0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Engine
+import pytest
+from sqlalchemy import Engine, delete
 
 from data_contracts.interactions import Answer, Interaction, InteractionFeedback
 from data_contracts.records import Message
-from tasks.serving import log
+from tasks.database import writing
+from tasks.serving import evidence, log
 from tasks.serving.canary import Canary, sticky_key
 from tasks.serving.chat import ChatRequest
 from tasks.serving.collect import LEFT
@@ -105,6 +107,52 @@ def test_thumbs_count_once_each(engine: Engine) -> None:
         assert log.add_feedback(engine, InteractionFeedback(request_id=interaction.id, kind=kind, at=clock()))
     assert canary.check()
     assert set(told[0][1]["figures"]) == {"thumb_down"}
+
+
+def test_a_request_has_one_vote_under_however_many_names(engine: Engine) -> None:
+    clock, told = Clock(), Told()
+    canary = make(engine, told, clock)
+    canary.check()
+    for side in (False, True):
+        write(engine, clock, 150, canary=side)
+    for interaction, _ in list(log.interactions(engine)):
+        log.add_feedback(engine, InteractionFeedback(request_id=interaction.id, kind="thumb_up", at=clock()))
+    victim = next(interaction.id for interaction, _ in log.interactions(engine) if interaction.canary)
+    for number in range(300):
+        given = InteractionFeedback(request_id=victim, kind="thumb_down", at=clock(), annotator=f"sybil {number}")
+        assert log.add_feedback(engine, given)
+    assert not canary.check()
+    assert told == []
+
+
+def test_readers_who_left_a_slow_answer_count_as_slow(engine: Engine) -> None:
+    clock, told = Clock(), Told()
+    canary = make(engine, told, clock)
+    canary.check()
+    write(engine, clock, 150, canary=False)
+    write(engine, clock, 150, canary=True, bad=60, finish_reason="error", error=LEFT, latency_ms=30_000.0)
+    assert canary.check()
+    assert set(told[0][1]["figures"]) == {"slow"}
+    assert told[0][1]["figures"]["slow"]["challenger"] == 0.4
+
+
+def test_counting_on_gives_what_counting_anew_gives_and_reads_no_old_row_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "TAIL", 3)
+    clock = Clock()
+    running = evidence.Tally(engine, TWO, True, "", 5000.0)
+    for bad in (4, 0, 7):
+        write(engine, clock, 10, canary=True, bad=bad, refusal=True)
+        for interaction, _ in list(log.interactions(engine)):
+            log.add_feedback(engine, InteractionFeedback(request_id=interaction.id, kind="thumb_down", at=clock()))
+        assert running.figures() == evidence.Tally(engine, TWO, True, "", 5000.0).figures()
+    before = running.figures()
+    assert before["refusal"] == (11, 30)
+    assert before["thumb_down"] == (30, 30)
+    with writing(engine) as connection:
+        connection.execute(delete(log.ANSWERS).where(log.ANSWERS.c.seq <= 27))
+    assert running.figures()["refusal"] == (11, 30)
 
 
 def test_equal_challengers_stay_and_readers_who_left_count_for_nothing(engine: Engine) -> None:

@@ -110,10 +110,24 @@ def test_thumbs_are_read_as_unpaired_responses(tmp_path: Path, engine: Engine) -
         log.add_feedback(engine, InteractionFeedback(request_id=name, kind=kind, at=START, annotator="ann"))
     claimed = harvest.claim(engine, "thumbs", 10, None)
     assert claimed is not None and claimed.ids == ("a", "b")
-    rows = harvest.thumb_rows(log.some_interactions(engine, claimed.ids))
+    rows = harvest.thumb_rows(log.some_interactions(engine, claimed.ids), claimed.thumbs)
     read = _read(tmp_path, "unpaired_responses", rows)
     assert all(isinstance(item, UnpairedResponse) for item in read)
     assert [(item.desirable, item.annotator) for item in read] == [(True, "ann"), (False, "ann")]
+
+
+def test_a_thumb_that_comes_after_a_harvest_is_of_the_next_one_alone(engine: Engine) -> None:
+    log.record(engine, interaction("a"))
+    found = []
+    for name in ("first", "second"):
+        given = InteractionFeedback(request_id="a", kind="thumb_up", at=START, annotator=name)
+        log.add_feedback(engine, given)
+        claimed = harvest.claim(engine, "thumbs", 10, None)
+        assert claimed is not None
+        rows = harvest.thumb_rows(log.some_interactions(engine, claimed.ids), claimed.thumbs)
+        found.append([row["annotator"] for row in rows])
+        harvest.settle(engine, claimed, "batch")
+    assert found == [["first"], ["second"]]
 
 
 def test_traffic_is_summed_by_version_and_role(engine: Engine) -> None:

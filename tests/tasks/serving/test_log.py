@@ -98,3 +98,28 @@ def test_a_database_that_refuses_is_tried_again_and_a_full_queue_counts(engine: 
     assert writer.flush(30)
     assert (writer.trouble, len(list(log.interactions(engine)))) == (None, 2)
     writer.close(1)
+
+
+def test_what_would_be_refused_for_ever_is_set_aside_and_the_rest_is_written(engine: Engine) -> None:
+    def sink(batch: Sequence[Interaction]) -> int:
+        if any(item.id == "poison" for item in batch):
+            raise ValueError("A string literal cannot contain NUL (0x00) characters.")
+        return log.record_all(engine, batch)
+
+    writer = LogWriter(sink, 100)
+    for name in ("a", "poison", "b"):
+        writer.put(interaction(name))
+    assert writer.flush(30)
+    assert (writer.set_aside, writer.trouble) == (1, None)
+    assert writer.refused is not None and "poison: ValueError: A string" in writer.refused
+    assert [item.id for item, _ in log.interactions(engine)] == ["a", "b"]
+    assert writer.put(interaction("c")) and writer.flush(30)
+    writer.close(1)
+
+
+def test_nul_is_replaced_because_postgres_refuses_it(engine: Engine) -> None:
+    log.record(engine, interaction("r", START, answer("a\0b", error="c\0d")))
+    given = InteractionFeedback(request_id="r", kind="click", at=START, annotator="e\0f")
+    assert log.add_feedback(engine, given)
+    ((found, (feedback,)),) = log.interactions(engine)
+    assert (found.answers[0].text, found.answers[0].error, feedback.annotator) == ("a\ufffdb", "c\ufffdd", "e\ufffdf")

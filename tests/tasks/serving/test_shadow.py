@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from tasks.serving.chat import BackendError
-from tasks.serving.shadow import falls_into
+from tasks.serving.shadow import falls_into, first_held
 from tests.tasks.serving.conftest import Running, Scripted, wait_for
 from tests.tasks.serving.test_app import post
 
@@ -61,3 +61,29 @@ def test_with_no_challenger_nothing_is_mirrored(serving: Start) -> None:
     post(running)
     ((interaction, _),) = running.logged()
     assert (len(interaction.answers), running.service.mirror.waiting) == (1, 0)
+
+
+def test_a_mirrored_answer_that_cannot_be_kept_is_told_and_the_next_is_mirrored(serving: Start) -> None:
+    running = serving(Scripted(), Scripted())
+    mirror = running.service.mirror
+    keep = mirror._done
+
+    def broken(*_: object) -> None:
+        raise ValueError("no such signal")
+
+    mirror._done = broken
+    post(running)
+    wait_for(lambda: mirror.failed == 1, "the failure")
+    assert any("no such signal" in alert for alert in running.service.health()["alerts"])
+    mirror._done = keep
+    post(running)
+    wait_for(lambda: any(len(item.answers) == 2 for item, _ in running.logged()), "the next mirrored answer")
+
+
+def test_an_alias_that_nobody_holds_falls_back() -> None:
+    held: dict[str, str] = {"challenger": "models:/a/2"}
+    find = first_held(held.get, "challenger")
+    assert find("shadow") == "models:/a/2"
+    held["shadow"] = "models:/a/3"
+    assert find("shadow") == "models:/a/3"
+    assert first_held({}.get, None)("shadow") is None

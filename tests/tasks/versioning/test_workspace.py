@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_contracts.artifact import writing
-from data_contracts.errors import VersioningError
+from data_contracts.errors import InputsChangedError, VersioningError
 from tasks.versioning.git import commit_git, head_commit, is_dirty, program_identity, run_git, workspace_state
 from tasks.versioning.lock import current_hashes, read_lock
 from tasks.versioning.workspace import Versions, init_versioning
@@ -233,6 +233,19 @@ def test_an_input_edited_during_a_stage_is_not_recorded_for_its_output(chain: Ch
     (chain.root / "data/upper/a.txt").write_text("late")
     with pytest.raises(VersioningError, match=r"a.txt changed"):
         chain.versions.commit_stage("double")
+
+
+def test_a_batch_ingested_during_a_stage_is_not_recorded_as_read(chain: Chain) -> None:
+    """The raw store is clean before and after, and another: a record would claim a batch that nothing read."""
+    chain.versions.require_clean_inputs("upper")
+    chain.run("upper")
+    (chain.root / "data/raw/b.txt").write_text("more")
+    Versions(chain.root).track("data/raw")
+    with pytest.raises(InputsChangedError, match=r"data/raw got another version while it ran"):
+        chain.versions.commit_stage("upper")
+    assert "upper" not in read_lock(chain.root)
+    assert chain.flow() == ["upper", "double"]
+    assert "Data and pipelines are up to date" in chain.dvc("repro")
 
 
 def test_raw_data_is_append_only(chain: Chain) -> None:
