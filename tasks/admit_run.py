@@ -86,7 +86,9 @@ def _new_records(
     if not fresh:
         return {}
     known = known_contents(root, model.manifest if model else None, params.curation)
-    batches = {item.entry.key: root / str(item.entry.payload["batch"]) for item in fresh}
+    places = {item.entry.key: root / str(item.entry.payload["batch"]) for item in fresh}
+    # one that is missing here (an older checkout) waits, and holds up nothing else
+    batches = {key: path for key, path in places.items() if path.is_file()}
     return count_fresh(root, batches, known, params.feedback, params.curation)
 
 

@@ -93,15 +93,14 @@ def announce_batches(
 
 
 def request_retraining(root: Path, params: AnnounceParams, *, key: str, why: str, evidence: Mapping[str, Any]) -> Entry:
-    """Ask for a run because of a finding; the same key asks once. Returns the entry as it stands."""
+    """Put a finding's request into the outbox, for `drain_outbox` to tell; the same key asks once.
+
+    Returns the entry as it stands.
+    """
     payload = {"why": why, "evidence": dict(evidence)}
-    entry = outbox.put(
+    return outbox.put(
         open_outbox(root, params), kind="finding", subject=why, payload=payload, key=key, workspace=workspace_id(root)
     )
-    if entry.emitted_at is None and server_url() is not None:
-        told = {item.key: item for item in drain_outbox(root, params)}
-        entry = told.get(key, entry)
-    return entry
 
 
 def drain_outbox(root: Path, params: AnnounceParams) -> list[Entry]:
@@ -219,7 +218,13 @@ def _confirmed(server: httpx.Client, ids: Collection[str]) -> set[str]:
         query = {"filter": {"id": {"id": listed[start : start + _CHUNK]}}, "limit": _CHUNK}
         answer = server.post("/events/filter", json=query)
         answer.raise_for_status()
-        found |= {event["id"] for event in answer.json()["events"]}
+        try:
+            found |= {event["id"] for event in answer.json()["events"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OperationsError(
+                f"{server.base_url}: expected a Prefect server's list of events, found another answer: "
+                f"{answer.text[:80]!r}. Is PREFECT_API_URL the address of its API? Events stay in the outbox."
+            ) from error
     return found
 
 

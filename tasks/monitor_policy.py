@@ -24,7 +24,7 @@ from data_contracts.artifact import write_bytes, write_json
 from data_contracts.errors import OperationsError, PlumblineError
 from data_contracts.interactions import Answer, Interaction
 from data_contracts.records import CuratedPair, PreferencePair, load_jsonl
-from tasks.announce import request_retraining
+from tasks.announce import drain_outbox, request_retraining, server_url
 from tasks.database import open_database
 from tasks.database.params import OperationsParams
 from tasks.evaluation.params import EvaluationParams
@@ -345,17 +345,26 @@ def _evidence(subject: Subject, look: Look) -> Evidence:
 
 
 def _request(subject: Subject, findings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Ask for a run, once a champion and monitor: asking again is not heard twice."""
+    """Ask for one run because of all findings; a champion and monitor asks once, asking again is not heard twice.
+
+    All enter the outbox before any is told: the run that the first event starts then answers for every one.
+    """
     requests = {}
     for name, finding in findings.items():
         key = f"finding/{hashlib.sha256(f'{subject.version.uri} {name}'.encode()).hexdigest()[:16]}"
         why = f"{subject.version.uri}: {name}: {finding['evidence']['why']}"
-        try:
-            entry = request_retraining(subject.root, subject.params, key=key, why=why, evidence=finding["evidence"])
-            state = "told to the server" if entry.emitted_at is not None else "in the outbox"
-        except OperationsError as error:  # the report has to be written all the same; the next look asks again
-            state = f"not told yet: {error}"
+        entry = request_retraining(subject.root, subject.params, key=key, why=why, evidence=finding["evidence"])
+        state = "told to the server" if entry.emitted_at is not None else "in the outbox"
         requests[name] = {"key": key, "why": why, "state": state}
+    if any(request["state"] == "in the outbox" for request in requests.values()) and server_url() is not None:
+        try:
+            told = {entry.key for entry in drain_outbox(subject.root, subject.params)}
+            trouble = "in the outbox"
+        except OperationsError as error:  # the report has to be written all the same; the next look asks again
+            told, trouble = set(), f"not told yet: {error}"
+        for request in requests.values():
+            if request["state"] == "in the outbox":
+                request["state"] = "told to the server" if request["key"] in told else trouble
     return requests
 
 

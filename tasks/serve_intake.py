@@ -98,9 +98,10 @@ class Intake:
                 for source, batch in seal_due(self._root, self._params, self.engine, at_once=last):
                     _logger.info("sealed %s rows into %s", source, batch)
                 tried = 0
-            except (PlumblineError, OSError) as error:
+            except Exception as error:  # a thread that ended would accept for ever and seal nothing
                 tried += 1
-                _logger.error("accepted rows stay in the spool: %s", error)
+                known = isinstance(error, PlumblineError | OSError)
+                _logger.error("accepted rows stay in the spool: %s", error, exc_info=not known)
             if last:
                 return
 

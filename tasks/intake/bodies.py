@@ -101,7 +101,10 @@ def _items(data: bytes) -> list[Row]:
 def _row(number: int, value: Any, *, line: int | None = None, field: str | None = None) -> Row:
     if not isinstance(value, dict):
         raise Refusal(400, "not_an_object", f"expected a JSON object, found {_kind(value)}.", line=line, field=field)
-    return Row(number, orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+    try:
+        return Row(number, orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+    except TypeError as error:  # orjson reads deeper than it writes
+        raise Refusal(400, "too_deep", "expected JSON that is not nested this deep.", line=line, field=field) from error
 
 
 def _load(text: bytes, line_number: int | None = None) -> Any:

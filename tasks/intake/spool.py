@@ -10,6 +10,7 @@ store knows the batch by its digest: every row lands exactly once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -137,7 +138,13 @@ def waiting(engine: Engine) -> list[Waiting]:
     query = select(ROWS.c.source, func.count().label("rows"), func.min(ROWS.c.at).label("oldest"))
     with reading(engine) as connection:
         rows = connection.execute(query.where(ROWS.c.seal.is_(None)).group_by(ROWS.c.source)).all()
-    return [Waiting(row.source, row.rows, max(0.0, _now() - row.oldest)) for row in rows]
+    return [Waiting(row.source, row.rows, _age(row.oldest)) for row in rows]
+
+
+def _age(at: float) -> float:
+    """Seconds since then; for ever, where the clock went back meanwhile: such rows are due at once."""
+    age = _now() - at
+    return age if age >= 0 else math.inf
 
 
 def freeze(engine: Engine, source: str) -> Seal | None:

@@ -12,6 +12,7 @@ from data_contracts.secrets import has_password, mask
         ("https://:token@host", "https://:***@host"),
         ("at s3://a:b@c and mysql+pymysql://d:e@f:3306", "at s3://a:***@c and mysql+pymysql://d:***@f:3306"),
         ("postgresql://me:p@ss:w@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me@host/db?password=pw&sslmode=require", "postgresql://me@host/db?password=***&sslmode=require"),
     ],
 )
 def test_a_password_is_found_and_masked(text: str, shown: str) -> None:

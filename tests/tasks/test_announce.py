@@ -13,7 +13,15 @@ import pytest
 from data_contracts.errors import OperationsError
 from flows.params import Params, load_params
 from flows.workspaces import init_workspace
-from tasks.announce import announce_batches, drain_outbox, open_outbox, reconcile, request_retraining, workspace_id
+from tasks.announce import (
+    _confirmed,
+    announce_batches,
+    drain_outbox,
+    open_outbox,
+    reconcile,
+    request_retraining,
+    workspace_id,
+)
 from tasks.freshness.outbox import pending, standings
 from tasks.ingest_feedback import count_rows, ingest_feedback
 
@@ -86,7 +94,8 @@ def test_a_batch_is_told_once_with_an_id_of_its_own(root: Path, params: Params, 
 def test_a_finding_is_told_once(root: Path, params: Params, reachable: str) -> None:
     for _ in range(2):
         entry = request_retraining(root, params, key="win-rate/2026-48", why="win rate fell", evidence={"low": 0.4})
-    assert entry.emitted_at is not None
+        told = drain_outbox(root, params)
+    assert entry.emitted_at is not None and told == []
     assert [event["event"] for event in events(reachable, root)] == ["monitor.finding"]
 
 
@@ -135,3 +144,15 @@ def test_a_batch_put_there_by_other_means_is_found(root: Path, params: Params) -
     (root / "data/raw/human_pairs/by-hand.jsonl").write_text(ROW % "h")
     (entry,) = reconcile(root, params)
     assert entry.payload["batch"] == "data/raw/human_pairs/by-hand.jsonl" and reconcile(root, params) == []
+
+
+def test_an_answer_that_no_prefect_server_gives_is_named(root: Path, params: Params) -> None:
+    """A proxy's page with status 200 is not taken for "nothing has arrived", and ends no thread with a KeyError."""
+    import httpx
+
+    page = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>welcome</html>"))
+    with (
+        httpx.Client(transport=page, base_url="http://proxy/api") as client,
+        pytest.raises(OperationsError, match="PREFECT_API_URL"),
+    ):
+        _confirmed(client, ["1"])

@@ -97,3 +97,15 @@ def test_a_revoked_token_is_refused_at_once(send: Send, tmp_path: Path) -> None:
             revoked.append("tester")
 
     assert codes(send([BODY, BODY], between=revoke)) == [202, 401]
+
+
+def test_json_that_is_read_but_too_deep_to_write_is_the_clients_fault() -> None:
+    """orjson reads 500 levels and writes 254: between the two lies a 400, not a 500."""
+    from tasks.intake.bodies import Refusal, _row
+
+    deep: object = {}
+    for _ in range(400):
+        deep = {"a": deep}
+    with pytest.raises(Refusal) as refused:
+        _row(1, deep, line=1)
+    assert (refused.value.status, refused.value.code) == (400, "too_deep")
