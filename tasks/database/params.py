@@ -18,7 +18,7 @@ class OperationsParams(Section):
     database: str | None = Field(
         default=None,
         description="SQLAlchemy URL (sqlite:///…, postgresql://…) without a password, or $NAME, the environment "
-        "variable that holds it; null: SQLite under .plumbline in the workspace.",
+        "variable that holds it; null: SQLite under .plumbline in the workspace. One database a workspace.",
     )
 
     @field_validator("database")
