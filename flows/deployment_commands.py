@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -17,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from data_contracts.errors import OperationsError, StageError, UsageError
 from flows.deployments import NAMES, apply, deployment_name, describe
+from flows.environment import quiet_prefect
 from flows.output import Output
 from flows.params import Params, load_params, save_params
 from flows.servers import connected
@@ -34,7 +34,7 @@ _LOOK_EVERY_S = 1.0
 def deploy(root: Path, output: Output) -> None:
     """`plumbline deploy`."""
     params, _ = load_params(root)
-    _quiet()
+    quiet_prefect()
     with output.working("registering deployments"):
         changes = apply(root, params)
         rows = list(_deployed(root, params))
@@ -87,7 +87,7 @@ def run(root: Path, name: str, settings: Sequence[str], wait: bool, output: Outp
         raise UsageError(f"{name}: unknown deployment; expected one of {', '.join(NAMES)}.")
     given = dict(_parameter(setting) for setting in settings)
     params, _ = load_params(root)
-    _quiet()
+    quiet_prefect()
     with connected(params) as client:
         started = _start(client, name, workspace_id(root), given)
         url = _url("flow-run", started.id)
@@ -123,7 +123,7 @@ def next_times(cron: str, timezone: str, count: int) -> list[datetime]:
 
 def _apply_if_served(root: Path, params: Params) -> str | None:
     """Tell the server, where one answers; else say what will."""
-    _quiet()
+    quiet_prefect()
     try:
         apply(root, params)
     except UsageError as error:
@@ -195,7 +195,3 @@ def _url(kind: str, of: Any) -> str | None:
     from prefect.utilities.urls import url_for
 
     return url_for(kind, obj_id=of)
-
-
-def _quiet() -> None:
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")

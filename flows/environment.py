@@ -59,3 +59,8 @@ def use_services(root: Path) -> None:
             f"plumbline: the services of {root} do not answer at {url}; going on without them. `plumbline status` says "
             f"why, `plumbline up` starts them.\n"
         )
+
+
+def quiet_prefect() -> None:
+    """Keep Prefect's own log on its server: a person watches the display and reads one message."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")

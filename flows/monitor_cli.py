@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from data_contracts.errors import CheckFailed, UsageError
+from flows import environment
 from flows.arguments import HERE, Directory, Json, workspace_root
 from flows.output import Output
 
@@ -27,6 +28,7 @@ def monitor(
     json: Json = False,
 ) -> None:
     """Look at the champion's traffic, fresh labels and drift; a finding asks for a retraining run, once."""
+    environment.quiet_prefect()
     from flows.monitor import monitor as flow
 
     root, output = workspace_root(workspace), Output(json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +45,7 @@ def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
     _, changed = settle_params(root, overlays, settings)
     for line in changed:
         output.remark(f"params.yaml: {line}")
-    _quiet_prefect()
+    environment.quiet_prefect()
     from tasks.isolation import warm_up
 
     warm_up()
@@ -67,7 +66,7 @@ def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
     params, changed = settle_params(root, overlays, settings, comparing=True)
     for line in changed:
         output.remark(f"params.yaml: {line}")
-    _quiet_prefect()
+    environment.quiet_prefect()
     from flows.compare import compare, shown_stages
     from flows.display import Display
     from tasks.isolation import warm_up
@@ -129,8 +128,3 @@ def _require_server() -> None:
         )
     if url:
         require_version(url.rstrip("/"), "PREFECT_API_URL")
-
-
-def _quiet_prefect() -> None:
-    # A person watches the display and reads one message; Prefect's own log stays on its server.
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
