@@ -7,7 +7,6 @@ a `MetaData` of its own and gives it to `open_database`. Write inside `writing`,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from data_contracts.errors import OperationsError, ParamsError
+from data_contracts.errors import OperationsError
+from data_contracts.params import from_environment
 from data_contracts.secrets import mask
 from tasks.database.params import OperationsParams
 
@@ -29,15 +29,7 @@ def database_url(root: Path, params: OperationsParams) -> str:
     given = params.database
     if given is None:
         return f"sqlite:///{root.resolve() / '.plumbline' / 'operations.db'}"
-    if not given.startswith("$"):
-        return given
-    url = os.environ.get(given[1:])
-    if not url:
-        raise ParamsError(
-            f"operations.database: expected a database URL in the environment variable {given[1:]}, found it unset. "
-            f"Export it, or set operations.database to a URL or to null."
-        )
-    return url
+    return from_environment(given, "operations.database", "a database URL")
 
 
 def open_database(root: Path, params: OperationsParams, tables: MetaData) -> Engine:

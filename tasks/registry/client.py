@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_contracts.errors import ParamsError, RegistryError
+from data_contracts.errors import RegistryError
+from data_contracts.params import from_environment
 from data_contracts.secrets import mask
 from tasks.registry.params import RegistryParams
 
@@ -39,15 +40,7 @@ def store_uri(root: Path, params: RegistryParams) -> str:
     given = params.tracking_uri
     if given is None:
         return f"sqlite:///{root.resolve() / '.plumbline' / 'mlflow.db'}"
-    if not given.startswith("$"):
-        return given
-    uri = os.environ.get(given[1:])
-    if not uri:
-        raise ParamsError(
-            f"registry.tracking_uri: expected an MLflow URI in the environment variable {given[1:]}, found it "
-            f"unset. Export it, or set registry.tracking_uri to a URI or to null."
-        )
-    return uri
+    return from_environment(given, "registry.tracking_uri", "an MLflow URI")
 
 
 class Store:
