@@ -84,6 +84,7 @@ def serve_model(
             h11_max_incomplete_event_size=32_768,
         )
         host, chosen = listener.getsockname()[:2]
+        listener.listen()  # from here on a request waits; who is told that we answer must not be refused
         ready(f"http://{host}:{chosen}", str(service.parts.champion.uri))
         # uvicorn raises the signal that ended it once more, which by default would end us as if it had been unexpected
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
