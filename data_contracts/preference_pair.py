@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_contracts.contract_suite import Columns, Contract, blank_turns, check, read_suite
+from data_contracts.contract_suite import Columns, Contract, blank_turns, check
 from data_contracts.contract_suite import KnownIds as KnownIds
 from data_contracts.contract_suite import Violation as Violation
 from data_contracts.contract_suite import excerpt as excerpt
@@ -71,11 +71,6 @@ def check_pairs(
     if not pairs:
         return []
     return check(_CONTRACT, _columns(pairs, known if known is not None else KnownIds()), suite)
-
-
-def load_suite() -> Mapping[str, Any]:
-    """The contract's suite as read from its JSON file."""
-    return read_suite(SUITE)
 
 
 def _columns(pairs: Sequence[PreferencePair], known: KnownIds) -> Columns:

@@ -117,11 +117,6 @@ def commit_git(root: Path, message: str) -> str:
     return run_git(root, "rev-parse", "HEAD").strip()
 
 
-def commit_is_sound(root: Path, commit: str) -> bool:
-    """Whether git still has the commit and everything it reaches, every object hashing to its name."""
-    return why_unsound(root, commit) is None
-
-
 def why_unsound(root: Path, commit: str) -> str | None:
     """What git finds wrong with a commit or anything it reaches, in its words; None where every object is whole."""
     try:

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_contracts.contract_suite import read_suite
 from data_contracts.errors import StageError
 from data_contracts.expectations import is_iso8601, normalise_whitespace
-from data_contracts.preference_pair import REASONS, SUITE, KnownIds, check_pairs, excerpt, load_suite
+from data_contracts.preference_pair import REASONS, SUITE, KnownIds, check_pairs, excerpt
 from data_contracts.records import Message, Origin, PreferencePair
 
 
@@ -186,7 +187,7 @@ def test_contract_agrees_with_plain_python(rows: list[tuple[str, str, str, str |
 )
 def test_an_expectation_that_errors_stops_the_run(kwargs: dict[str, str]) -> None:
     """Great Expectations reports both as success=False without a row; the rows must not pass for sound."""
-    suite = copy.deepcopy(dict(load_suite()))
+    suite = copy.deepcopy(dict(read_suite(SUITE)))
     suite["expectations"][2]["kwargs"] = kwargs
     with pytest.raises(StageError, match=r"expect_column_values_to_match_regex .* could not be run: .*"):
         check_pairs([pair()], suite=suite)
