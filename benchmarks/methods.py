@@ -66,10 +66,9 @@ def answers(folder: Path, prompts: Sequence[Any], seed: int) -> tuple[Any, Any, 
 def measure(policy: Path, reference: Path, prompts: Sequence[Any], seed: int) -> dict[str, Any]:
     """Gold win rate with interval, gold rewards, KL in nats per token, response tokens."""
     import numpy as np
-    import torch
 
     from tasks.models.chat import encode_prompts
-    from tasks.models.logps import token_logps
+    from tasks.models.divergence import sequence_divergences
     from tasks.sample_world.gold import gold_reward
     from tasks.statistics import paired_bootstrap
 
@@ -81,14 +80,14 @@ def measure(policy: Path, reference: Path, prompts: Sequence[Any], seed: int) ->
     outcomes = (gold[0] > gold[1]) + 0.5 * (gold[0] == gold[1])
     value, low, high = paired_bootstrap(outcomes, 0.95, 2000, seed)
     sides = [(head, each.token_ids) for head, each in zip(encode_prompts(tokenizer, prompts), mine, strict=True)]
-    logps = [torch.cat(token_logps(each, sides, max_length=1024, batch_size=256)) for each in (tuned, frozen)]
+    apart = sequence_divergences(tuned, frozen, sides, batch_size=256)
     return {
         "prompts": len(prompts),
         "gold_win_rate": {"value": value, "low": low, "high": high},
         "ties": float((gold[0] == gold[1]).mean()),
         "gold": float(gold[0].mean()),
         "gold_reference": float(gold[1].mean()),
-        "kl_nats_per_token": float((logps[0] - logps[1]).mean()),
+        "kl_nats_per_token": float(apart.kl.sum() / apart.tokens.sum()),
         "response_tokens": sum(len(each.token_ids) for each in mine) / len(mine),
     }
 

@@ -1,8 +1,10 @@
 """The models that both sides of `benchmarks.ppo_vs_trl` start from, by size.
 
-- `0.15M`: π_ref and the reward model of a demo workspace, both trained; the critic is the reward model with a new head.
-- `2M`, `8M`: trained briefly on the workspace's demonstrations, so that responses end where they should; reward model
-  and critic are the same weights with heads drawn at random. They measure speed, not learning: no gold is reported.
+- `0.15M`: π_ref of a demo workspace; the critic is its reward model with a new head.
+- `2M`, `8M`: trained briefly on the workspace's demonstrations with its tokenizer; the critic is the same weights with
+  a new head.
+
+At every size the reward is the workspace's reward model, so that the gold reward tells what was learned.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Shapes of the models that are not the workspace's own (`TinyModelParams`)."""
 
-CONVERSATIONS = 2400
+CONVERSATIONS = 4800
 """Demonstrations that a larger model is trained on, once."""
 
 
@@ -26,24 +28,31 @@ def prepare(size: str, workspace: Path, cache: Path, threads: int) -> dict[str, 
     """Folders of policy, reward model and critic of a size, made in `cache` when they are not there."""
     folder = cache / size
     policy = workspace / "models" / "reference" if size == "0.15M" else folder / "policy"
-    reward = workspace / "models" / "reward" if size == "0.15M" else folder / "reward"
+    reward = workspace / "models" / "reward"
     critic = folder / "critic"
     if not (critic / "config.json").is_file():
         if size != "0.15M":
             _train_policy(size, workspace, policy, threads)
-            _with_random_head(policy, reward, seed=1)
-        _with_random_head(reward, critic, seed=2)
+        _with_random_head(reward if size == "0.15M" else policy, critic, seed=2)
     return {"policy": str(policy), "reward": str(reward), "critic": str(critic)}
 
 
 def _train_policy(size: str, workspace: Path, folder: Path, threads: int) -> None:
     from data_contracts.records import load_conversations
+    from tasks.models.loading import load_tokenizer
     from tasks.models.params import TinyModelParams
     from tasks.models.tiny import train_base
 
     conversations = load_conversations(workspace / "data" / "world" / "demonstrations.jsonl")[:CONVERSATIONS]
     folder.mkdir(parents=True, exist_ok=True)
-    train_base(conversations, TinyModelParams(**SIZES[size], epochs=1), seed=1, threads=threads, folder=folder)
+    train_base(
+        conversations,
+        TinyModelParams(**SIZES[size], epochs=1),
+        seed=1,
+        threads=threads,
+        folder=folder,
+        tokenizer=load_tokenizer(workspace / "models" / "reference"),
+    )
 
 
 def _with_random_head(source: Path, folder: Path, seed: int) -> None:

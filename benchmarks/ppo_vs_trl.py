@@ -1,6 +1,6 @@
 """Our PPO against TRL 1.12.0's `trl.experimental.ppo`, the last release that had it: speed, memory, gold reward.
 
-`python -m benchmarks.ppo_vs_trl --workspace DEMO --json`, where DEMO is the folder of a finished `plumbline demo`.
+`python -m benchmarks.ppo_vs_trl --workspace DEMO --json`, where DEMO is the folder of a finished `make demo`.
 
 1. Both sides get the same models (`ppo_models`), the same prompts, each once, and the same hyper-parameters
    (`HYPER_PARAMETERS`; `ppo_trl_side` says how they become TRL's), and run in processes of their own, one at a time.
@@ -10,7 +10,8 @@
 4. Beside the ratio stand two that leave something out: TRL's without its `gc.collect()` (its own choice, but no part of
    PPO), and with `--plain-linears` ours with the linear layers of torch (`ours_plain`, a third run a seed), because
    `tasks.models.fast_linear` gains on AMD processors from Zen 5 on alone.
-5. Gold is the sample world's own reward of completions on held-out test prompts, which neither side trains on.
+5. Gold is the sample world's own reward of completions on held-out test prompts, which neither side trains on. It is
+   compared at equal episodes; `gold_gain` is ours less TRL's, seed by seed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ HYPER_PARAMETERS: dict[str, Any] = {
 }
 LEARNING_RATES = {"0.15M": 1e-3, "2M": 3e-4, "8M": 1e-4}
 """At 0.15M, of 3e-4 and 1e-3 the one by which TRL's PPO reached the higher gold reward in 1,920 episodes."""
+
+EPISODES = {"0.15M": 1920, "2M": 960, "8M": 320}
+"""Episodes of a run, multiples of 64: minutes each for TRL at the larger sizes."""
 
 HERE = Path(__file__).resolve().parent
 
@@ -124,11 +128,11 @@ def compare(size: str, args: argparse.Namespace, python: Path, scratch: Path) ->
     from benchmarks.ppo_models import prepare
 
     models = prepare(size, args.workspace, args.cache, args.threads)
-    episodes = args.episodes if size == "0.15M" else args.speed_episodes
+    episodes = args.episodes or EPISODES[size]
     messages = load_prompts(args.workspace, "train", episodes)
     job = {**HYPER_PARAMETERS, **models, "lr": LEARNING_RATES[size], "episodes": episodes, "threads": args.threads}
     job |= {"messages": messages, "prompts": encode(models["policy"], messages)}
-    held_out = load_prompts(args.workspace, "test", args.gold_prompts) if size == "0.15M" else None
+    held_out = load_prompts(args.workspace, "test", args.gold_prompts)
     runs: list[dict[str, Any]] = []
     order = ["ours", "trl", *(["ours_plain"] if args.plain_linears else [])]
     for seed in range(1, args.seeds + 1):
@@ -137,10 +141,10 @@ def compare(size: str, args: argparse.Namespace, python: Path, scratch: Path) ->
             folder = scratch / size / str(seed)
             interpreter = python if side == "trl" else Path(sys.executable)
             run[side] = run_side(side, interpreter, {**job, "seed": seed}, folder)
-            if held_out is not None and side != "ours_plain":
+            if side != "ours_plain":
                 run[side]["gold"] = measure_gold(folder / side, held_out)
         runs.append(run)
-    reference = None if held_out is None else measure_gold(models["policy"], held_out)
+    reference = measure_gold(models["policy"], held_out)
     return {"size": size, "episodes": episodes, "lr": job["lr"], "gold_reference": reference} | summarise(runs)
 
 
@@ -159,7 +163,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 phase: statistics.median(1e3 * one["phases_cpu_seconds"][phase] / one["episodes"] for one in results)
                 for phase in first["phases_cpu_seconds"]
             },
-            "gold": _spread([one["gold"] for one in results]) if "gold" in first else None,
+            "gold": _spread([one["gold"] for one in results]),
             "versions": first["versions"],
         }
     ours = [run["ours"] for run in runs]
@@ -170,6 +174,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     floors = [1e3 * sum(one["floor"]["cpu_seconds"].values()) / one["episodes"] for one in ours]
     return {
         **sides,
+        "gold_gain": _spread([run["ours"]["gold"] - run["trl"]["gold"] for run in runs]),
         "ratio_cpu": _spread([run["trl"]["cpu_seconds"] / run["ours"]["cpu_seconds"] for run in runs]),
         "trl_gc_share": _spread([part / whole for part, whole in zip(collected, trl, strict=True)]),
         "ratio_cpu_without_gc": _ratio(without_gc, [one["cpu_seconds"] for one in ours]),
@@ -207,9 +212,8 @@ def show(result: dict[str, Any]) -> str:
         cells = [
             f"{pattern.format(spread['median'])} ({pattern.format(spread['low'])}..{pattern.format(spread['high'])})"
             for spread in (result["ours"][key], result["trl"][key])
-            if spread is not None
         ]
-        return f"  {title:32} ours {cells[0]:28} TRL {cells[1]}" if cells else ""
+        return f"  {title:32} ours {cells[0]:28} TRL {cells[1]}"
 
     ratio, floor = result["ratio_cpu"], result["floor_cpu_ms_per_episode"]["median"]
     ours = result["ours"]["cpu_ms_per_episode_by_phase"]
@@ -228,14 +232,14 @@ def show(result: dict[str, Any]) -> str:
         row("episodes a wall second", "episodes_per_wall_second", "{:.1f}"),
         row("CPU seconds an update", "cpu_seconds_per_update", "{:.3f}"),
         row("peak memory, MiB", "peak_mib", "{:.0f}"),
-        row("gold reward", "gold", "{:.3f}"),
+        row("gold reward", "gold", "{:.3f}") + f" ; π_ref {result['gold_reference']:.3f}",
         "  CPU ms an episode, ours: " + ", ".join(f"{phase} {value:.2f}" for phase, value in ours.items()),
         "  CPU ms an episode, TRL:  "
         + ", ".join(f"{phase} {value:.2f}" for phase, value in result["trl"]["cpu_ms_per_episode_by_phase"].items()),
         f"  floor {floor:.2f} ms an episode at {result['gemm_gflops_per_second']['median']:.0f} GFLOP/s: ours takes "
         f"{total / floor:.2f} times as long",
     ]
-    return "\n".join(line for line in lines if line)
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -249,8 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", default=["0.15M", "2M", "8M"], choices=["0.15M", "2M", "8M"])
     parser.add_argument("--plain-linears", action="store_true", help="a third run a seed: ours with torch's linears")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=1920, help="of a run at 0.15M, a multiple of 64")
-    parser.add_argument("--speed-episodes", type=int, default=256, help="of a run at the larger sizes")
+    parser.add_argument("--episodes", type=int, help="of a run, a multiple of 64; by default by size (EPISODES)")
     parser.add_argument("--gold-prompts", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)

@@ -22,7 +22,7 @@ from data_contracts.progress import Progress, silent
 from data_contracts.records import CuratedPair
 from tasks.evaluation import on_policy_plots, plots
 from tasks.evaluation.calibration import calibration
-from tasks.evaluation.divergence import divergence, sequence_divergences
+from tasks.evaluation.divergence import divergence
 from tasks.evaluation.estimate import mean
 from tasks.evaluation.gold import Gold
 from tasks.evaluation.params import EvaluationParams
@@ -40,6 +40,7 @@ from tasks.evaluation.samples import (
 from tasks.evaluation.subjects import Subjects, load_subjects, pair_logps
 from tasks.evaluation.text import describe
 from tasks.evaluation.win_rate import Pointwise, Score, win_rate
+from tasks.models.divergence import sequence_divergences
 
 PHASES = (
     "log-probabilities of the policy",

@@ -4,15 +4,16 @@
    A sampled text may be longer in the judge's tokens than in those drawn (bytes that are no character, an end
    token added): where it is longer than the judge takes, the prompt is left out of this win rate.
    Sampling repeats the same random draws at each meeting, so two meetings differ by the policy alone.
-2. KL(π ‖ π_ref) in nats per token, estimated on the policy's own samples by mean log-ratio.
+2. KL(π ‖ π_ref) in nats per token: the mean divergence of the next-token distributions along the policy's own samples,
+   as the evaluation reports it. The mean log-ratio of the drawn tokens has the same expectation and is noisier, so a
+   limit on it picked checkpoints by luck.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from data_contracts.records import CuratedPair, Message
 from tasks.finetuning.methods import Score
 from tasks.finetuning.sections import ValidationParams
 from tasks.models.chat import encode_all, encode_prompts
-from tasks.models.logps import token_logps
+from tasks.models.divergence import sequence_divergences
 from tasks.models.sampling import Completion, sample
 
 if TYPE_CHECKING:
@@ -79,13 +80,9 @@ class Arena:
 
     def _kl(self, model: PreTrainedModel, completions: Sequence[Completion]) -> float:
         heads = encode_prompts(self.tokenizer, self.prompts)
-        sides = [(head, list(each.token_ids)) for head, each in zip(heads, completions, strict=True)]
-        limit = max(len(head) + len(tail) for head, tail in sides)
-        policy = token_logps(model, sides, max_length=limit, batch_size=self.batch_size)
-        with _as_reference(model, self.reference) as frozen:
-            reference = token_logps(frozen, sides, max_length=limit, batch_size=self.batch_size)
-        ratios = torch.cat(policy) - torch.cat(reference)  # (all tokens,), nats
-        return float(ratios.mean())
+        sides = [(head, each.token_ids) for head, each in zip(heads, completions, strict=True)]
+        found = sequence_divergences(model, self.reference, sides, batch_size=self.batch_size)
+        return float(found.kl.sum() / found.tokens.sum())
 
 
 def share_won(differences: torch.Tensor) -> float:
@@ -211,13 +208,3 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     frozen = copy.deepcopy(model).eval()
     frozen.requires_grad_(False)
     return frozen
-
-
-@contextmanager
-def _as_reference(model: PreTrainedModel, frozen: PreTrainedModel | None) -> Iterator[PreTrainedModel]:
-    """π_ref: the frozen copy, or the policy with its adapter switched off."""
-    if frozen is not None:
-        yield frozen
-        return
-    with model.disable_adapter():
-        yield model

@@ -66,13 +66,15 @@ def train_base(
     threads: int,
     folder: Path,
     progress: Progress = silent,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> dict[str, Any]:
     """Train tokenizer and model on conversations, write both and the curve into `folder`, return facts.
 
-    Raises `ModelError` when no conversation fits the context, `StageError` when the loss is not finite.
+    A `tokenizer` that was trained here before is taken as it is, and no other is trained. Raises `ModelError` when no
+    conversation fits the context, `StageError` when the loss is not finite.
     """
     seed_everything(seed, threads)
-    tokenizer = train_tokenizer(conversations, params)
+    tokenizer = tokenizer or train_tokenizer(conversations, params)
     encoded = [one for one in encode(tokenizer, conversations) if len(one.ids) <= params.context_length]
     if not any(any(one.spoken) for one in encoded):
         raise ModelError(

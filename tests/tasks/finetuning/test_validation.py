@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,15 @@ def moved(model: Any) -> Any:
     return other
 
 
-def naive_logps(model: Any, head: list[int], tail: list[int]) -> torch.Tensor:
+def next_logps(model: Any, head: list[int], tail: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities (tokens of tail, V) of what may stand at each place of the tail."""
     with torch.no_grad():
-        table = torch.log_softmax(model(torch.tensor([head + tail])).logits[0], dim=-1)  # (T, V)
-    return torch.stack([table[len(head) + place - 1, token] for place, token in enumerate(tail)])
+        return torch.log_softmax(model(torch.tensor([head + list(tail)])).logits[0], dim=-1)[len(head) - 1 : -1]
+
+
+def naive_logps(model: Any, head: list[int], tail: Sequence[int]) -> torch.Tensor:
+    table = next_logps(model, head, tail)
+    return torch.stack([table[place, token] for place, token in enumerate(tail)])
 
 
 def test_ties_count_half() -> None:
@@ -76,11 +81,12 @@ def test_metrics_against_naive_ones(reference: Path, pairs: Callable[..., list[C
     won = [1.0 if one > other else 0.5 if one == other else 0.0 for one, other in lengths]
     assert metrics["win_rate"] == pytest.approx(sum(won) / len(won))
     heads = encode_prompts(tokenizer, prompts)
-    logs = [
-        naive_logps(policy, head, list(each.token_ids)) - naive_logps(model, head, list(each.token_ids))
+    exact = [
+        (logps.exp() * (logps - reference_logps)).sum(-1)
         for head, each in zip(heads, mine, strict=True)
+        for logps, reference_logps in [[next_logps(side, head, each.token_ids) for side in (policy, model)]]
     ]
-    assert metrics["kl_per_token"] == pytest.approx(float(torch.cat(logs).mean()), abs=1e-5)
+    assert metrics["kl_per_token"] == pytest.approx(float(torch.cat(exact).mean()), abs=1e-5)
 
 
 def test_policy_equal_to_the_reference(reference: Path, pairs: Callable[..., list[CuratedPair]]) -> None:
