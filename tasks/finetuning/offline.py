@@ -229,9 +229,10 @@ def train_and_write(run: Run, trainer: Trainer, runs_in: Path) -> dict[str, Any]
     inputs = run.inputs
     trainable = sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad)
     state = train(trainer, runs_in)
-    save_policy(trainer.model, run.tokenizer, inputs.folder)
     rows = curve_rows(state.log_history)
-    write_curve(inputs.folder, rows)
+    if trainer.is_world_process_zero():
+        save_policy(trainer.model, run.tokenizer, inputs.folder)
+        write_curve(inputs.folder, rows)
     return {
         "method": run.method,
         "settings": run.params.model_dump(mode="json"),

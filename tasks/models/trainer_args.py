@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_contracts.errors import ParamsError
 from tasks.models.optimisation import EvaluatedOptimisation, Optimisation
+from tasks.models.processes import several
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -26,6 +27,17 @@ def check_trainer_args(config_class: type, given: Mapping[str, Any], where: str)
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise ParamsError(f"{where}: " + "; ".join(f"no argument {name!r}{_nearest(name, names)}" for name in unknown))
+
+
+def must_name_cpu(bf16: bool) -> bool:
+    """Whether transformers has to be told that the CPU is meant.
+
+    Without an accelerator it takes bf16 for a mistake, and accelerate each process of torchrun for one alone, so that
+    all of them would train and write the same.
+    """
+    import torch
+
+    return (bf16 or several()) and not torch.accelerator.is_available()
 
 
 def trainer_config(config_class: type[TrainingArguments], where: str, params: Optimisation, **own: Any) -> Any:
@@ -65,6 +77,7 @@ def _shared(params: Optimisation) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         # examples that do not fit were set aside; TRL would cut them
         "max_length": None,
+        "use_cpu": must_name_cpu(params.bf16),
         "disable_tqdm": True,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),

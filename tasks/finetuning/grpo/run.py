@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from trl import GRPOConfig
 
@@ -118,9 +117,10 @@ def run(inputs: FinetuneInputs, params: GrpoParams) -> dict[str, Any]:
     state = train(trainer, runs_in)
 
     # 5. write
-    save_policy(trainer.model, tokenizer, inputs.folder)
     rows = _curve(state.log_history)
-    write_curve(inputs.folder, rows)
+    if trainer.is_world_process_zero():
+        save_policy(trainer.model, tokenizer, inputs.folder)
+        write_curve(inputs.folder, rows)
     return {
         "method": "grpo",
         "settings": params.model_dump(mode="json"),
@@ -193,8 +193,6 @@ def _config(params: GrpoParams, seed: int, folder: Path) -> GRPOConfig:
         scale_rewards="none",
         disable_dropout=True,
         metric_for_best_model=f"eval_{SELECTION}",
-        # without an accelerator transformers takes bf16 for a mistake, unless it is told that the CPU is meant
-        use_cpu=params.bf16 and not torch.accelerator.is_available(),
         # goes into the saved config.json; the trainer passes use_cache=False to each forward itself
         use_cache=True,
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-import torch
 from datasets import Dataset
 
 from data_contracts.errors import ParamsError
@@ -32,8 +31,7 @@ from tasks.models.checkpoints import run_folder, weights_digest
 from tasks.models.curve import curve_rows, evaluations_of, write_curve
 from tasks.models.judging import Prompt, Reward
 from tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
-from tasks.models.processes import several
-from tasks.models.trainer_args import check_trainer_args
+from tasks.models.trainer_args import check_trainer_args, must_name_cpu
 from tasks.models.training import library_versions, train
 
 if TYPE_CHECKING:
@@ -206,9 +204,7 @@ def _config(params: PpoParams, seed: int, folder: Path) -> PPOConfig:
     """`PPOConfig` from params. Raises `ParamsError` for arguments that transformers does not know or refuses."""
     check_trainer_args(PPOConfig, params.trainer_args, f"{WHERE}.trainer_args")
     arguments = {argument: getattr(params, key) for argument, key in ARGUMENTS.items()}
-    if several() and not torch.accelerator.is_available():
-        # without it accelerate takes each process of torchrun for one alone, and all of them train and write the same
-        arguments["use_cpu"] = True
+    arguments["use_cpu"] = must_name_cpu(params.bf16)
     try:
         return PPOConfig(
             output_dir=str(folder),

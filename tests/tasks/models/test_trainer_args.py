@@ -8,7 +8,7 @@ import pytest
 
 from data_contracts.errors import ParamsError
 from tasks.models.optimisation import EvaluatedOptimisation
-from tasks.models.trainer_args import check_trainer_args, trainer_config
+from tasks.models.trainer_args import check_trainer_args, must_name_cpu, trainer_config
 
 
 @dataclass
@@ -60,3 +60,16 @@ def test_trainer_args_reach_trl_and_cpu_defaults_are_off(tmp_path: Path) -> None
     assert config.max_grad_norm == 0.25
     assert not config.bf16
     assert not config.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "processes", "bf16", "named"),
+    [(False, 1, False, False), (False, 1, True, True), (False, 2, False, True), (True, 2, True, False)],
+)
+def test_the_cpu_is_named_where_it_would_not_be_understood(
+    monkeypatch: pytest.MonkeyPatch, accelerator: bool, processes: int, bf16: bool, named: bool
+) -> None:
+    """Without an accelerator, for bf16 and for several processes; with one, never."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: accelerator)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert must_name_cpu(bf16) is named

@@ -1,4 +1,4 @@
-"""The method's `run()` as a process of torchrun (or alone): `distributed_method.py REFERENCE REWARD PAIRS FOLDER`.
+"""A method's `run()` as a process of torchrun (or alone): `distributed_method.py REFERENCE REWARD PAIRS FOLDER`.
 
 Each process has an output folder of its own, writes what it ended with into FOLDER/rank-<n>.json, and a list of the
 files that it opened for writing.
@@ -94,7 +94,7 @@ def main(reference: Path, reward_model: Path, pairs: Path, folder: Path) -> None
 
     ppo.train = spied
     sys.addaudithook(note_writes)
-    facts = METHODS["ppo"].run(inputs, params)
+    facts = METHODS[params.methods[0]].run(inputs, params)
     found = {"facts": facts, "written": [path for path in WRITTEN if str(folder) in path]}
     save_file(kept, folder / f"weights-{RANK}.safetensors")
     (folder / f"rank-{RANK}.json").write_text(json.dumps(found))

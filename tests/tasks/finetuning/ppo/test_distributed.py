@@ -103,5 +103,24 @@ def test_the_method_as_two_processes_ends_where_one_does(
     assert all(torch.allclose(policies[0][name], policies[1][name], atol=1e-4) for name in policies[0])
 
 
+def test_an_offline_method_as_two_processes_is_one_run(
+    inputs: FinetuneInputs, reward_model: Path, tmp_path: Path
+) -> None:
+    """DPO of 48 pairs in batches of 4: alone 12 steps, two processes take half of them each, and the first writes."""
+    given = tmp_path / "given"
+    given.mkdir()
+    dump_jsonl(given / "train.jsonl", inputs.train)
+    dump_jsonl(given / "validation.jsonl", inputs.validation)
+    section = {"epochs": 1, "batch_size": 4, "log_every": 2, "eval_every": 2, "max_length": 64}
+    section["validation"] = {"pairs": 8, "prompts": 6, "max_new_tokens": 6}
+    (given / "finetune.json").write_text(json.dumps({"methods": ["dpo"], "dpo": section}))
+    launch(TORCHRUN, METHOD, inputs.reference, reward_model, given, tmp_path / "two")
+    first, second = (json.loads((tmp_path / "two" / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["facts"] == second["facts"]
+    assert first["facts"]["steps"] == {"planned": 6, "run": 6}
+    assert (tmp_path / "two" / "policy-0" / "model.safetensors").is_file()
+    assert list((tmp_path / "two" / "policy-1").iterdir()) == []
+
+
 def rows(curve: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in curve.read_text().splitlines()]
