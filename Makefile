@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
 
-.PHONY: setup demo test check clean-demo
+.PHONY: setup system-packages demo test check clean-demo
 
 setup: $(STAMP)
 
@@ -15,6 +15,11 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(STAMP)
+
+# Debian's Postgres and Chromium, which the tests of the server on Postgres and of the audit page need; else they skip.
+system-packages:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql-15 chromium
 
 demo: $(STAMP)
 	@$(BIN)/plumbline init $(DEMO)
