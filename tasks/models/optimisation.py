@@ -16,6 +16,7 @@ OWN_KEYS = {
     "warmup_steps": "warmup_ratio",
     "lr_scheduler_type": "lr_schedule",
     "weight_decay": "weight_decay",
+    "adam_epsilon": "adam_epsilon",
     "max_length": "max_length",
     "bf16": "bf16",
     "train_sampling_strategy": "group_by_length",
@@ -90,6 +91,9 @@ class Optimisation(Section):
     )
     weight_decay: float = Field(
         0.0, ge=0, le=1, description="AdamW's weight decay, a share of the weight a unit of lr (TRL's default)."
+    )
+    adam_epsilon: float = Field(
+        1e-8, gt=0, le=1e-2, description="Epsilon of AdamW (torch's and TRL's default); 1e-5 is usual in PPO."
     )
     max_length: int = Field(
         512,

@@ -69,6 +69,7 @@ def _shared(params: Optimisation) -> dict[str, Any]:
         "warmup_steps": params.warmup_ratio,
         "lr_scheduler_type": params.lr_schedule,
         "weight_decay": params.weight_decay,
+        "adam_epsilon": params.adam_epsilon,
         # TRL's defaults for both are on, which costs 1.5 times the time on CPU
         "bf16": params.bf16,
         "activation_checkpointing": params.gradient_checkpointing,

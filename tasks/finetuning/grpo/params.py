@@ -61,7 +61,14 @@ class ArenaParams(Section):
 class GrpoParams(EvaluatedOptimisation):
     """Group relative policy optimisation (Shao et al. 2024) with TRL's GRPOTrainer, on gains from a judge's ranking."""
 
-    lr: float = Field(7e-4, gt=0, le=1, description="Peak learning rate of AdamW; 1e-6 for real models (TRL's).")
+    lr: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW; 1e-6 for real models (TRL's).")
+    adam_epsilon: float = Field(
+        1e-5,
+        gt=0,
+        le=1e-2,
+        description="Epsilon of AdamW, PPO's usual one: gradients of a rollout are small, and 1e-8 lets weights that "
+        "hardly any token moves take whole steps on noise. On the sample world it bears a higher rate and wins more.",
+    )
     epochs: float = Field(
         0.14,
         gt=0,
