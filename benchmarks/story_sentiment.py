@@ -132,7 +132,8 @@ def learn(method: str, reference: Path, folder: Path, texts: Sequence[str], seed
 
 
 def _with_rewards(inputs: FinetuneInputs) -> FinetuneInputs:
-    from tasks.rewards.gains import GainParams, build_gains
+    from tasks.rewards.gain_params import GainParams
+    from tasks.rewards.gains import build_gains
     from tasks.rewards.judge_params import JudgeParams
     from tasks.rewards.judges.build import JudgeMeans, build_judge
     from tasks.rewards.mixture import build_mixture

@@ -30,6 +30,7 @@ from data_contracts.errors import ParamsError, UsageError
 from data_contracts.params import Section, flatten
 from data_contracts.secrets import mask
 from flows.schedule_params import ScheduleParams
+from flows.workspaces import PARAMS_FILE as PARAMS_FILE
 from tasks.comparison.params import CompareParams, SelfPlayParams
 from tasks.curation.params import CurationParams
 from tasks.database.params import OperationsParams
@@ -49,7 +50,6 @@ from tasks.sample_world.params import SampleWorldParams
 from tasks.services.params import ServicesParams
 from tasks.serving.params import ServingParams
 
-PARAMS_FILE = "params.yaml"
 _WIDTH = 120
 
 

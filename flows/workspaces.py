@@ -12,15 +12,16 @@ from filelock import FileLock, Timeout
 from data_contracts.artifact import FULL_DISK, write_bytes
 from data_contracts.errors import UsageError, WorkspaceBusy
 from data_contracts.secrets import has_password, mask
-from flows.params import PARAMS_FILE, render_defaults
-from flows.stages import render_dvc_yaml
-from tasks.validate_feedback import RAW
 
+PARAMS_FILE = "params.yaml"
 _LOOK_EVERY_S = 1.0  # how often a run that waits looks whether the workspace is free
 
 
 def template_files() -> dict[str, bytes]:
     """Every file of a fresh workspace by its relative path."""
+    from flows.params import render_defaults
+    from flows.stages import render_dvc_yaml
+
     templates = {PARAMS_FILE: render_defaults().encode(), "dvc.yaml": render_dvc_yaml().encode()}
     folder = files("flows") / "workspace"
     for item in sorted((folder / "params").iterdir(), key=lambda entry: entry.name):
@@ -35,6 +36,7 @@ def init_workspace(root: Path, remote: str | None = None) -> list[str]:
     Returns the files written. Raises `UsageError` when `root` is a file or not writable, or `remote` carries
     a password.
     """
+    from tasks.validate_feedback import RAW
     from tasks.versioning.git import commit_git, head_commit
     from tasks.versioning.workspace import Versions, init_versioning
 

@@ -28,7 +28,8 @@ from tasks.lineage.tree import render_graph, render_timeline
 from tasks.registry.chain import open_ledger
 from tasks.registry.client import Store
 from tasks.registry.ledger import history, moved_outside, verify_chain
-from tasks.registry.listing import find_version, registered_at
+from tasks.registry.listing import find_version
+from tasks.registry.lookup import registered_at
 from tasks.registry.manifest import all_paths, broken_links
 from tasks.registry.params import RegistryParams
 from tasks.registry.versions import MANIFEST_TAG, StoredFiles, Version
@@ -205,7 +206,7 @@ def _describe(store: Store, version: Version, timeline: list[dict[str, Any]], ch
         number=version.number,
         manifest_sha256=version.tags[MANIFEST_TAG],
         aliases=version.aliases,
-        registered_at=registered_at(store, version).isoformat(timespec="seconds"),
+        registered_at=registered_at(store, version.name, version.number).isoformat(timespec="seconds"),
         ledger=timeline,
         health=health,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ from data_contracts.errors import RegistryError
 from data_contracts.params import from_environment
 from data_contracts.secrets import mask
 from tasks.registry.params import RegistryParams
+from tasks.registry.tables import Tables, open_tables
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _GLOBAL_URI = threading.Lock()
-_OPENING = threading.Lock()
+_OPENING = threading.RLock()
 
 
 def silence() -> None:
@@ -44,13 +46,29 @@ def store_uri(root: Path, params: RegistryParams) -> str:
 
 
 class Store:
-    """One MLflow store. Opening it creates or migrates the database, seconds the first time."""
+    """One MLflow store. Opening it creates or migrates the database, seconds the first time.
+
+    `tables` are there where the store is a database of the revision that we read ourselves. MLflow's client, whose
+    import takes seconds, is then opened by the first use of it.
+    """
 
     def __init__(self, root: Path, params: RegistryParams) -> None:
         self.root = root.resolve()
         self.params = params
         self.uri = store_uri(root, params)
-        self.client = self._open()
+        self.tables: Tables | None = open_tables(self.uri)
+        self._client: MlflowClient | None = None
+        if self.tables is None:
+            self._client = self._open()
+            self.tables = open_tables(self.uri)
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's client. Raises `RegistryError` when the store cannot be opened."""
+        with _OPENING:
+            if self._client is None:
+                self._client = self._open()
+            return self._client
 
     @property
     def name(self) -> str:
@@ -105,13 +123,21 @@ class Store:
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
     """Turn MLflow's and its database's errors into `RegistryError`, naming `what` was tried."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except Exception as error:
+        if not _is_of_the_store(error):
+            raise
         note = mask(" ".join(str(error).split()))[:400]
         raise RegistryError(
             f"{what}: MLflow refused: {note} Check registry.tracking_uri (`plumbline doctor`)."
         ) from error
+
+
+def _is_of_the_store(error: Exception) -> bool:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, SQLAlchemyError):
+        return True
+    mlflow = sys.modules.get("mlflow.exceptions")  # it raises nothing before it is imported
+    return mlflow is not None and isinstance(error, mlflow.MlflowException)

@@ -12,10 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlparse
 
-from tasks.registry.client import Store, refusals
+from tasks.registry.client import Store, refusals, silence
 
 CACHE = Path(".plumbline") / "versions"
 
@@ -23,7 +22,7 @@ CACHE = Path(".plumbline") / "versions"
 def in_place(location: str) -> Path | None:
     """The folder at `location` where it is one of this machine."""
     parsed = urlparse(location)
-    return Path(url2pathname(parsed.path)) if parsed.scheme in ("", "file") else None
+    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
 
 
 @contextmanager
@@ -40,6 +39,7 @@ def fetched(store: Store, location: str, name: str | None = None) -> Iterator[Pa
 
 def download(store: Store, location: str, to: Path) -> Path:
     """Download into a folder; where it lies then. Raises `RegistryError`."""
+    silence()
     from mlflow.artifacts import download_artifacts
 
     with refusals(f"downloading {location}"):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from tasks.registry.client import Store, refusals
+from tasks.registry.client import Store
+from tasks.registry.lookup import registered_at
 from tasks.registry.versions import StoredFiles, all_versions
 
 
@@ -26,6 +27,4 @@ def latest_model(store: Store) -> LatestModel | None:
     if not versions:
         return None
     last = versions[-1]
-    with refusals(f"looking up {last.uri}"):
-        stamp = store.client.get_model_version(last.name, last.number).creation_timestamp
-    return LatestModel(last.uri, datetime.fromtimestamp(stamp / 1000, UTC), StoredFiles(store, last).manifest())
+    return LatestModel(last.uri, registered_at(store, last.name, last.number), StoredFiles(store, last).manifest())

@@ -38,6 +38,7 @@ from tasks.registry.chain import (
 from tasks.registry.client import Store, refusals
 from tasks.registry.head import HEAD_TAG, head_problems, head_seq, read_head, write_head
 from tasks.registry.keys import signing_key, verifying_key
+from tasks.registry.lookup import registered
 
 __all__ = [
     "ALIASES",
@@ -365,11 +366,7 @@ def _evidence(
 
 def _registered(store: Store, name: str) -> tuple[dict[str, str], dict[str, str]]:
     """Aliases and tags of a registered model; nothing where MLflow has no such model."""
-    with refusals(f"looking up {name}"):
-        models = store.client.search_registered_models(f"name = '{name}'", max_results=1)
-    if not models:
-        return {}, {}
-    return {alias: str(number) for alias, number in models[0].aliases.items()}, dict(models[0].tags)
+    return registered(store, name) or ({}, {})
 
 
 def _write_head(store: Store, name: str, entry: LedgerEntry) -> None:

@@ -20,13 +20,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from data_contracts.artifact import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Stored numbers point into this tuple: append only.
 FILES = (
@@ -68,6 +70,8 @@ def build_index(files: dict[str, Path], path: Path) -> int:
 
     Returns how many lines have an id.
     """
+    import numpy as np
+
     keys: list[int] = []
     places: list[int] = []
     counts: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
@@ -88,6 +92,8 @@ def build_index(files: dict[str, Path], path: Path) -> int:
 
 
 def _write_index(path: Path, index: NDArray[np.uint64]) -> None:
+    import numpy as np
+
     index = index[:, np.argsort(index[0], kind="stable")]  # (2, n)
     handle, scratch = tempfile.mkstemp(prefix=".index-", dir=path.parent)
     try:
@@ -121,6 +127,8 @@ def _contributors(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def look_up(path: Path, record: str) -> list[Place]:
     """Where a dataset may hold a record; `read_line` tells a collision from a hit."""
+    import numpy as np
+
     index: NDArray[np.uint64] = np.load(path, mmap_mode="r")
     key = np.uint64(_key(record))
     first, last = (int(np.searchsorted(index[0], key, side=side)) for side in ("left", "right"))

@@ -1,15 +1,15 @@
 """A registry of many versions, read in a few calls: one version by URI, and what pins every version.
 
-MLflow's client builds an object with all its tags for each version, two milliseconds apiece: two seconds for a
-thousand. An index that is derived from manifests needs one number and one hash a version, so a store in a database is
-asked for just these, through MLflow's own tables. A store behind HTTP is listed by the client.
+MLflow's client takes seconds to import, and builds an object with all its tags for each version, two milliseconds
+apiece. An index that is derived from manifests needs one number and one hash a version, so a store in a database is
+asked for just these, through MLflow's own tables (`tasks.registry.tables`). A store behind HTTP is asked by the client.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ import orjson
 from data_contracts.errors import RegistryError
 from tasks.registry.client import Store, refusals
 from tasks.registry.fetching import fetched
+from tasks.registry.lookup import location_of, registered
 from tasks.registry.signing import MANIFEST
 from tasks.registry.versions import (
     _URI,
@@ -27,10 +28,9 @@ from tasks.registry.versions import (
     Version,
     _version,
     all_versions,
+    from_row,
     resolve,
 )
-
-_LOCATION = "storage location"  # beside the tags, under a name that no tag has
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,33 @@ class Pinned:
 def find_version(store: Store, uri: str) -> Version:
     """As `resolve`, without listing every version. Raises `UnknownModelError` when there is none."""
     match = _URI.match(uri)
-    found = _find(store, match["name"], match["alias"], match["version"]) if match else None
-    if found is None:
-        return resolve(store, uri)  # slower, and words the refusal
-    return _version(found, [str(alias) for alias in found.aliases])
+    search = _from_client if store.tables is None else _from_tables
+    found = search(store, match["name"], match["alias"], match["version"]) if match else None
+    return resolve(store, uri) if found is None else found  # slower, and words the refusal
 
 
-def _find(store: Store, name: str, alias: str | None, number: str | None) -> Any:
+def _from_tables(store: Store, name: str, alias: str | None, number: str | None) -> Version | None:
+    assert store.tables is not None
+    with refusals(f"looking up {name}"):
+        holders = (store.tables.model(name) or ({}, {}))[0]
+        if number is None:
+            number = _holder(holders, alias) or (store.tables.latest(name) if alias is None else None)
+        row = None if number is None else store.tables.version(name, number)
+    return None if row is None else from_row(name, row, holders)
+
+
+def _holder(holders: Mapping[str, str], alias: str | None) -> str | None:
+    """The version that an alias names, or, where none is asked for, the champion or else the candidate."""
+    wanted = [alias] if alias is not None else [CHAMPION, CANDIDATE]
+    return next((str(holders[item]) for item in wanted if item in holders), None)
+
+
+def _from_client(store: Store, name: str, alias: str | None, number: str | None) -> Version | None:
+    found = _ask_client(store, name, alias, number)
+    return None if found is None else _version(found, [str(item) for item in found.aliases])
+
+
+def _ask_client(store: Store, name: str, alias: str | None, number: str | None) -> Any:
     from mlflow.exceptions import MlflowException
 
     client = store.client
@@ -59,10 +79,9 @@ def _find(store: Store, name: str, alias: str | None, number: str | None) -> Any
         if number is not None:
             return client.get_model_version(name, number)
         aliases = client.get_registered_model(name).aliases
-        wanted = [alias] if alias is not None else [CHAMPION, CANDIDATE]
-        known = [item for item in wanted if item in aliases]
-        if known:
-            return client.get_model_version(name, str(aliases[known[0]]))
+        holder = _holder(aliases, alias)
+        if holder is not None:
+            return client.get_model_version(name, holder)
         if alias is not None:
             return None
         latest = client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])
@@ -76,49 +95,21 @@ def _find(store: Store, name: str, alias: str | None, number: str | None) -> Any
 
 def live_aliases(store: Store, name: str) -> dict[str, str]:
     """Alias -> version number, as they stand now; empty where there is no such model."""
-    with refusals(f"aliases of {name}"):
-        models = store.client.search_registered_models(f"name = '{name}'", max_results=1)
-    return {str(alias): str(number) for alias, number in models[0].aliases.items()} if models else {}
+    found = registered(store, name)
+    return found[0] if found else {}
 
 
 def pinned_versions(store: Store, name: str) -> dict[str, Pinned]:
     """Every version's number -> what pins it."""
-    rows = _from_database(store, name)
-    if rows is None:
-        rows = {version.number: dict(version.tags) for version in all_versions(store, name)}
-    return {
-        number: Pinned(tags.get(MANIFEST_TAG, ""), tags.get(GATE_TAG) == "passed", tags.get(_LOCATION) or None)
-        for number, tags in sorted(rows.items(), key=lambda item: int(item[0]))
-    }
+    if store.tables is None:
+        return {version.number: _pin(version.tags, None) for version in all_versions(store, name)}
+    with refusals(f"listing {name}"):
+        rows = store.tables.versions(name, (MANIFEST_TAG, GATE_TAG))
+    return {row.number: _pin(row.tags, row.location) for row in rows}
 
 
-def _from_database(store: Store, name: str) -> dict[str, dict[str, str]] | None:
-    """Number -> the two tags, by one query each; None where the store is not a database of this process."""
-    from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlModelVersionTag
-    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
-
-    registry = store.client._get_registry_client().store
-    if not isinstance(registry, SqlAlchemyStore):
-        return None
-    with refusals(f"listing {name}"), registry.ManagedSessionMaker() as session:
-        alive = session.query(SqlModelVersion.version, SqlModelVersion.storage_location).filter(
-            SqlModelVersion.name == name, SqlModelVersion.current_stage != "Deleted_Internal"
-        )
-        rows: dict[str, dict[str, str]] = {str(number): {_LOCATION: location or ""} for number, location in alive}
-        tags = session.query(SqlModelVersionTag.version, SqlModelVersionTag.key, SqlModelVersionTag.value).filter(
-            SqlModelVersionTag.name == name, SqlModelVersionTag.key.in_((MANIFEST_TAG, GATE_TAG))
-        )
-        for number, key, value in tags:
-            if str(number) in rows:
-                rows[str(number)][str(key)] = str(value)
-    return rows
-
-
-def registered_at(store: Store, version: Version) -> datetime:
-    """When the version was registered, by MLflow's clock."""
-    with refusals(f"looking up {version.uri}"):
-        item = store.client.get_model_version(version.name, version.number)
-    return datetime.fromtimestamp(int(item.creation_timestamp) / 1000, UTC)
+def _pin(tags: Mapping[str, str], location: str | None) -> Pinned:
+    return Pinned(tags.get(MANIFEST_TAG) or "", tags.get(GATE_TAG) == "passed", location or None)
 
 
 def pinned_manifest(store: Store, name: str, number: str, pin: Pinned) -> dict[str, Any]:
@@ -126,8 +117,7 @@ def pinned_manifest(store: Store, name: str, number: str, pin: Pinned) -> dict[s
     version = Version(name, number, (), {MANIFEST_TAG: pin.manifest_sha256}, None)
     location = pin.location
     if location is None:
-        with refusals(f"artifacts of {version.uri}"):
-            location = store.client.get_model_version_download_uri(name, number)
+        location = location_of(store, name, number)
     try:
         with fetched(store, location, MANIFEST) as folder:
             data = (folder / MANIFEST).read_bytes()

@@ -15,12 +15,14 @@ import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import distributions
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from data_contracts.artifact import MANIFEST, Artifact
-from tasks.registry.runs import Finished
+
+if TYPE_CHECKING:
+    from tasks.registry.runs import Finished
 
 SCHEMA = "plumbline.model"
 VERSION = 1

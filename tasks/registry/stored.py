@@ -15,9 +15,10 @@ import orjson
 from data_contracts.artifact import MANIFEST, sha256_file
 from data_contracts.errors import RegistryError, SignatureError
 from data_contracts.verification import HashCheck
-from tasks.registry.client import Store, refusals
+from tasks.registry.client import Store
 from tasks.registry.fetching import cached, in_place, scratch
 from tasks.registry.keys import VerifyingKey, verifying_key
+from tasks.registry.lookup import location_of
 from tasks.registry.signing import SEAL_TAG, SIGNATURE, check_seal, check_signature, explain
 
 KEY_TAG, MANIFEST_TAG, GATE_TAG = "plumbline.key", "plumbline.manifest_sha256", "plumbline.gate"
@@ -48,8 +49,7 @@ class StoredFiles:
     """The files of a version as MLflow keeps them; fetched first where the store is not on this machine."""
 
     def __init__(self, store: Store, version: Version) -> None:
-        with refusals(f"artifacts of {version.uri}"):
-            location = store.client.get_model_version_download_uri(version.name, version.number)
+        location = location_of(store, version.name, version.number)
         self.store = store
         self.version = version
         self.folder = self._fetch(location)

@@ -41,6 +41,7 @@ from tasks.registry.stored import MANIFEST_TAG as MANIFEST_TAG
 from tasks.registry.stored import StoredFiles as StoredFiles
 from tasks.registry.stored import Version as Version
 from tasks.registry.stored import check_folder
+from tasks.registry.tables import Row
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REGISTRATION = "registration"  # who moves aliases when a version is registered
@@ -143,6 +144,14 @@ def find_by_key(store: Store, name: str, key: str) -> Version | None:
 
 def all_versions(store: Store, name: str) -> list[Version]:
     """Every version of a model, oldest first, with its aliases."""
+    if store.tables is None:
+        return _all_from_client(store, name)
+    with refusals(f"listing {name}"):
+        holders, rows = store.tables.model(name), store.tables.versions(name)
+    return [from_row(name, row, holders[0] if holders else {}) for row in rows]
+
+
+def _all_from_client(store: Store, name: str) -> list[Version]:
     with refusals(f"listing {name}"):
         models = store.client.search_registered_models(f"name = '{name}'", max_results=1)
         if not models:
@@ -311,3 +320,9 @@ def _tags(key: str, manifest: Mapping[str, Any], data: bytes) -> dict[str, str]:
 
 def _version(item: Any, aliases: Sequence[str]) -> Version:
     return Version(str(item.name), str(item.version), tuple(sorted(aliases)), dict(item.tags), item.run_id)
+
+
+def from_row(name: str, row: Row, holders: Mapping[str, str]) -> Version:
+    """The version of a row in MLflow's tables. `holders`: alias -> number of the version that it names."""
+    aliases = sorted(alias for alias, number in holders.items() if number == row.number)
+    return Version(name, row.number, tuple(aliases), row.tags, row.run_id)

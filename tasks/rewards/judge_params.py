@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from data_contracts.params import Section
-from tasks.rewards.gains import GainParams
+from tasks.rewards.gain_params import GainParams
 from tasks.rewards.judges.llm_params import LlmJudgeParams
 from tasks.rewards.mixture_params import (
     BrevityTermParams,

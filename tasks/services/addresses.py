@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,9 @@ def prefect_api_url(root: Path) -> str | None:
 
 def answers(api_url: str) -> bool:
     """Whether a server answers there, in milliseconds on loopback."""
+    import urllib.error
+    import urllib.request
+
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{api_url}/health", timeout=_ANSWER_S):

@@ -49,12 +49,22 @@ class ObjectStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self._places, self._remote_url = _places(self.root)
+        self._opened: tuple[list[_Place], str | None] | None = None
+
+    @property
+    def _places(self) -> list[_Place]:
+        return self._open()[0]
 
     @property
     def remote_url(self) -> str | None:
         """The URL of the default remote, as DVC's configuration has it, or None without one."""
-        return self._remote_url
+        return self._open()[1]
+
+    def _open(self) -> tuple[list[_Place], str | None]:
+        """Cache and remote, opened by the first question: DVC takes long to import."""
+        if self._opened is None:
+            self._opened = _places(self.root)
+        return self._opened
 
     def check(self, digest: str, name: str, kind: str) -> list[HashCheck]:
         """Re-hash every copy of one object; one failed check where there is none at all."""

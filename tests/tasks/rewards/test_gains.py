@@ -14,7 +14,8 @@ from scipy.stats import rankdata
 
 from data_contracts.errors import JudgeError
 from tasks.models.judging import Floats, GainFunction, Judgement
-from tasks.rewards.gains import GainKind, GainParams, build_gains, strengths
+from tasks.rewards.gain_params import GainKind, GainParams
+from tasks.rewards.gains import build_gains, strengths
 from tasks.rewards.judges.pairwise import from_scores, from_wins
 
 KINDS: tuple[GainKind, ...] = ("winner_takes_all", "schedule", "dcg", "bradley_terry")
