@@ -22,6 +22,8 @@ ENVIRONMENT = {
     "DVC_NO_ANALYTICS": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # About a minute (0, 4, 8, 16 and 32 s between the tries): a server that is started again is back by then.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     # Seven more processes of MLflow's server, for features of its UI that are not used here.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import queue
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from prefect import flow
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.runtime import deployment, flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -17,11 +19,12 @@ from flows.stages import STAGES
 from flows.workspaces import exclusive_run
 from tasks.ingest_feedback import ingest_feedback
 from tasks.isolation import warm_up
-from tasks.register_model import Registered, refuse_dirty, register_model
+from tasks.register_model import Registered, refuse_early, register_model
 from tasks.registry.runs import open_run
 from tasks.run_stage import Session, run_stage
 from tasks.stage import Stage, StageRecord, fill
 
+_LISTEN_EVERY_S = 0.2
 _THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=4))
 
 
@@ -53,7 +56,7 @@ def _retrain(
     workspace: Path, overlays: Sequence[str], settings: Sequence[str], trigger: Mapping[str, Any] | None
 ) -> Registered:
     params, _ = settle_params(workspace, overlays, settings)
-    refuse_dirty(workspace, params.registry)
+    refuse_early(workspace, params.registry)
     warm_up()
     for source, path in params.feedback.to_ingest():
         ingest_feedback(workspace, source, [path])
@@ -69,7 +72,7 @@ def bring_up_to_date(stages: Iterable[Stage], session: Session, params: Params) 
         after = _producers(stage, params, futures)
         futures[stage.name] = run_stage.submit(stage, session, return_state=False, wait_for=after)
     with session.cancelling():
-        records = {record.name: record for record in map(_result, as_completed(list(futures.values())))}
+        records = {record.name: record for record in map(_result, _as_they_end(list(futures.values())))}
     return [records[name] for name in futures]
 
 
@@ -79,6 +82,22 @@ def _producers(
     """The stages whose outputs this one reads under the present params."""
     reads = {fill(path, params) for path in stage.deps.values()}
     return [future for name, future in futures.items() if STAGES[name].out in reads]
+
+
+def _as_they_end(futures: Sequence[PrefectFuture[StageRecord]]) -> Iterator[PrefectFuture[StageRecord]]:
+    """As Prefect's `as_completed`, whose wait hears of a signal, and not of an exception that Prefect raises in here.
+
+    So it ends a run that lost its place on the server, or ran out of time. That would be heard when a stage has ended,
+    hours later, and others would have begun meanwhile.
+    """
+    ended: queue.SimpleQueue[PrefectFuture[StageRecord]] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    left = len(futures)
+    while left:
+        with suppress(queue.Empty):
+            yield ended.get(timeout=_LISTEN_EVERY_S)
+            left -= 1
 
 
 def _result(future: PrefectFuture[StageRecord]) -> StageRecord:

@@ -25,6 +25,7 @@ def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Ou
     for line in save_params(root, document):
         output.remark(f"params.yaml: {line}")
     with output.working("starting services"):
+        _make_registry(root, params)
         for remark in bring_up(plan):
             output.remark(remark)
     with output.working("registering deployments"):
@@ -67,6 +68,14 @@ def planned(root: Path, params: Params) -> Plan:
         store_variable=variable,
         intake=intake,
     )
+
+
+def _make_registry(root: Path, params: Params) -> None:
+    """Make the registry's own database, which MLflow's server would migrate in place where a kill spoils it."""
+    if params.services.mlflow and params.registry.tracking_uri is None:
+        from tasks.registry.client import Store
+
+        Store(root, params.registry)
 
 
 def _register(plan: Plan, params: Params) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from tasks.curation.params import CurationParams
 from tasks.feedback.params import FeedbackParams
 from tasks.freshness.admission import Admission, FreshRun, FreshState, Outcome, consider, finish, runs
 from tasks.freshness.outbox import Standing, standings
-from tasks.freshness.tables import ABANDONED, WAITING, utc_now
+from tasks.freshness.tables import ABANDONED, SPENT, WAITING, utc_now
 from tasks.registry.client import Store
 from tasks.registry.latest import LatestModel, latest_model
 from tasks.registry.params import RegistryParams
@@ -62,12 +62,12 @@ def finish_run(
 
 def gather(root: Path, params: AdmitParams, engine: Engine, event_key: str | None = None) -> FreshState:
     """What admission has to know: the last model, what is new beside it, and who lives."""
-    waiting = [item for item in standings(engine) if item.state in (WAITING, ABANDONED)]
+    # a key that is claimed may be due again by the time of the decision: its run was killed
+    unspent = [item for item in standings(engine) if item.state != SPENT]
     model = latest_model(Store(root, params.registry))
-    trained = {batch["path"] for batch in model.manifest.get("raw_batches", ())} if model else set()
-    batches = [item for item in waiting if item.entry.kind == "batch"]
-    covered = {item.entry.key: model.uri for item in batches if model and item.entry.payload["batch"] in trained}
-    fresh = [item for item in batches if item.entry.key not in covered]
+    covered = {item.entry.key: model.uri for item in unspent if model and _answers(model.manifest, item)}
+    waiting = [item for item in unspent if item.state in (WAITING, ABANDONED)]
+    fresh = [item for item in waiting if item.entry.kind == "batch" and item.entry.key not in covered]
     alive, gone = _holders(runs(engine))
     return FreshState(
         new_records=_new_records(root, params, fresh, model),
@@ -78,6 +78,13 @@ def gather(root: Path, params: AdmitParams, engine: Engine, event_key: str | Non
         holder=_this_process(),
         event_key=event_key,
     )
+
+
+def _answers(manifest: Mapping[str, Any], item: Standing) -> bool:
+    """Whether the version was trained on this batch, or made because of this finding."""
+    if item.entry.kind == "batch":
+        return item.entry.payload["batch"] in {batch["path"] for batch in manifest.get("raw_batches", ())}
+    return item.entry.key in (manifest.get("trigger") or {}).get("keys", ())
 
 
 def _new_records(

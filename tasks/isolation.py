@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,16 +58,49 @@ def run_isolated(
     ran past `stage.timeout_s`, or `cancelled` was set. The group is killed on every way out.
     """
     context = _FORK if stage.trains else _SPAWN
+    cancelled = cancelled or threading.Event()
     receiver, sender = context.Pipe(duplex=False)
     log.parent.mkdir(parents=True, exist_ok=True)
     process = context.Process(target=_child, args=(sender, stage, root, params, log), name=f"plumbline-{stage.name}")
-    process.start()
-    sender.close()
     try:
-        return _follow(process, receiver, stage, log, progress, cancelled or threading.Event())
+        _start(process, stage, cancelled)
+        sender.close()
+        return _follow(process, receiver, stage, log, progress, cancelled)
     finally:
         _end_group(process)
         receiver.close()
+
+
+def _start(process: BaseProcess, stage: Stage, cancelled: threading.Event) -> None:
+    """Start the process, or give up once `cancelled` is set.
+
+    A fork server answers when its imports are done: seconds, a minute on a busy machine, in which the call that starts
+    a process hears of nothing else. So it stands in a thread, which ends what comes up after all.
+    """
+    failed: list[Exception] = []
+    settled = threading.Lock()
+    started = threading.Event()
+    unwanted = threading.Event()
+
+    def start() -> None:
+        try:
+            process.start()
+        except Exception as error:
+            failed.append(error)
+        with settled:
+            started.set()
+            late = unwanted.is_set()
+        if late:
+            _end_group(process)
+
+    threading.Thread(target=start, name=f"start-{stage.name}", daemon=True).start()
+    while not started.wait(_POLL_S):
+        with settled:
+            if cancelled.is_set() and not started.is_set():
+                unwanted.set()
+                raise _ended_by_another(stage)
+    if failed:
+        raise failed[0]
 
 
 def _follow(
@@ -82,7 +116,7 @@ def _follow(
         if deadline is not None and time.monotonic() > deadline:
             raise StageError(f"stage {stage.name}: still running after {stage.timeout_s:.0f} s, ended. Log: {log}")
         if cancelled.is_set():
-            raise StageError(f"stage {stage.name}: ended because another stage of the run failed.")
+            raise _ended_by_another(stage)
         if not receiver.poll(_POLL_S):
             continue
         try:
@@ -100,6 +134,10 @@ def _follow(
             return artifact
         else:
             raise value
+
+
+def _ended_by_another(stage: Stage) -> StageError:
+    return StageError(f"stage {stage.name}: ended because another stage of the run failed, or the run was ended.")
 
 
 def _child(sender: Connection, stage: Stage, root: Path, params: Section, log: Path) -> None:
@@ -151,18 +189,23 @@ def _end_with_parent() -> None:
 
 
 def _end_group(process: BaseProcess) -> None:
-    """End what is left of the child's process group: politely, then for good."""
+    """End the child and what is left of its process group: politely, then for good, well within ten seconds."""
     if process.pid is None:
         return
     if process.is_alive():
         process.join(_POLL_S)
     for sign in (signal.SIGTERM, signal.SIGKILL):
+        if process.is_alive():
+            _signal(process.pid, sign)
+            process.join(_GRACE_S)
+    with suppress(ProcessLookupError):  # the child is gone: what it had started may not be
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _signal(pid: int, sign: signal.Signals) -> None:
+    """To the group that the child leads; to the child alone as long as it leads none: its imports come first."""
+    with suppress(ProcessLookupError):
         try:
-            if os.getpgid(process.pid) == process.pid:
-                os.killpg(process.pid, sign)
+            os.killpg(pid, sign)
         except ProcessLookupError:
-            break
-        process.join(_GRACE_S)
-        if not process.is_alive():
-            break
-    process.join(_GRACE_S)
+            os.kill(pid, sign)

@@ -22,6 +22,7 @@ from tasks.registry.params import RegistryParams
 from tasks.registry.runs import Run
 from tasks.registry.versions import Upload, register, results_key
 from tasks.stage import StageRecord
+from tasks.validate_feedback import RAW
 from tasks.versioning.git import head_commit, is_dirty, program_identity, workspace_state
 from tasks.versioning.lock import current_hashes, read_lock, read_tracked
 from tasks.versioning.objects import ObjectStore
@@ -43,11 +44,18 @@ class Registered:
     stages: list[StageRecord]
 
 
-def refuse_dirty(root: Path, params: RegistryParams) -> None:
-    """Stop before any work when params ask for a committed workspace and it is not.
+def refuse_early(root: Path, params: RegistryParams) -> None:
+    """Stop before any work that could not be registered after it: no remote to push to, or uncommitted changes.
 
-    Raises `VersioningError`.
+    The changes stop a run only where params ask for a committed workspace. Raises `VersioningError`.
     """
+    refuse_dirty(root, params)
+    if params.push:
+        Versions(root).push_tracked(RAW)  # asking alone tells little: DVC takes silence for an empty remote
+
+
+def refuse_dirty(root: Path, params: RegistryParams) -> None:
+    """Stop when params ask for a committed workspace and it is not. Raises `VersioningError`."""
     if params.on_dirty == "refuse" and (is_dirty(root) or head_commit(root) is None):
         raise VersioningError(
             f"{root}: uncommitted changes, and registry.on_dirty is 'refuse'. Commit them (`git status` lists them), "

@@ -4,7 +4,7 @@
 
 1. times that lie in the future (the clock was set back) count as now: nothing has a negative age;
 2. runs whose process is gone, or that never reported their end, count as killed, and their keys are due again;
-3. keys that a registered model was trained on are spent: no run is needed for them;
+3. keys that a registered model was trained on, or made for, are spent: no run is needed for them;
 4. one run at a time;
 5. every key that is due, the thresholds, the quiet time and the budget: admitted or not, with the reason;
 6. the claim: the run and all its keys.
@@ -44,7 +44,7 @@ class FreshState:
     """
 
     new_records: Mapping[str, int] = field(default_factory=dict)
-    covered_by: Mapping[str, str] = field(default_factory=dict)  # key -> model trained on it already
+    covered_by: Mapping[str, str] = field(default_factory=dict)  # key -> model trained on it, or made for it, already
     last_model_at: datetime | None = None  # when the last version was registered, however its run began
     alive: frozenset[str] = frozenset()  # open runs whose process is known to live
     gone: frozenset[str] = frozenset()  # open runs whose process is known to be dead
@@ -149,7 +149,7 @@ def _release_ended(connection: Connection, params: TriggerParams, state: FreshSt
 def _settle_covered(connection: Connection, state: FreshState) -> None:
     for key, model in state.covered_by.items():
         waiting = (OUTBOX.c.key == key) & OUTBOX.c.state.in_((WAITING, ABANDONED))
-        connection.execute(update(OUTBOX).where(waiting).values(state=SPENT, note=f"{model} was trained on it"))
+        connection.execute(update(OUTBOX).where(waiting).values(state=SPENT, note=f"{model} is the answer to it"))
 
 
 def _due(

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from data_contracts.errors import RegistryError
 from data_contracts.params import from_environment
 from data_contracts.secrets import mask
@@ -20,6 +22,7 @@ from tasks.registry.tables import Tables, open_tables
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+DATABASE = "mlflow.db"
 _GLOBAL_URI = threading.Lock()
 _OPENING = threading.RLock()
 
@@ -41,7 +44,7 @@ def store_uri(root: Path, params: RegistryParams) -> str:
     """
     given = params.tracking_uri
     if given is None:
-        return f"sqlite:///{root.resolve() / '.plumbline' / 'mlflow.db'}"
+        return f"sqlite:///{root.resolve() / '.plumbline' / DATABASE}"
     return from_environment(given, "registry.tracking_uri", "an MLflow URI")
 
 
@@ -79,9 +82,9 @@ class Store:
         silence()
         from mlflow import MlflowClient
 
-        if self.params.tracking_uri is None:
-            (self.root / ".plumbline").mkdir(parents=True, exist_ok=True)
         with refusals(f"MLflow store {self.name} cannot be opened"), _OPENING:
+            if self.params.tracking_uri is None:
+                _make_database(self.root / ".plumbline" / DATABASE)
             client = MlflowClient(self.uri, self.uri)
             client.get_experiment_by_name(self.params.experiment)
         return client
@@ -120,9 +123,34 @@ class Store:
                     os.environ["MLFLOW_TRACKING_URI"] = variable
 
 
+def _make_database(path: Path) -> None:
+    """Make MLflow's database where there is none: under another name, renamed once it is whole.
+
+    SQLite commits each statement of MLflow's migrations by itself. A kill among them, in the seconds that the first
+    opening takes, would leave a database that MLflow can neither open nor migrate.
+    """
+    from mlflow.store.db.utils import _safe_initialize_tables, create_sqlalchemy_engine
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        if path.exists():  # another process was here first
+            return
+        for left in path.parent.glob(f".{path.name}.draft-*"):
+            left.unlink()
+        draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+        engine = create_sqlalchemy_engine(f"sqlite:///{draft}")
+        try:
+            _safe_initialize_tables(engine)
+        finally:
+            engine.dispose()
+        draft.replace(path)
+
+
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Turn MLflow's and its database's errors into `RegistryError`, naming `what` was tried."""
+    """Turn MLflow's, its transport's and its database's errors into `RegistryError`, naming `what` was tried."""
     try:
         yield
     except Exception as error:
@@ -130,7 +158,8 @@ def refusals(what: str) -> Iterator[None]:
             raise
         note = mask(" ".join(str(error).split()))[:400]
         raise RegistryError(
-            f"{what}: MLflow refused: {note} Check registry.tracking_uri (`plumbline doctor`)."
+            f"{what}: MLflow refused: {note} Check that it answers at registry.tracking_uri (`plumbline doctor`), then "
+            f"run again: finished stages are kept."
         ) from error
 
 
@@ -139,5 +168,8 @@ def _is_of_the_store(error: Exception) -> bool:
 
     if isinstance(error, SQLAlchemyError):
         return True
-    mlflow = sys.modules.get("mlflow.exceptions")  # it raises nothing before it is imported
-    return mlflow is not None and isinstance(error, mlflow.MlflowException)
+    # they raise nothing before they are imported
+    libraries = (("mlflow.exceptions", "MlflowException"), ("requests", "RequestException"))
+    return any(
+        isinstance(error, getattr(sys.modules[module], name)) for module, name in libraries if module in sys.modules
+    )

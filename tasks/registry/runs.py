@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ import orjson
 import psutil
 
 from data_contracts.artifact import Artifact
+from data_contracts.errors import RegistryError
 from data_contracts.params import flatten
 from tasks.registry.client import Store, refusals
 from tasks.registry.params import RegistryParams
@@ -181,10 +182,12 @@ def open_run(
     try:
         yield run
     except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        store.client.set_terminated(run.run_id, status)
+        # a store that does not answer either must not hide why; the next run closes what stays open
+        with suppress(RegistryError), refusals("closing the run"):
+            store.client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    store.client.set_terminated(run.run_id, "FINISHED")
+    with refusals("closing the run"):
+        store.client.set_terminated(run.run_id, "FINISHED")
 
 
 def _close_orphans(store: Store, experiment_id: str) -> None:

@@ -123,7 +123,12 @@ def _prefect(root: Path, params: ServicesParams, api_url: str) -> Service:
         api_url,
         params.prefect_port,
         "services.prefect_port",
-        {**_prefect_environment(root, api_url), "PREFECT_UI_API_URL": api_url},
+        {
+            **_prefect_environment(root, api_url),
+            "PREFECT_UI_API_URL": api_url,
+            # In memory, its habit, a restart would forget the places that runs hold, and they would be ended.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        },
         {} if params.prefect_database is None else {"PREFECT_API_DATABASE_CONNECTION_URL": _database(params)},
     )
 

@@ -1,4 +1,4 @@
-"""A quiet, patient way into `dvc.repo.Repo`: one thread at a time, bounded waits, our own errors.
+"""A quiet, patient way into `dvc.repo.Repo`: one thread at a time, bounded waits, our own errors, no half-written file.
 
 DVC's locks are between processes and fail after three seconds; threads of one process share
 them. So a process-wide lock per workspace orders our threads, and a busy workspace is waited for.
@@ -47,6 +47,11 @@ def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = B
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
+    from dvc.rwlock import RWLockFileCorruptedError
+
+    from tasks.versioning.whole_files import drop_half_written_table, write_whole_files
+
+    write_whole_files()
 
     deadline = time.monotonic() + wait_s
     with _thread_lock(root):
@@ -62,6 +67,8 @@ def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = B
                         f"Wait for it or end it, then run again; two runs never share a workspace."
                     ) from error
                 time.sleep(_BUSY_POLL_S)
+            except RWLockFileCorruptedError:
+                drop_half_written_table(root)
             except (DvcException, ImportError) as error:  # ImportError: a remote's plugin is not installed
                 raise VersioningError(f"{root}: DVC refused: {_first_lines(error)}") from error
 

@@ -162,13 +162,17 @@ class Versions:
 
         return self._locked(add)
 
+    def push_tracked(self, path: str) -> None:
+        """Copy a tracked path alone to the default remote: what `push` cannot do hours later fails at once."""
+        self._transfer("dvc push", lambda repo: repo.push(targets=[os.fspath(self.root / f"{path}.dvc")]))
+
     def push(self) -> None:
         """Copy every recorded object, and the run-cache, to the default remote."""
-        self._transfer("push", lambda repo: repo.push(run_cache=True))
+        self._transfer("dvc push", lambda repo: repo.push(run_cache=True))
 
     def pull(self) -> None:
         """Fetch every recorded object, and the run-cache, from the default remote into cache and workspace."""
-        self._transfer("pull", lambda repo: repo.pull(run_cache=True))
+        self._transfer("dvc pull", lambda repo: repo.pull(run_cache=True))
 
     def checkout(self) -> None:
         """Make the workspace what `dvc.lock` says, from the cache. Refuses to overwrite unsaved files."""
@@ -177,7 +181,7 @@ class Versions:
     def _locked(self, action: Callable[[Repo], Result]) -> Result:
         return with_repo(self.root, action, wait_s=self._wait_s)
 
-    def _transfer(self, verb: str, action: Callable[[Repo], Any]) -> None:
+    def _transfer(self, what: str, action: Callable[[Repo], Any]) -> None:
         for attempt in range(1, _TRANSFER_ATTEMPTS + 1):
             try:
                 self._locked(action)
@@ -185,8 +189,9 @@ class Versions:
             except (VersioningError, OSError) as error:
                 if attempt == _TRANSFER_ATTEMPTS:
                     raise VersioningError(
-                        f"dvc {verb} failed {attempt} times, last: {error} Check the remote (`dvc remote list`, its "
-                        f"access and free space) and run again; what was moved already is kept."
+                        f"{what} failed {attempt} times, last: {error} Check the remote (`dvc remote list`, its "
+                        f"access and free space) and run again: finished stages, and what was moved already, are kept. "
+                        f"registry.push=false registers without it."
                     ) from error
                 time.sleep(2.0 ** (attempt - 1) / 2)
 

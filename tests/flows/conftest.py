@@ -10,8 +10,11 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from random import Random
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 
 from flows.__main__ import main
@@ -89,6 +93,24 @@ class Workspace:
         command = [shutil.which(program, path=paths) or program, *map(str, arguments)]
         return subprocess.Popen(command, cwd=self.root, env=environment, **streams)
 
+    def kill_when(self, sign: str, *command: object) -> None:
+        """SIGKILL to `plumbline COMMAND`, and to it alone, as soon as a path shows that a stage is at work.
+
+        What it started has ended by the time this returns, a process that leads a group of its own among it.
+        """
+        with tempfile.TemporaryFile() as log, self.start("plumbline", *command, stdout=log, stderr=log) as process:
+            try:
+                until(lambda: next(self.root.glob(sign), None) is not None or process.poll() is not None)
+                log.seek(0)
+                assert process.poll() is None, log.read().decode()
+                family = psutil.Process(process.pid).children(recursive=True)
+                trainers = [child for child in family if _leads_group(child)]
+            finally:
+                process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert trainers, "no stage was at work"
+        until(lambda: all(is_gone(child) for child in family))
+
     def set_params(self, *settings: str, overlays: Sequence[Path] = ()) -> None:
         """Write params without running anything."""
         save_params(self.root, load_params(self.root, overlays, settings)[1])
@@ -114,6 +136,30 @@ class Trained(Workspace):
     """The session's workspace after its one retraining run. Shared: leave it as it is."""
 
     first: Done
+
+
+def until(condition: Callable[[], Any], seconds: float = 300.0, every_s: float = 0.005) -> Any:
+    """Wait for what a condition finds, and return it."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(every_s)
+    return found
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process ended, reaped or not."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _leads_group(process: psutil.Process) -> bool:
+    try:
+        return os.getpgid(process.pid) == process.pid
+    except ProcessLookupError:
+        return False
 
 
 def finding_event(root: Path, entry: Entry) -> dict[str, Any]:

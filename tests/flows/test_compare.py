@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +40,7 @@ def compared(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Comp
     workspace = trained.copy(tmp_path_factory.mktemp("compared") / "copy")
     workspace.set_params(*VARIANTS)
     sign = ".plumbline/work/compare/same-seed17/finetune/run-*/checkpoint-*/sealed.json"
-    log = (workspace.root.parent / "compare.log").open("wb")
-    with log, workspace.start("plumbline", "compare", stdout=log, stderr=subprocess.STDOUT) as process:
-        try:
-            _until(lambda: next(workspace.root.glob(sign), None) is not None or process.poll() is not None)
-            assert process.poll() is None, Path(log.name).read_text()
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
+    workspace.kill_when(sign, "compare")
     assert list((workspace.root / "comparisons").glob("*/same-*/policy")) == [], "it had ended before the kill"
     return Compared(workspace.root, workspace.server, workspace.run("compare", "--json"))
 
@@ -228,10 +218,3 @@ def _stamps(compared: Compared, name: str) -> dict[Path, int]:
 
 def _reused(done: Done) -> dict[str, Any]:
     return {trial["label"]: trial["reused"] for trial in done.payload["trials"]}
-
-
-def _until(condition: Callable[[], bool], seconds: float = 180.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.005)

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from tasks.announce import drain_outbox, request_retraining, workspace_id
 from tasks.freshness.admission import runs
 from tasks.registry.client import Store
 from tasks.registry.latest import latest_model
-from tests.flows.conftest import Trained, Workspace, finding_event
+from tests.flows.conftest import Trained, Workspace, finding_event, until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -97,14 +96,6 @@ def _runs_of(client: SyncPrefectClient, workspace: Workspace, name: str) -> list
     return client.read_flow_runs(
         flow_run_filter=FlowRunFilter(), deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [full]}})
     )
-
-
-def _until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.5)
-    return found
 
 
 def _ids(client: SyncPrefectClient, workspace: Workspace) -> dict[str, list[str]]:
@@ -198,7 +189,7 @@ def test_a_schedule_yields_a_run_that_a_worker_completes(
     def completed() -> list[FlowRun]:
         return [run for run in _runs_of(client, empty, "poll-freshness") if run.state and run.state.is_completed()]
 
-    run = _until(completed)[0]
+    run = until(completed)[0]
     assert run.auto_scheduled
     assert (run.state.name, run.state.message) == (fresh.NOT_STARTED, "nothing new waits")
     empty.set_params("schedule.poll_cron='0 0 1 1 *'")
@@ -221,7 +212,7 @@ def test_an_event_gives_one_run_also_when_it_is_sent_again(
         found = _runs_of(client, ready, "retrain-on-fresh")
         return [run for run in found if run.state and run.state.is_final()]
 
-    (run,) = _until(ended)
+    (run,) = until(ended)
     assert run.state is not None
     assert run.state.is_completed(), run.state.message
     assert "win rate fell" in str(run.state.message)
@@ -233,7 +224,7 @@ def test_an_event_gives_one_run_also_when_it_is_sent_again(
     client._client.post("/events", json=[finding_event(ready.root, entry)]).raise_for_status()
     polled = ready.run("run", "poll-freshness", "--wait", "--json")
     assert (polled.code, polled.payload["state"]) == (0, fresh.NOT_STARTED), polled.err
-    _until(lambda: all(run.state.is_final() for run in _runs_of(client, ready, "retrain-on-fresh") if run.state))
+    until(lambda: all(run.state.is_final() for run in _runs_of(client, ready, "retrain-on-fresh") if run.state))
     assert [run.outcome for run in runs(open_outbox(ready.root, params))] == ["completed"]
 
 
@@ -250,8 +241,8 @@ def test_a_lost_event_costs_a_poll_not_a_run(ready: Workspace, worker: None, cli
     polled = ready.run("run", "poll-freshness", "--wait", "--json")
     assert polled.code == 0, polled.err
     # Whichever of the two asks first is let in; the other finds that the key has, or had, its run.
-    _until(lambda: _outcomes(engine, before) == ["completed"])
-    _until(lambda: all(run.state.is_final() for run in _runs_of(client, ready, "retrain-on-fresh") if run.state))
+    until(lambda: _outcomes(engine, before) == ["completed"])
+    until(lambda: all(run.state.is_final() for run in _runs_of(client, ready, "retrain-on-fresh") if run.state))
     assert _outcomes(engine, before) == ["completed"]
 
 
@@ -304,10 +295,10 @@ def test_a_run_killed_outside_a_worker_is_marked_as_crashed(
             return runs if len(runs) == 2 and {str(run.id) for run in runs} <= ids else []
 
         try:
-            found = {run.state_name: run.id for run in _until(beating)}
+            found = {run.state_name: run.id for run in until(beating)}
         finally:
             process.kill()
-    crashed = _until(lambda: (now := client.read_flow_run(found["Running"])).state and now.state.is_crashed() and now)
+    crashed = until(lambda: (now := client.read_flow_run(found["Running"])).state and now.state.is_crashed() and now)
     assert f"no heartbeat for {short_silence:g} seconds" in crashed.state.message
     assert client.read_flow_run(found[fresh.NOT_STARTED]).state_name == fresh.NOT_STARTED
 

@@ -1,22 +1,15 @@
-"""The loop as `plumbline retrain` runs it: its answer, what it reuses, redoes and refuses, and what a kill leaves."""
+"""The loop as `plumbline retrain` runs it: its answer, what it reuses, redoes and refuses."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 import pytest
 
 from flows.stages import STAGES
-from tests.flows.conftest import TINY, Trained, Workspace, write_hh_pairs
+from tests.flows.conftest import Trained, Workspace, write_hh_pairs
 
 AFTER_CURATION = ["curate", "reward", "finetune", "evaluate", "gate"]
 
@@ -249,62 +242,3 @@ def test_a_server_that_does_not_answer_is_named_without_a_traceback(trained: Tra
     assert (done.code, done.payload["error"]["kind"]) == (2, "UsageError")
     assert "http://127.0.0.1:9/api" in done.err
     assert "Traceback" not in done.err
-
-
-def test_killed_again_and_again_the_loop_ends_with_the_same_hashes(
-    fresh: Callable[[str], Workspace], trained: Trained
-) -> None:
-    """SIGKILL in the base, the reward model and DPO of one workspace; each time its trainer ends with it."""
-    workspace = fresh("killed")
-    workspace.set_params(overlays=[TINY])
-    for out, sign in (
-        ("models/base", "models/.base.draft-*"),
-        ("models/reward", ".plumbline/work/reward/run-*/checkpoint-*/sealed.json"),
-        ("models/policy", ".plumbline/work/finetune/run-*/checkpoint-*/sealed.json"),
-    ):
-        _kill_when(workspace, sign)
-        assert out not in workspace.hashes(), "the stage had ended before the kill"
-    done = workspace.run("retrain", "--json")
-    assert done.code == 0, done.err
-    assert done.redone == ["finetune", "evaluate", "gate"]
-    assert workspace.hashes() == trained.hashes()
-    assert list(workspace.root.glob("*/.*.draft-*")) == []
-    shutil.rmtree(workspace.root)
-
-
-def _kill_when(workspace: Workspace, sign: str) -> None:
-    """Kill `plumbline retrain`, and it alone, as soon as a path shows that a stage is at work."""
-    log = (workspace.root / "retrain.log").open("wb")
-    with log, workspace.start("plumbline", "retrain", stdout=log, stderr=subprocess.STDOUT) as process:
-        try:
-            _until(lambda: next(workspace.root.glob(sign), None) is not None or process.poll() is not None)
-            assert process.poll() is None, Path(log.name).read_text()
-            family = psutil.Process(process.pid).children(recursive=True)
-            trainers = [child for child in family if _leads_group(child)]
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
-    Path(log.name).unlink()
-    assert trainers, "no stage was at work"
-    _until(lambda: all(_is_gone(child) for child in family))
-
-
-def _leads_group(process: psutil.Process) -> bool:
-    try:
-        return os.getpgid(process.pid) == process.pid
-    except ProcessLookupError:
-        return False
-
-
-def _is_gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _until(condition: Callable[[], bool], seconds: float = 180.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.005)

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -26,7 +25,7 @@ from tasks.services.addresses import prefect_api_url
 from tasks.services.health import require_version
 from tasks.services.plan import Plan
 from tasks.services.processes import marked
-from tests.flows.conftest import Done, Workspace
+from tests.flows.conftest import Done, Workspace, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,13 +94,6 @@ def services(tmp_path_factory: pytest.TempPathFactory, no_server_of_the_user: No
     finally:
         operate.bring_down(made.root, 20)
         assert marked(made.plan.folder) == []
-
-
-def _until(happens: Callable[[], bool], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < until
-        time.sleep(0.5)
 
 
 @pytest.fixture
@@ -195,14 +187,14 @@ def test_a_killed_server_is_started_again(services: Services) -> None:
     pid = services.pids()["prefect"]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    _until(lambda: services.pids()["prefect"] not in (pid, None) and services.well())
+    until(lambda: services.pids()["prefect"] not in (pid, None) and services.well())
 
 
 def test_after_the_supervisor_was_killed_up_ends_what_it_left(services: Services) -> None:
     before = services.pids()
     supervisor = int((services.plan.folder / "supervisord.pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
-    _until(lambda: not psutil.pid_exists(supervisor) or psutil.Process(supervisor).status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not psutil.pid_exists(supervisor) or psutil.Process(supervisor).status() == psutil.STATUS_ZOMBIE)
     assert services.run("status").code == 1
     (remark,) = services.up()
     assert "an earlier supervisor left behind" in remark

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,12 +13,14 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from data_contracts.errors import ParamsError, StageError
 from data_contracts.params import Section
+from tasks import isolation
 from tasks.isolation import run_isolated
 from tasks.stage import Facts, Stage, StageContext
 
@@ -55,6 +59,18 @@ def fill_disk(context: StageContext, *, toy: Toy) -> Facts:
 def kill_itself(context: StageContext, *, toy: Toy) -> Facts:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+def leave_a_helper(context: StageContext, *, toy: Toy) -> Facts:
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (context.work / "pid").write_text(str(helper.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def ignore_sigterm(context: StageContext, *, toy: Toy) -> Facts:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return write_word(context, toy=toy)
 
 
 def toy_stage(body: object, timeout_s: float | None = None) -> Stage:
@@ -99,9 +115,10 @@ def test_the_traceback_is_in_the_log(tmp_path: Path) -> None:
     assert "RuntimeError: inner works" in (tmp_path / "log").read_text()
 
 
-def test_a_timeout_ends_the_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("body", [write_word, ignore_sigterm])
+def test_a_timeout_ends_the_process(tmp_path: Path, body: object) -> None:
     with pytest.raises(StageError, match="still running after"):
-        run_isolated(toy_stage(write_word, 3.0), tmp_path, ToyParams(toy=Toy(wait_s=600)), tmp_path / "log")
+        run_isolated(toy_stage(body, 3.0), tmp_path, ToyParams(toy=Toy(wait_s=600)), tmp_path / "log")
     assert not psutil.pid_exists(int((tmp_path / ".plumbline/work/toy/pid").read_text()))
 
 
@@ -112,6 +129,53 @@ def test_cancelling_ends_the_process(tmp_path: Path) -> None:
         run_isolated(
             toy_stage(write_word), tmp_path, ToyParams(toy=Toy(wait_s=600)), tmp_path / "log", cancelled=cancelled
         )
+
+
+def test_cancelling_ends_a_process_that_still_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare interpreter leads no group yet: held up by a start-up file, it would begin its stage after all."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    cancelled = threading.Event()
+    pid_file = tmp_path / "pid"
+    threading.Thread(
+        target=lambda: (_until(lambda: pid_file.exists() and pid_file.read_text()), cancelled.set())
+    ).start()
+    with pytest.raises(StageError, match="the run was ended"):
+        run_isolated(toy_stage(write_word), tmp_path, ToyParams(), tmp_path / "log", cancelled=cancelled)
+    assert not psutil.pid_exists(int(pid_file.read_text()))
+
+
+def test_cancelling_does_not_wait_for_the_fork_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It imports for seconds, a minute on a busy machine; what it forks after all is ended, or never begins."""
+    begun, answer = threading.Event(), threading.Event()
+    start = isolation._FORK.Process.start
+
+    def held_up(process: Any) -> None:
+        begun.set()
+        answer.wait(60)
+        start(process)
+
+    monkeypatch.setattr(isolation._FORK.Process, "start", held_up)
+    cancelled = threading.Event()
+    threading.Thread(target=lambda: (begun.wait(60), cancelled.set())).start()
+    stage = dataclasses.replace(toy_stage(write_word), trains=True)
+    with pytest.raises(StageError, match="the run was ended"):
+        run_isolated(stage, tmp_path, ToyParams(toy=Toy(wait_s=600)), tmp_path / "log", cancelled=cancelled)
+    assert not answer.is_set()
+    answer.set()
+    (late,) = [thread for thread in threading.enumerate() if thread.name == "start-toy"]
+    late.join(60)
+    assert not late.is_alive()
+    assert [child.name for child in multiprocessing.active_children() if child.name == "plumbline-toy"] == []
+
+
+def test_what_a_killed_stage_had_started_ends_with_it(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="exit code -9"):
+        run_isolated(toy_stage(leave_a_helper), tmp_path, ToyParams(), tmp_path / "log")
+    helper = int((tmp_path / ".plumbline/work/toy/pid").read_text())
+    _until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.parametrize("trains", [False, True])

@@ -184,7 +184,7 @@ def test_a_finding_needs_no_records_and_no_quiet_but_budget_and_comes_once(engin
 def test_a_batch_that_a_model_was_trained_on_needs_no_run(engine: Engine) -> None:
     batch(engine, "a")
     state = FreshState(covered_by={"a": "models:/m/4"}, event_key="a")
-    assert "a had its run (models:/m/4 was trained on it)" in consider(engine, PARAMS, state=state, now=at(61)).reason
+    assert "a had its run (models:/m/4 is the answer to it)" in consider(engine, PARAMS, state=state, now=at(61)).reason
 
 
 def test_finish_is_repeatable_and_knows_its_runs(engine: Engine) -> None:

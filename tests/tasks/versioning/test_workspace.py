@@ -14,6 +14,7 @@ from data_contracts.artifact import writing
 from data_contracts.errors import InputsChangedError, VersioningError
 from tasks.versioning.git import commit_git, head_commit, is_dirty, program_identity, run_git, workspace_state
 from tasks.versioning.lock import current_hashes, read_lock
+from tasks.versioning.objects import ObjectStore
 from tasks.versioning.workspace import Versions, init_versioning
 
 DVC_YAML = """\
@@ -279,6 +280,29 @@ def test_a_remote_that_cannot_be_reached_is_a_clear_error_after_bounded_retries(
     chain.flow()
     with pytest.raises(VersioningError, match="dvc push failed 3 times"):
         chain.versions.push()
+
+
+def test_a_tracked_path_alone_is_pushed_and_what_takes_nothing_is_named(chain: Chain) -> None:
+    chain.versions.push_tracked("data/raw")
+    raw = ObjectStore(chain.root)
+    assert {check.where for check in raw.check_path(current_hashes(chain.root)["data/raw"], "raw", "raw")} >= {
+        "cache",
+        "remote",
+    }
+    init_versioning(chain.root, "http://127.0.0.1:9/dvc")
+    with pytest.raises(VersioningError, match=r"dvc push failed 3 times.*registry\.push=false"):
+        chain.versions.push_tracked("data/raw")
+
+
+def test_what_a_kill_cut_short_in_dvcs_own_files_holds_nothing_up(chain: Chain) -> None:
+    """The table of readers and writers, cut short, is made anew; `dvc.lock` is never cut short."""
+    chain.flow()
+    (chain.root / ".dvc/tmp/rwlock").write_text('{"read": {"a')
+    chain.set(times=3)
+    before = (chain.root / "dvc.lock").stat().st_ino
+    assert chain.flow() == ["double"]
+    assert (chain.root / "dvc.lock").stat().st_ino != before
+    assert "up to date" in chain.dvc("repro")
 
 
 def test_a_busy_workspace_is_waited_for_and_then_refused(chain: Chain) -> None:
