@@ -3,9 +3,12 @@
 `python -m benchmarks.ingest_latency --json`. A workspace of its own with services on free ports; no quiet time is
 waited for (`trigger.debounce_s=0`). Each round drops a new file into the watched inbox, or ingests it, and waits until
 the server calls the run of `retrain-on-fresh` RUNNING. The run then ends at once, on a base model that is not there.
+One round before is not counted. Warm: a round begins when a process waits for the next run (`flows.standby`), which
+after a run takes its imports and three seconds; `--standbys 0` measures runs that start cold.
 
 1. `announced`: until the server has the flow run: file noticed, stored, versioned, outbox, event, trigger.
-2. `started`: from there until RUNNING: the worker's poll, the run's process and its imports.
+2. `started`: from there until RUNNING: the worker's poll, and the run's process and its imports where it starts cold.
+3. `cpu`: seconds of CPU that command, watcher, server, worker and run used meanwhile; on a busy machine they say more.
 """
 
 from __future__ import annotations
@@ -20,13 +23,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
+
+from tasks.services.plan import services_folder
+from tasks.services.processes import marked
 
 PROGRAM = Path(sys.executable).with_name("plumbline")
 DEADLINE_S = 180.0
@@ -47,37 +54,47 @@ def free_port() -> int:
 
 
 @contextmanager
-def services(root: Path) -> Iterator[str]:
-    """The URL of the API of a server with a worker, warmed by one run."""
+def services(root: Path, standbys: int) -> Iterator[str]:
+    """The URL of the API of a server with a worker."""
     port = free_port()
     settings = (
         f"services.prefect_port={port}",
         "services.mlflow=false",
+        f"services.worker_standbys={standbys}",
         "trigger.debounce_s=0",
         "trigger.min_new_records=1",
         "trigger.max_runs_per_week=1000",
+        "schedule.poll_cron='0 0 1 1 *'",
         "reference.base=/nonexistent",
         "sample_world.enabled=false",
     )
     plumbline(root, "up", *(part for setting in settings for part in ("--set", setting)))
     try:
-        plumbline(root, "run", "poll-freshness", "--wait")
         yield f"http://127.0.0.1:{port}/api"
     finally:
         plumbline(root, "down")
 
 
 @contextmanager
-def watcher(root: Path) -> Iterator[None]:
+def watcher(root: Path) -> Iterator[psutil.Process]:
     """`plumbline inbox watch`, for as long as the block runs, ready when it starts."""
     with (root / "inbox.log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, "inbox", "watch", "-C", root], stdout=log, stderr=log)
     try:
-        time.sleep(12)  # its imports
-        yield
+        until(lambda: (root / "inbox" / "human_pairs").is_dir())
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(60)
+
+
+def until(happens: Callable[[], bool]) -> None:
+    """Wait for something."""
+    began = time.monotonic()
+    while not happens():
+        if time.monotonic() - began > DEADLINE_S:
+            raise SystemExit(f"waited in vain for {DEADLINE_S:g} s")
+        time.sleep(0.2)
 
 
 def write_batch(path: Path, name: str) -> None:
@@ -113,45 +130,81 @@ def until_running(url: str, before: set[str], began: float) -> dict[str, float]:
     raise SystemExit(f"no run of retrain-on-fresh within {DEADLINE_S:g} s")
 
 
-def until_ended(url: str) -> None:
-    """Wait until no run is under way, so that rounds do not meet."""
-    while any(run["state_type"] not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} for run in runs(url).values()):
-        time.sleep(0.5)
+def at_rest(root: Path, url: str, standbys: int) -> None:
+    """Wait until no run is under way and the standbys have done their imports, so that rounds do not meet."""
+    ends = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+    until(lambda: all(run["state_type"] in ends for run in runs(url).values()))
+    until(lambda: idle(root, standbys))
+
+
+def idle(root: Path, standbys: int) -> bool:
+    """Whether as many processes wait as there should be, and used no CPU for three seconds."""
+    before = {process.pid: seconds(process) for process in waiting(root)}
+    time.sleep(3)
+    return len(before) == standbys and before == {process.pid: seconds(process) for process in waiting(root)}
+
+
+def waiting(root: Path) -> list[psutil.Process]:
+    """The processes that wait for a run."""
+    return [process for process in marked(services_folder(root)) if "flows.standby" in process.cmdline()]
+
+
+def seconds(process: psutil.Process) -> float:
+    """Seconds of CPU that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def drop(root: Path, batch: Path) -> None:
     """Rename a whole file into the inbox."""
-    folder = root / "inbox" / "human_pairs"
-    folder.mkdir(parents=True, exist_ok=True)
-    os.replace(batch, folder / batch.name)
+    os.replace(batch, root / "inbox" / "human_pairs" / batch.name)
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def ingest(root: Path, batch: Path) -> None:
+    """Ingest a file by the command."""
+    plumbline(root, "ingest", "human_pairs", str(batch))
+
+
+WAYS: dict[str, Callable[[Path, Path], None]] = {"inbox": drop, "ingest": ingest}
+
+
+def one_round(root: Path, url: str, way: str, watching: psutil.Process) -> dict[str, float]:
+    """The phases of one new file, in seconds."""
+    batch = root / f"{way}-{time.time_ns()}.jsonl"
+    write_batch(batch, batch.stem)
+    before, used, children = set(runs(url)), cpu(root, watching), os.times()
+    began = time.time()
+    WAYS[way](root, batch)
+    phases = until_running(url, before, began)
+    after, ended = cpu(root, watching), os.times()
+    command = ended.children_user + ended.children_system - children.children_user - children.children_system
+    return phases | {"cpu": command + sum(after[pid] - used.get(pid, 0.0) for pid in after)}
+
+
+def cpu(root: Path, watching: psutil.Process) -> dict[int, float]:
+    """Seconds of CPU so far of each process of the services, of their runs, and of the watcher."""
+    return {process.pid: seconds(process) for process in (*marked(services_folder(root)), watching)}
+
+
+def measure(rounds: int, standbys: int) -> dict[str, Any]:
     """Both ways in, `rounds` times each."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "workspace"
         subprocess.run([PROGRAM, "init", root], check=True, capture_output=True)
-        taken: dict[str, list[dict[str, float]]] = {"inbox": [], "ingest": []}
-        with services(root) as url:
-            for number in range(rounds):
-                for way in taken:
-                    batch = root / f"{way}-{number}.jsonl"
-                    write_batch(batch, batch.stem)
-                    before = set(runs(url))
-                    if way == "inbox":
-                        with watcher(root):
-                            began = time.time()
-                            drop(root, batch)
-                            taken[way].append(until_running(url, before, began))
-                    else:
-                        began = time.time()
-                        plumbline(root, "ingest", "human_pairs", str(batch))
-                        taken[way].append(until_running(url, before, began))
-                    until_ended(url)
+        taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        with services(root, standbys) as url, watcher(root) as watching:
+            for number in range(rounds + 1):
+                for way, found in taken.items():
+                    at_rest(root, url, standbys)
+                    phases = one_round(root, url, way, watching)
+                    if number:
+                        found.append(phases)
         shutil.rmtree(root, ignore_errors=True)
     return {
         "benchmark": "ingest_latency",
         "rounds": rounds,
+        "standbys": standbys,
+        "load": os.getloadavg()[0],
         "seconds": {
             way: {name: _spread([round_[name] for round_ in found]) for name in found[0]}
             for way, found in taken.items()
@@ -168,8 +221,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--standbys", type=int, default=1, help="0: runs start cold")
     args = parser.parse_args(argv)
-    result = measure(args.rounds)
+    result = measure(args.rounds, args.standbys)
     if args.json:
         print(json.dumps(result))
     else:

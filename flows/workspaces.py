@@ -20,7 +20,7 @@ _LOOK_EVERY_S = 1.0  # how often a run that waits looks whether the workspace is
 def template_files() -> dict[str, bytes]:
     """Every file of a fresh workspace by its relative path."""
     from flows.params import render_defaults
-    from flows.stages import render_dvc_yaml
+    from flows.stages import render_dvc_yaml  # every stage's module; commands that only look for a workspace need none
 
     templates = {PARAMS_FILE: render_defaults().encode(), "dvc.yaml": render_dvc_yaml().encode()}
     folder = files("flows") / "workspace"

@@ -150,10 +150,10 @@ def _prefect_environment(root: Path, api_url: str) -> dict[str, str]:
 
 
 def _worker(root: Path, params: ServicesParams, api_url: str) -> Service:
-    options = ("--pool", WORK_POOL, "--type", "process", "--name", worker_name(root), "--install-policy", "never")
+    counts = ("--limit", str(params.worker_limit), "--standbys", str(params.worker_standbys))
     return Service(
         "worker",
-        (sys.executable, "-m", "prefect", "worker", "start", *options, "--limit", str(params.worker_limit)),
+        (sys.executable, "-m", "flows.worker", "--name", worker_name(root), *counts),
         "worker",
         api_url,
         environment=_prefect_environment(root, api_url),

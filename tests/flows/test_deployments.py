@@ -68,8 +68,8 @@ def ready(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Workspa
 @pytest.fixture(scope="module")
 def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A worker of the pool, as `plumbline up` starts it. It ends by itself when told to."""
-    options = ("--pool", "plumbline", "--type", "process", "--install-policy", "never")
-    command = [sys.executable, "-m", "prefect", "worker", "start", *options]
+    options = ("--name", "deployments", "--limit", "4", "--standbys", "0")  # they wait in tests/flows/test_worker.py
+    command = [sys.executable, "-m", "flows.worker", *options]
     environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     folder = tmp_path_factory.mktemp("worker")
     with (folder / "worker.log").open("wb") as log:

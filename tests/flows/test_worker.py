@@ -1,0 +1,154 @@
+"""The warm worker on a real server: one worker for all tests, the last of which kills it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from flows import fresh
+from flows.deployments import deployment_name
+from flows.workspaces import exclusive_run
+from tasks.announce import workspace_id
+from tests.flows.conftest import Workspace
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker in the folder of a workspace, and the server's client."""
+
+    workspace: Workspace
+    process: psutil.Process
+    client: SyncPrefectClient
+
+    def standby(self, other_than: int = 0) -> psutil.Process:
+        """The process that waits, when the one that waited before and ran has gone; there is one at a time."""
+
+        def waiting() -> psutil.Process | None:
+            found = [child for child in self.process.children() if _is_standby(child) and child.pid != other_than]
+            return found[0] if len(found) == 1 else None
+
+        found: psutil.Process = _until(waiting)
+        return found
+
+    def start(self, name: str, **environment: str) -> FlowRun:
+        full = f"{name}/{deployment_name(name, workspace_id(self.workspace.root))}"
+        deployment = self.client.read_deployment_by_name(full)
+        variables = {"env": environment} if environment else None
+        return self.client.create_flow_run_from_deployment(deployment.id, job_variables=variables)
+
+    def until(self, run: FlowRun, state: str) -> FlowRun:
+        def reached() -> FlowRun | None:
+            found = self.client.read_flow_run(run.id)
+            assert found.state is not None
+            assert found.state.name == state or not found.state.is_final(), found.state
+            return found if found.state.name == state else None
+
+        found: FlowRun = _until(reached)
+        return found
+
+
+def _is_standby(process: psutil.Process) -> bool:
+    try:
+        return "flows.standby" in process.cmdline()
+    except psutil.Error:  # it has just ended
+        return False
+
+
+def _until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.3)
+    return found
+
+
+@pytest.fixture(scope="module")
+def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    workspace = Workspace(tmp_path_factory.mktemp("warm"), server)
+    assert workspace.run("init", ".").code == 0
+    workspace.set_params("schedule.poll_cron='0 0 1 1 *'", "schedule.monitor_cron='0 0 1 1 *'")
+    assert workspace.run("deploy").code == 0
+    options = ("--name", "warm", "--limit", "2", "--standbys", "1")
+    environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with (workspace.root / "worker.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.worker", *options],
+            env=environment,
+            cwd=workspace.root,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        yield Worker(workspace, psutil.Process(process.pid), client)
+    process.kill()
+    process.wait(60)
+
+
+def test_a_run_becomes_the_standby_and_another_waits(worker: Worker) -> None:
+    first = worker.standby()
+    run = worker.until(worker.start("poll-freshness"), fresh.NOT_STARTED)
+    assert run.infrastructure_pid == str(first.pid)
+    assert worker.standby(other_than=first.pid).is_running()
+
+
+def test_another_environment_starts_cold_and_is_that_of_the_next(worker: Worker) -> None:
+    """What modules read while they are imported must be there before; a standby of other values is not used."""
+    first = worker.standby()
+    run = worker.until(worker.start("poll-freshness", PLUMBLINE_TEST="1"), fresh.NOT_STARTED)
+    assert run.infrastructure_pid != str(first.pid)
+    second = worker.standby(other_than=first.pid)
+    assert second.environ()["PLUMBLINE_TEST"] == "1"
+    again = worker.until(worker.start("poll-freshness", PLUMBLINE_TEST="1"), fresh.NOT_STARTED)
+    assert again.infrastructure_pid == str(second.pid)
+    worker.until(worker.start("poll-freshness"), fresh.NOT_STARTED)
+    _until(lambda: "PLUMBLINE_TEST" not in worker.standby(other_than=second.pid).environ())
+
+
+def test_a_killed_run_has_crashed(worker: Worker) -> None:
+    first = worker.standby()
+    with exclusive_run(worker.workspace.root):
+        run = worker.until(worker.start("retrain-on-fresh"), "Running")
+        first.kill()
+        crashed = worker.until(run, "Crashed")
+    assert crashed.state is not None
+    assert "-9" in str(crashed.state.message)
+
+
+def test_a_cancelled_run_ends_as_cancelled(worker: Worker) -> None:
+    first = worker.standby()
+    with exclusive_run(worker.workspace.root):
+        run = worker.until(worker.start("retrain-on-fresh"), "Running")
+        worker.client.set_flow_run_state(run.id, Cancelling())
+        worker.until(run, "Cancelled")
+    psutil.wait_procs([first], 30)
+    assert not first.is_running()
+
+
+def test_a_standby_that_was_killed_is_no_harm(worker: Worker) -> None:
+    first = worker.standby()
+    first.send_signal(signal.SIGTERM)  # as `plumbline down` does
+    psutil.wait_procs([first], 30)
+    run = worker.until(worker.start("poll-freshness"), fresh.NOT_STARTED)
+    assert run.infrastructure_pid != str(first.pid)
+    assert worker.standby().is_running()
+
+
+def test_standbys_end_with_a_worker_that_is_killed(worker: Worker) -> None:
+    first = worker.standby()
+    worker.process.kill()
+    _, alive = psutil.wait_procs([first], 60)
+    assert alive == []
