@@ -8,7 +8,6 @@ contracts run on data frames in memory.
 from __future__ import annotations
 
 import os
-from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # read once, when great_expectations is imported
@@ -22,24 +21,10 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     column_pair_condition_partial,
 )
 
+from data_contracts.plain_checks import is_iso8601, normalise_whitespace
+
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def is_iso8601(value: object) -> bool:
-    """Whether a value is a string that `datetime.fromisoformat` reads with `T` or a space between date and time."""
-    if not isinstance(value, str):
-        return False
-    try:
-        datetime.fromisoformat(value)
-    except ValueError:
-        return False
-    return not set(value) - set("0123456789-:+.,WTZ ")  # fromisoformat itself accepts any separator
-
-
-def normalise_whitespace(text: str) -> str:
-    """The text with each run of white space as one space, and none at the ends."""
-    return " ".join(text.split())
 
 
 class ColumnValuesIso8601(ColumnMapMetricProvider):  # type: ignore[misc]

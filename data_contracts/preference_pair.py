@@ -20,11 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_contracts.contract_suite import Columns, Contract, blank_turns, check
+from data_contracts.contract_suite import Contract, blank_turns, check
 from data_contracts.contract_suite import KnownIds as KnownIds
 from data_contracts.contract_suite import Violation as Violation
 from data_contracts.contract_suite import excerpt as excerpt
 from data_contracts.contract_suite import shorten as shorten
+from data_contracts.plain_checks import Columns
 from data_contracts.records import PreferencePair
 
 CONTRACT = "preference_pair"
@@ -57,20 +58,24 @@ SUITE = _CONTRACT.suite
 
 
 def check_pairs(
-    pairs: Sequence[PreferencePair], known: KnownIds | None = None, suite: Mapping[str, Any] | None = None
+    pairs: Sequence[PreferencePair],
+    known: KnownIds | None = None,
+    suite: Mapping[str, Any] | None = None,
+    *,
+    plainly: bool = False,
 ) -> list[Violation]:
     """Run the contract over pairs; a pair without a violation satisfies it.
 
     `known` carries the ids of earlier calls, so that a file read in pieces is checked as one.
     `suite` is the suite as read from JSON, by default the contract's. Violations come in the order
-    of the pairs and, for one pair, of `REASONS`.
+    of the pairs and, for one pair, of `REASONS`. `plainly`: without Great Expectations, see `contract_suite.check`.
 
     Raises `StageError` when an expectation itself fails to run: Great Expectations reports that as
     a mere lack of success, with no row to blame.
     """
     if not pairs:
         return []
-    return check(_CONTRACT, _columns(pairs, known if known is not None else KnownIds()), suite)
+    return check(_CONTRACT, _columns(pairs, known if known is not None else KnownIds()), suite, plainly=plainly)
 
 
 def _columns(pairs: Sequence[PreferencePair], known: KnownIds) -> Columns:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_contracts.contract_suite import Columns, Contract, KnownIds, Violation, blank_turns, check
+from data_contracts.contract_suite import Contract, KnownIds, Violation, blank_turns, check
+from data_contracts.plain_checks import Columns
 from data_contracts.records import UnpairedResponse
 
 CONTRACT = "unpaired_response"
@@ -41,12 +42,16 @@ SUITE = _CONTRACT.suite
 
 
 def check_unpaired(
-    responses: Sequence[UnpairedResponse], known: KnownIds | None = None, suite: Mapping[str, Any] | None = None
+    responses: Sequence[UnpairedResponse],
+    known: KnownIds | None = None,
+    suite: Mapping[str, Any] | None = None,
+    *,
+    plainly: bool = False,
 ) -> list[Violation]:
     """Run the contract over responses, as `preference_pair.check_pairs` does over pairs."""
     if not responses:
         return []
-    return check(_CONTRACT, _columns(responses, known if known is not None else KnownIds()), suite)
+    return check(_CONTRACT, _columns(responses, known if known is not None else KnownIds()), suite, plainly=plainly)
 
 
 def _columns(responses: Sequence[UnpairedResponse], known: KnownIds) -> Columns:

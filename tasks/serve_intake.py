@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine
 
-from data_contracts.errors import ContractViolation, PlumblineError, UsageError
-from data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse, load_jsonl
+from data_contracts.errors import PlumblineError, UsageError
+from data_contracts.records import Feedback, Quarantined
 from tasks.announce import AnnounceParams, announce_batches
-from tasks.curate_preferences import UNPAIRED
 from tasks.feedback import SOURCES
-from tasks.feedback.params import FeedbackParams
-from tasks.feedback.validate import validate
+from tasks.feedback.validate import judge
 from tasks.ingest_feedback import ingest_feedback
 from tasks.intake import spool
 from tasks.intake.desk import Desk
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("plumbline.intake")
 _LOOK_EVERY_S = 0.25
 _DAY_S = 86_400.0
-_LENIENT = FeedbackParams(quarantine_threshold=1.0, on_single_label="warn")
+_OWN_FILES = 256  # open files beside connections
 
 
 class ServeParams(AnnounceParams, Protocol):
@@ -69,7 +66,6 @@ class Intake:
                 f"{self._root}: another `plumbline intake serve` runs in this workspace. One is enough; end it first."
             ) from None
         self.engine = spool.open_spool(self._folder)
-        judge_rows("human_pairs", [b"{}"])  # loads what a check needs, so that the first request does not wait
         self._desk = Desk(self.engine, judge_rows)
         self._desk.start()
         self._sealing.start()
@@ -108,15 +104,23 @@ class Intake:
 
 def serve(root: Path, params: ServeParams) -> None:
     """Answer requests until the process is told to end. Raises `UsageError` where the port is taken."""
+    import resource
     import signal
     import socket
 
     import uvicorn
 
+    from tasks.intake.connections import bounded
+
     # uvicorn raises the signal that ended it once more: by default that would kill us before the last seal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     host, port = params.intake.host, params.intake.port
-    with Intake(root, params) as intake, socket.socket() as listener:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = params.intake.max_connections + _OWN_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted if hard < 0 else min(wanted, hard)), hard))
+    # Named TCP: only then asyncio sends an answer's parts at once, else the second waits 40 ms for the client's ACK.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    with Intake(root, params) as intake, listening as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -127,6 +131,8 @@ def serve(root: Path, params: ServeParams) -> None:
         # No header above 32 KiB; what the application logs is all that is logged.
         config = uvicorn.Config(
             intake.app,
+            http=bounded(params.intake.max_connections, params.intake.idle_timeout_s),
+            ws="none",
             access_log=False,
             log_config=None,
             server_header=False,
@@ -156,36 +162,23 @@ def _land(root: Path, params: ServeParams, engine: Engine, seal: Seal) -> str:
         announce_batches(root, params, seal.source, batches, {batches[0].digest: seal.rows})
     except PlumblineError as error:  # the batch is safe and versioned: the next drain or poll announces it
         _logger.warning("%s is stored and not announced yet: %s", batch, error)
-    spool.done(engine, seal, batch, keep_s=params.intake.keep_keys_days * _DAY_S)
+    spool.done(engine, seal, batch, keep_s=params.intake.keep_keys_days * _DAY_S, keep=params.intake.keep_keys)
     return batch
 
 
 def judge_rows(source: str, rows: Sequence[bytes]) -> list[Mapping[str, Any]]:
-    """A verdict for each row, by the very reading and contract check that a run applies, over all rows at once.
+    """A verdict for each row, by the reading and the contract that a run applies, over all rows at once.
 
     An id that a later run finds to have other content in another batch is quarantined then.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        file = folder / "rows.jsonl"
-        file.write_bytes(b"".join(row + b"\n" for row in rows))
-        with contextlib.suppress(ContractViolation):  # not one valid row; the files are written all the same
-            validate([(source, "request", file)], _LENIENT, folder)
-        verdicts = _verdicts(folder)
-    return [verdicts[line] for line in range(1, len(rows) + 1)]
+    return [_verdict(outcome) for outcome in judge(source, rows, "request")]
 
 
-def _verdicts(folder: Path) -> dict[int, Mapping[str, Any]]:
-    found: dict[int, Mapping[str, Any]] = {}
-    accepted: Iterator[Feedback] = load_jsonl(folder / "accepted.jsonl", PreferencePair)
-    if (folder / UNPAIRED).exists():
-        accepted = load_jsonl(folder / UNPAIRED, UnpairedResponse)
-    for record in accepted:
-        found[record.origin.line] = {"status": "accepted", "id": record.id}
-    for row in load_jsonl(folder / "quarantine.jsonl", Quarantined):
-        told = {"reason": row.reason, "field": row.field, "expected": row.expected, "found": row.found}
-        found[row.line] = {"status": "quarantined", "id": row.record_id, **told}
-    return found
+def _verdict(outcome: Feedback | Quarantined) -> Mapping[str, Any]:
+    if not isinstance(outcome, Quarantined):
+        return {"status": "accepted", "id": outcome.id}
+    told = {"reason": outcome.reason, "field": outcome.field, "expected": outcome.expected, "found": outcome.found}
+    return {"status": "quarantined", "id": outcome.record_id, **told}
 
 
 def free_bytes(folder: Path) -> int:

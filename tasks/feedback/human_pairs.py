@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from data_contracts.records import Origin, PreferencePair, content_id
 from tasks.feedback.formats import Format, read_content, recognise
-from tasks.feedback.rows import Reading, ReadRow, about, identifier, read_rows
+from tasks.feedback.rows import Reading, ReadRow, Rows, about, identifier, read_rows
 
 
-def read(path: Path, origin: str, source: str = "human_pairs") -> Iterator[ReadRow]:
-    """Read every row of a file, streamed, in order.
+def read(rows: Rows, origin: str, source: str = "human_pairs") -> Iterator[ReadRow]:
+    """Read every row of a file, or of the texts given, streamed, in order.
 
     `origin` names the file in records and quarantine; `source` is the record's source where a row names none.
     Raises `UsageError` when the file itself cannot be read.
     """
-    return read_rows(path, origin, Reading(recognise, partial(_build, source), _known_label))
+    return read_rows(rows, origin, Reading(recognise, partial(_build, source), _known_label))
 
 
 def _build(source: str, row: Mapping[str, Any], form: Format, origin: Origin) -> PreferencePair:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from tasks.feedback.defects import Defect
 from tasks.feedback.formats import EXTRAS
 
 UNRECOGNISED = "unrecognised"
+
+Rows = Path | Sequence[bytes]
+"""A file, or the JSON texts of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,12 @@ class Reading:
     label: Callable[[Mapping[str, Any]], str | None]
 
 
-def read_rows(path: Path, origin: str, reading: Reading) -> Iterator[ReadRow]:
-    """Read every row of a file, streamed, in order; `origin` names the file in records and quarantine.
+def read_rows(rows: Rows, origin: str, reading: Reading) -> Iterator[ReadRow]:
+    """Read every row, streamed, in order; `origin` names the file in records and quarantine.
 
     Raises `UsageError` when the file itself cannot be read.
     """
-    for line, text in read_lines(path):
+    for line, text in read_lines(rows) if isinstance(rows, Path) else enumerate(rows, 1):
         yield _read_row(text, Origin(file=origin, line=line), reading)
 
 

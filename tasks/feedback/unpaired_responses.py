@@ -16,7 +16,6 @@ null, 0, none or neutral is no opinion.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from data_contracts.contract_suite import excerpt
@@ -33,7 +32,7 @@ from tasks.feedback.formats import (
     text_of,
 )
 from tasks.feedback.hh_text import parse_prompt, parse_response
-from tasks.feedback.rows import Reading, ReadRow, about, identifier, read_rows
+from tasks.feedback.rows import Reading, ReadRow, Rows, about, identifier, read_rows
 
 SOURCE = "unpaired_responses"
 
@@ -48,12 +47,12 @@ _NUMBERS: Mapping[str, Mapping[float, bool]] = {"label": {1: True, 0: False}, "t
 _NEUTRAL = (0, "0", "none", "neutral", "")
 
 
-def read(path: Path, origin: str) -> Iterator[ReadRow]:
-    """Read every row of a file, streamed, in order; `origin` names the file in records and quarantine.
+def read(rows: Rows, origin: str) -> Iterator[ReadRow]:
+    """Read every row of a file, or of the texts given, in order; `origin` names the file in records and quarantine.
 
     Raises `UsageError` when the file itself cannot be read.
     """
-    return read_rows(path, origin, Reading(recognise, _build, _known_label))
+    return read_rows(rows, origin, Reading(recognise, _build, _known_label))
 
 
 def recognise(row: Row) -> str:

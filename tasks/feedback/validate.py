@@ -89,6 +89,14 @@ def validate(
     return {name: value for name, value in report.items() if name not in ("checks", "batches")}
 
 
+def judge(source: str, rows: Sequence[bytes], origin: str) -> list[Feedback | Quarantined]:
+    """What becomes of each row, given as its JSON text: `validate` for a few rows, without files.
+
+    The contract is checked by its plain equivalent: the same verdicts in microseconds. A run validates the rows anew.
+    """
+    return [outcome for _, outcome in _check(list(SOURCES[source](rows, origin)), KnownIds(), plainly=True)]
+
+
 def _sort_rows(batches: Sequence[NamedBatch], ledger: Ledger, folder: Path, progress: Progress) -> None:
     known = KnownIds()
     with ExitStack() as files:
@@ -109,12 +117,14 @@ def _sort_rows(batches: Sequence[NamedBatch], ledger: Ledger, folder: Path, prog
             progress(done + 1, len(batches), f"{ledger.read:,} rows read")
 
 
-def _check(piece: Sequence[ReadRow], known: KnownIds) -> Iterator[tuple[ReadRow, Feedback | Quarantined]]:
+def _check(
+    piece: Sequence[ReadRow], known: KnownIds, *, plainly: bool = False
+) -> Iterator[tuple[ReadRow, Feedback | Quarantined]]:
     """Each row of a piece of one file and what becomes of it once its contract has run over the records."""
     pairs = [row.outcome for row in piece if isinstance(row.outcome, PreferencePair)]
     singles = [row.outcome for row in piece if isinstance(row.outcome, UnpairedResponse)]
     assert not (pairs and singles), "a file holds records of one kind"
-    found = [*check_pairs(pairs, known), *check_unpaired(singles, known)]
+    found = [*check_pairs(pairs, known, plainly=plainly), *check_unpaired(singles, known, plainly=plainly)]
     grouped = groupby(found, key=lambda violation: violation.index)
     blamed = {index: list(violations) for index, violations in grouped}
     position = 0

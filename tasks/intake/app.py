@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -20,15 +19,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from data_contracts.errors import OperationsError
-from tasks.intake.bodies import Refusal, Row, check_types, parse_rows, unzip
+from tasks.intake.bodies import Refusal, Row, Shape, check_types, parse_rows, unzip, unzipped_most
 from tasks.intake.desk import Desk, Submission
-from tasks.intake.limits import Rate, drain, read_body
+from tasks.intake.limits import Memory, Rate, busy, drain, read_body
 from tasks.intake.log import RequestLog
 from tasks.intake.openapi import FEEDBACK, HEALTH, describe
 from tasks.intake.params import IntakeParams
 from tasks.intake.tokens import Door, Grant
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_INLINE_BYTES = 65_536  # a body up to this is parsed at once: handing it to a thread costs more
 _logger = logging.getLogger("plumbline.intake")
 
 
@@ -42,6 +42,7 @@ class Counter:
     sources: Collection[str]
     free_bytes: Callable[[], int]
     rate: Rate
+    memory: Memory
     working: int = 0
 
 
@@ -49,7 +50,8 @@ def create_app(
     desk: Desk, door: Door, params: IntakeParams, *, sources: Collection[str], free_bytes: Callable[[], int]
 ) -> FastAPI:
     """The application. `free_bytes` tells the free space of the disk that the spool is on."""
-    counter = Counter(desk, door, params, tuple(sources), free_bytes, Rate(params.requests_per_s))
+    rate, memory = Rate(params.requests_per_s), Memory(params.max_held_bytes)
+    counter = Counter(desk, door, params, tuple(sources), free_bytes, rate, memory)
     # The pages of documentation load scripts from elsewhere; the document itself is at /openapi.json.
     app = FastAPI(title="Plumbline feedback", version="1", docs_url=None, redoc_url=None)
 
@@ -74,7 +76,7 @@ async def _serve(counter: Counter, source: str, request: Request) -> Response:
     try:
         grant = _enter(counter, source, request)
         if counter.working >= counter.params.max_waiting:
-            raise _busy(1.0, "too many requests at a time")
+            raise busy(1.0, "too many requests at a time")
         counter.working += 1
         try:
             return await _take(counter, source, grant, request)
@@ -100,7 +102,7 @@ def _enter(counter: Counter, source: str, request: Request) -> Grant:
         raise Refusal(403, "forbidden", f"this token may not send {source}.")
     wait_s = counter.rate.wait_s(grant.name)
     if wait_s > 0:
-        raise _busy(wait_s, "too many requests a second")
+        raise busy(wait_s, "too many requests a second")
     if counter.free_bytes() < counter.params.min_free_bytes:
         raise Refusal(507, "disk_full", "the disk is full, nothing was taken. Send it again later.")
     return grant
@@ -114,12 +116,16 @@ async def _take(counter: Counter, source: str, grant: Grant, request: Request) -
         found = "none." if key is None else "another."
         told = f"expected an Idempotency-Key header of 1 to 255 visible ASCII characters, found {found}"
         raise Refusal(400, "idempotency_key", told, field="Idempotency-Key")
-    sent = await read_body(
-        request.stream(), headers.get("content-length"), params.max_body_bytes, params.read_timeout_s
-    )
-    data, rows = await asyncio.to_thread(_rows, sent, media, zipped, params)
-    digest = hashlib.sha256(media.encode() + b"\n" + data).hexdigest()
-    answer = await asyncio.wrap_future(counter.desk.submit(Submission(grant.name, source, key, digest, rows)))
+    with counter.memory.share() as take:
+        limit, declared = params.max_body_bytes, headers.get("content-length")
+        sent = await read_body(request.stream(), declared, limit, params.read_timeout_s, take)
+        if zipped:
+            take(unzipped_most(len(sent), params.max_decoded_bytes))
+        if zipped or len(sent) > _INLINE_BYTES:
+            digest, rows = await asyncio.to_thread(_rows, sent, media, zipped, params)
+        else:
+            digest, rows = _rows(sent, media, zipped, params)
+        answer = await asyncio.wrap_future(counter.desk.submit(Submission(grant.name, source, key, digest, rows)))
     request.state.rows = answer.body["accepted"]
     response = _json(answer.status, {**answer.body, "request_id": request.state.request_id})
     if answer.replayed:
@@ -127,21 +133,24 @@ async def _take(counter: Counter, source: str, grant: Grant, request: Request) -
     return response
 
 
-def _rows(sent: bytes, media: str, zipped: bool, params: IntakeParams) -> tuple[bytes, list[Row]]:
+def _rows(sent: bytes, media: str, zipped: bool, params: IntakeParams) -> tuple[str, list[Row]]:
+    """The digest of what was sent, and its rows."""
     data = unzip(sent, params.max_decoded_bytes) if zipped else sent
-    return data, parse_rows(data, media, params.max_rows)
+    rows = parse_rows(data, media, Shape(params.max_rows, params.max_values, params.max_depth))
+    return hashlib.sha256(media.encode() + b"\n" + data).hexdigest(), rows
 
 
 async def _drain(request: Request) -> None:
+    """Read off the rest of a refused body where the connection ends with the answer, which the client then gets.
+
+    Else the answer goes out at once, and the server passes over what still comes.
+    """
+    if request.headers.get("connection", "").lower() != "close" and request.scope.get("http_version") == "1.1":
+        return
     try:
         await drain(request.stream())
     except (ClientDisconnect, RuntimeError):  # the client is gone, or the body was read to its end
         return
-
-
-def _busy(wait_s: float, why: str) -> Refusal:
-    after = {"Retry-After": str(max(1, math.ceil(wait_s)))}
-    return Refusal(429, "too_many_requests", f"{why}. Send it again after a while.", headers=after)
 
 
 def _broken(error: OperationsError) -> Refusal:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -12,8 +14,13 @@ import orjson
 NDJSON, JSON = "application/x-ndjson", "application/json"
 
 _GZIP = 31  # zlib: a gzip header and nothing else
+_RATIO = 50
 _MEMBERS = 64  # gzip streams of one body; each costs a copy of what follows
 _SHOWN = 60
+# A JSON string, whole or cut off by the end; possessive, so that no text makes it go over a byte twice.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,15 @@ class Row:
 
     number: int
     text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the JSON of one body may be like: its rows, values in all, and levels of one row."""
+
+    max_rows: int
+    max_values: int
+    max_depth: int
 
 
 class Refusal(Exception):
@@ -54,17 +70,24 @@ def check_types(content_type: str | None, encoding: str | None) -> tuple[str, bo
     return media, coded == "gzip"
 
 
+def unzipped_most(size: int, limit: int) -> int:
+    """The most bytes that a gzip body of `size` bytes may become: text shrinks 3 to 20 times, a bomb 1000 times."""
+    return min(limit, _RATIO * size)
+
+
 def unzip(data: bytes, limit: int) -> bytes:
-    """Undo gzip, never holding more than `limit` bytes. Raises `Refusal` (413, 400)."""
+    """Undo gzip, never holding more than `unzipped_most` bytes. Raises `Refusal` (413, 400)."""
+    most = unzipped_most(len(data), limit)
     found, rest = bytearray(), data
     try:
         for _ in range(_MEMBERS):
             if not rest:
                 return bytes(found)
             member = zlib.decompressobj(_GZIP)
-            found += member.decompress(rest, limit + 1 - len(found))
-            if len(found) > limit:
-                raise Refusal(413, "too_large", f"the body is larger than {limit} bytes once gzip is undone.")
+            found += member.decompress(rest, most + 1 - len(found))
+            if len(found) > most:
+                told = f"once gzip is undone the body is over {limit} bytes, or over {_RATIO} times what was sent"
+                raise Refusal(413, "too_large", f"{told}. Send the rows in parts, or plain.")
             if not member.eof:
                 raise Refusal(400, "bad_gzip", "the gzip body ends before its end. Send it again.")
             rest = member.unused_data
@@ -73,26 +96,53 @@ def unzip(data: bytes, limit: int) -> bytes:
     raise Refusal(400, "bad_gzip", f"the gzip body has more than {_MEMBERS} members. Send it as one.")
 
 
-def parse_rows(data: bytes, media: str, max_rows: int) -> list[Row]:
+def parse_rows(data: bytes, media: str, shape: Shape) -> list[Row]:
     """Rows of a body. Raises `Refusal`: 400 with the line or field of what is no JSON object, 413 for too many."""
-    rows = _lines(data) if media == NDJSON else _items(data)
+    _bound_values(data, shape.max_values)
+    rows = _lines(data, shape) if media == NDJSON else _items(data, shape)
     if not rows:
         raise Refusal(400, "empty", "expected at least one row, found none.")
-    if len(rows) > max_rows:
-        raise Refusal(413, "too_many_rows", f"expected at most {max_rows} rows, found {len(rows)}. Send them in parts.")
+    if len(rows) > shape.max_rows:
+        told = f"expected at most {shape.max_rows} rows, found {len(rows)}. Send them in parts."
+        raise Refusal(413, "too_many_rows", told)
     return rows
 
 
-def _lines(data: bytes) -> list[Row]:
+def _bound_values(data: bytes, limit: int) -> None:
+    """Refuse what holds too many values, before it is parsed: a byte of `[],[],…` becomes twenty in memory.
+
+    A value stands after a comma or an opening bracket, so that these bound the number of values.
+    """
+    if _openers(data) + data.count(b",") <= limit:  # with those inside texts; mostly that settles it
+        return
+    bare = _STRING.sub(b"", data)
+    found = _openers(bare) + bare.count(b",")
+    if found > limit:
+        raise Refusal(413, "too_many_values", f"expected at most {limit} values, found {found}. Send them in parts.")
+
+
+def _bound_depth(text: bytes, limit: int, line: int | None) -> None:
+    if _openers(text) <= limit:
+        return
+    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
+    if max(accumulate(_STEPS[byte] for byte in brackets), default=0) > limit:
+        raise Refusal(400, "too_deep", f"expected JSON of at most {limit} levels, found more.", line=line)
+
+
+def _openers(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
+
+
+def _lines(data: bytes, shape: Shape) -> list[Row]:
     rows = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
-            rows.append(_row(number, _load(line, line_number=number), line=number))
+            rows.append(_row(number, _load(line, shape.max_depth, line_number=number), line=number))
     return rows
 
 
-def _items(data: bytes) -> list[Row]:
-    items = _load(data)
+def _items(data: bytes, shape: Shape) -> list[Row]:
+    items = _load(data, shape.max_depth + 1)  # the list itself is a level
     if not isinstance(items, list):
         raise Refusal(400, "not_a_list", f"expected a JSON list of rows, found {_kind(items)}.")
     return [_row(place, item, field=f"[{place - 1}]") for place, item in enumerate(items, 1)]
@@ -101,13 +151,11 @@ def _items(data: bytes) -> list[Row]:
 def _row(number: int, value: Any, *, line: int | None = None, field: str | None = None) -> Row:
     if not isinstance(value, dict):
         raise Refusal(400, "not_an_object", f"expected a JSON object, found {_kind(value)}.", line=line, field=field)
-    try:
-        return Row(number, orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
-    except TypeError as error:  # orjson reads deeper than it writes
-        raise Refusal(400, "too_deep", "expected JSON that is not nested this deep.", line=line, field=field) from error
+    return Row(number, orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
-def _load(text: bytes, line_number: int | None = None) -> Any:
+def _load(text: bytes, max_depth: int, line_number: int | None = None) -> Any:
+    _bound_depth(text, max_depth, line_number)
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -1,7 +1,7 @@
 """The desk: one thread that judges and keeps requests, all that wait at once.
 
-One contract check and one synced transaction cost the same for one request as for a hundred, so that
-what piles up while one group is worked on becomes the next group (group commit).
+A synced transaction costs the same for one request as for a hundred, so that what piles up while one group is worked
+on becomes the next group (group commit). Each request is judged by itself: none can spoil another's verdicts.
 """
 
 from __future__ import annotations
@@ -64,14 +64,12 @@ class Desk:
     def _work(self) -> None:
         while True:
             group, last = self._next_group()
-            for source in dict.fromkeys(item.source for item in group):
-                mine = [item for item in group if item.source == source]
-                try:
-                    self._take(source, mine)
-                except Exception as error:  # whatever it is, those who wait must hear of it
-                    for item in mine:
-                        if not item.answer.done():
-                            item.answer.set_exception(error)
+            try:
+                self._take(group)
+            except Exception as error:  # whatever it is, those who wait must hear of it
+                for item in group:
+                    if not item.answer.done():
+                        item.answer.set_exception(error)
             if last:
                 return
 
@@ -91,24 +89,31 @@ class Desk:
                 return group, False
         return group, True
 
-    def _take(self, source: str, group: Sequence[Submission]) -> None:
-        fresh = [item for item in group if not self._replayed(item)]
-        if not fresh:
-            return
-        verdicts = iter(self._judge(source, [row.text for item in fresh for row in item.rows]))
-        judged = [(item, [{"row": row.number, **next(verdicts)} for row in item.rows]) for item in fresh]
-        kept = [(item, _taken(item, rows)) for item, rows in judged]
-        standing = spool.keep(self._engine, [taken for _, taken in kept if taken.rows])
-        answers = iter(standing)
-        for item, taken in kept:
+    def _take(self, group: Sequence[Submission]) -> None:
+        judged = [(item, taken) for item in self._fresh(group) if (taken := self._judged(item)) is not None]
+        kept = [taken for _, taken in judged if taken.rows]
+        answers = iter(spool.keep(self._engine, kept) if kept else ())
+        for item, taken in judged:
             # Where nothing was accepted nothing is kept, the key neither: it is free for the corrected body.
             _settle(item, *(next(answers) if taken.rows else (item.body_sha256, taken.answer)))
 
-    def _replayed(self, item: Submission) -> bool:
-        found = spool.known(self._engine, item.client, item.source, item.key)
-        if found is not None:
-            _settle(item, *found)
-        return found is not None
+    def _fresh(self, group: Sequence[Submission]) -> list[Submission]:
+        """Those that were not answered before; the others are answered as then."""
+        answered = spool.known(self._engine, [(item.client, item.source, item.key) for item in group])
+        for item, found in zip(group, answered, strict=True):
+            if found is not None:
+                _settle(item, *found)
+        return [item for item, found in zip(group, answered, strict=True) if found is None]
+
+    def _judged(self, item: Submission) -> Taken | None:
+        """A request with its verdicts; None where they could not be found, which it alone is told."""
+        try:
+            verdicts = self._judge(item.source, [row.text for row in item.rows])
+        except Exception as error:  # whatever it is: it must not be the others' fault
+            item.answer.set_exception(error)
+            return None
+        rows = zip(item.rows, verdicts, strict=True)
+        return _taken(item, [{"row": row.number, **verdict} for row, verdict in rows])
 
 
 def _settle(item: Submission, digest: str, answer: Answer) -> None:

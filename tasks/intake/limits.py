@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tasks.intake.bodies import Refusal
@@ -33,14 +35,45 @@ class Rate:
         return 0.0
 
 
-async def read_body(chunks: AsyncIterator[bytes], declared: str | None, limit: int, timeout_s: float) -> bytes:
-    """The whole body. Raises `Refusal`: 413 over the limit, as declared or as it comes; 408 when too slow."""
+@dataclass(slots=True)
+class Memory:
+    """Bytes that all requests together may hold."""
+
+    limit: int
+    held: int = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes bytes off what is left, given back at the end. It raises `Refusal` (429)."""
+        mine = 0
+
+        def take(count: int) -> None:
+            nonlocal mine
+            if self.held + count > self.limit:
+                raise busy(1.0, "too much is being sent at a time")
+            mine += count
+            self.held += count
+
+        try:
+            yield take
+        finally:
+            self.held -= mine
+
+
+async def read_body(
+    chunks: AsyncIterator[bytes], declared: str | None, limit: int, timeout_s: float, take: Callable[[int], None]
+) -> bytes:
+    """The whole body. Raises `Refusal`: 413 over the limit, as declared or as it comes; 408 when too slow.
+
+    `take` is told of all bytes that are held.
+    """
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in chunks:
+                take(len(chunk))
                 body += chunk
                 if len(body) > limit:
                     raise _too_large(limit)
@@ -60,6 +93,12 @@ async def drain(chunks: AsyncIterator[bytes]) -> None:
                     return
     except TimeoutError:
         return
+
+
+def busy(wait_s: float, why: str) -> Refusal:
+    """A 429 that says when to come again."""
+    after = {"Retry-After": str(max(1, math.ceil(wait_s)))}
+    return Refusal(429, "too_many_requests", f"{why}. Send it again after a while.", headers=after)
 
 
 def _too_large(limit: int) -> Refusal:

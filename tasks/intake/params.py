@@ -40,6 +40,28 @@ class IntakeParams(Section):
         default=25_000_000, ge=1_000, description="Largest request body once gzip is undone, in bytes; more is a 413."
     )
     max_rows: int = Field(default=10_000, ge=1, description="Most rows of one request; more is answered 413.")
+    max_values: int = Field(
+        default=400_000, ge=100, description="Most JSON values of one request, in rows and inside them; more is a 413."
+    )
+    max_depth: int = Field(
+        default=64, ge=4, le=200, description="Most levels of lists and objects in one row; more is answered 400."
+    )
+    max_held_bytes: int = Field(
+        default=200_000_000,
+        ge=1_000_000,
+        description="Bytes of request bodies held at a time, of all clients; more is answered 429. Parsed, a body "
+        "takes up to ten times its size.",
+    )
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        description="Connections at a time. For one more, that which is unused for the longest is closed.",
+    )
+    idle_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds after which a connection is closed that sends no whole request head, or reads no answer.",
+    )
     max_waiting: int = Field(
         default=128, ge=1, description="Requests worked on at a time; one more is answered 429 with Retry-After."
     )
@@ -61,4 +83,9 @@ class IntakeParams(Section):
     )
     keep_keys_days: float = Field(
         default=30.0, gt=0, description="Days for which an Idempotency-Key and its answer are remembered."
+    )
+    keep_keys: int = Field(
+        default=100_000,
+        ge=0,
+        description="Newest Idempotency-Keys that are remembered whatever the clock says: it may jump by a month.",
     )

@@ -11,7 +11,7 @@ store knows the batch by its digest: every row lands exactly once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,10 +118,10 @@ def open_spool(folder: Path) -> Engine:
     return open_database(folder, params, METADATA)
 
 
-def known(engine: Engine, client: str, source: str, key: str) -> tuple[str, Answer] | None:
-    """The digest and the answer of the request that has this key."""
+def known(engine: Engine, keys: Iterable[tuple[str, str, str]]) -> list[tuple[str, Answer] | None]:
+    """For each client, source and key the digest and the answer of the request that has it, or None."""
     with reading(engine) as connection:
-        return _known(connection, client, source, key)
+        return [_known(connection, *key) for key in keys]
 
 
 def keep(engine: Engine, taken: Sequence[Taken]) -> list[tuple[str, Answer]]:
@@ -174,12 +174,17 @@ def write_seal(engine: Engine, seal: Seal, path: Path) -> None:
             file.write(row.text + b"\n")
 
 
-def done(engine: Engine, seal: Seal, batch: str, *, keep_s: float) -> None:
-    """Note the batch that a seal became, remove its rows, and forget requests answered longer ago than `keep_s`."""
+def done(engine: Engine, seal: Seal, batch: str, *, keep_s: float, keep: int) -> None:
+    """Note the batch that a seal became, remove its rows, and forget requests answered longer ago than `keep_s`.
+
+    The newest `keep` requests are not forgotten: the clock may have jumped, but ids only count up.
+    """
+    newest = select(func.max(REQUESTS.c.id)).scalar_subquery()
+    forgotten = (REQUESTS.c.at < _now() - keep_s) & (REQUESTS.c.id <= newest - keep)
     with writing(engine) as connection:
         connection.execute(update(SEALS).where(SEALS.c.id == seal.number).values(batch=batch))
         connection.execute(delete(ROWS).where(ROWS.c.seal == seal.number))
-        connection.execute(delete(REQUESTS).where(REQUESTS.c.at < _now() - keep_s))
+        connection.execute(delete(REQUESTS).where(forgotten))
 
 
 def _keep(connection: Connection, request: Taken) -> tuple[str, Answer]:

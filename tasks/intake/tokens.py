@@ -22,7 +22,10 @@ import orjson
 from data_contracts.errors import UsageError
 
 VARIABLE = "PLUMBLINE_INTAKE_TOKENS"
-"""Environment variable with tokens, separated by spaces or commas; each may send every kind of feedback."""
+"""Environment variable with tokens, separated by spaces or commas; each may send every kind of feedback.
+
+It is read at the start: to revoke such a token, restart the endpoint. One made by `create_token` is revoked at once.
+"""
 
 _PREFIX = "plt_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

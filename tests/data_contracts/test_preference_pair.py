@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from data_contracts.contract_suite import read_suite
 from data_contracts.errors import StageError
-from data_contracts.expectations import is_iso8601, normalise_whitespace
+from data_contracts.plain_checks import is_iso8601, normalise_whitespace
 from data_contracts.preference_pair import REASONS, SUITE, KnownIds, check_pairs, excerpt
 from data_contracts.records import Message, Origin, PreferencePair
 

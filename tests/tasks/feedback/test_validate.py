@@ -96,6 +96,15 @@ def test_every_defect_is_quarantined_with_reason_place_and_row(tmp_path: Path) -
     }
 
 
+def test_rows_without_a_file_are_judged_as_those_of_a_file(tmp_path: Path) -> None:
+    lines = [row(1, id="taken"), *(line for line, _, _ in DEFECTS), row(99)]
+    _, accepted, quarantined, _ = run(tmp_path, lines)
+    texts = [line if isinstance(line, bytes) else orjson.dumps(line) for line in lines]
+    outcomes = module.judge("human_pairs", texts, "raw/1.jsonl")
+    assert [each for each in outcomes if isinstance(each, PreferencePair)] == accepted
+    assert [each for each in outcomes if isinstance(each, Quarantined)] == quarantined
+
+
 def test_a_row_with_several_defects_counts_once(tmp_path: Path) -> None:
     facts, _, (found,), _ = run(tmp_path, [row(1), row(2, chosen="", timestamp="x")])
     assert facts["reasons"] == {"empty_text": 1}

@@ -99,13 +99,23 @@ def test_a_revoked_token_is_refused_at_once(send: Send, tmp_path: Path) -> None:
     assert codes(send([BODY, BODY], between=revoke)) == [202, 401]
 
 
-def test_json_that_is_read_but_too_deep_to_write_is_the_clients_fault() -> None:
-    """orjson reads 500 levels and writes 254: between the two lies a 400, not a 500."""
-    from tasks.intake.bodies import Refusal, _row
+def test_bodies_held_together_are_bounded_and_the_room_comes_back(send: Send) -> None:
+    """One body of 1.1 MB is over the bound of 1 MB; the next finds all of it free again."""
+    large = BODY * 20_000
+    answers = send([large, BODY, large, BODY], max_held_bytes=1_000_000)
+    assert codes(answers) == [429, 202, 429, 202]
+    assert "retry-after" in answers[0].headers
 
-    deep: object = {}
-    for _ in range(400):
-        deep = {"a": deep}
-    with pytest.raises(Refusal) as refused:
-        _row(1, deep, line=1)
-    assert (refused.value.status, refused.value.code) == (400, "too_deep")
+
+def test_what_gzip_may_become_is_held_as_well() -> None:
+    from tasks.intake.bodies import Refusal
+    from tasks.intake.limits import Memory
+
+    memory = Memory(100)
+    with memory.share() as first, memory.share() as second:
+        first(60)
+        second(40)
+        with pytest.raises(Refusal) as refused:
+            second(1)
+        assert refused.value.status == 429
+    assert memory.held == 0

@@ -28,12 +28,16 @@ from tasks.intake.tokens import create_token, token_file
 
 BOUNDS = (
     "intake.max_body_bytes=20000", "intake.max_decoded_bytes=30000", "intake.max_rows=50", "intake.seal_every_s=1",
-    "intake.min_free_bytes=0",
+    "intake.min_free_bytes=0", "intake.max_values=2000", "intake.idle_timeout_s=5", "intake.max_connections=150",
 )  # fmt: skip
 
 
 def pair(number: object) -> dict[str, str]:
     return {"id": f"r-{number}", "prompt": f"question {number}?", "chosen": f"answer {number}", "rejected": "no"}
+
+
+def nested(levels: int) -> Any:
+    return {"a": nested(levels - 1)} if levels else 1
 
 
 def ndjson(*rows: object) -> bytes:
@@ -172,7 +176,11 @@ def test_the_same_key_is_answered_the_same_and_taken_once(endpoint: Any) -> None
         (400, b"", {}),
         (400, b'"text"\n', {}),
         (400, b"{}", {"content_type": "application/json"}),
-        (400, b"[" * 5000, {"content_type": "application/json"}),
+        (400, b"[" * 1500, {"content_type": "application/json"}),
+        (400, b"[" * 900 + b"]" * 900, {"content_type": "application/json"}),
+        (413, b"[" * 5000, {"content_type": "application/json"}),
+        (400, ndjson({**pair("u"), "metadata": nested(100)}), {}),
+        (413, ndjson({**pair("u"), "metadata": {"wide": [[]] * 2000}}), {}),
         (400, b"no gzip", {"content_encoding": "gzip"}),
         (400, gzip.compress(ndjson(pair("u")))[:-9], {"content_encoding": "gzip"}),
         (400, gzip.compress(b"") * 900, {"content_encoding": "gzip"}),
@@ -201,6 +209,23 @@ def test_a_body_without_a_length_is_bounded_too(endpoint: Any) -> None:
     parts = (b"x" * 1000 for _ in range(30))
     answer = httpx.post(f"{endpoint.url}/v1/feedback/human_pairs", content=parts, headers=headers, timeout=30)
     assert answer.status_code == 413
+
+
+def test_what_is_refused_by_its_head_is_answered_before_its_body_comes(endpoint: Any) -> None:
+    head = (
+        f"POST /v1/feedback/human_pairs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.token}\r\n"
+        f"Content-Type: {NDJSON}\r\nIdempotency-Key: head\r\nContent-Length: 20001\r\n\r\n"
+    )
+    host, port = endpoint.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4000).startswith(b"HTTP/1.1 413")
+        connection.sendall(b"x" * 20_001)  # passed over: the next request on this connection is served
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        read = b""
+        while b"HTTP/1.1 200" not in read:
+            read += (more := connection.recv(4000))
+            assert more, read
 
 
 def test_a_refused_key_is_free_for_the_corrected_rows(endpoint: Any) -> None:
@@ -236,11 +261,18 @@ async def attack(
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
     good = {"authorization": f"Bearer {endpoint.token}", "content-type": NDJSON}
     replayed, broken = ndjson(pair(f"replay-{seed}")), Counter[str]()
+    held: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def one(client: httpx.AsyncClient, number: int) -> None:
         kind = rng.choices(
-            ["valid", "oversized", "malformed", "replayed", "anonymous", "path", "bomb"], [50, 8, 10, 12, 12, 5, 3]
+            ["valid", "oversized", "malformed", "replayed", "anonymous", "path", "bomb", "deep", "wide", "slow"],
+            [50, 8, 10, 12, 12, 5, 3, 3, 3, 3],
         )[0]
+        if kind == "slow":  # never more than half a request; the server ends it, or we at the end
+            host, port = endpoint.url.removeprefix("http://").split(":")
+            held.append(await asyncio.open_connection(host, int(port)))
+            held[-1][1].write(rng.choice([b"", b"POST /v1/feedback/human_pairs HTTP/1.1\r\nX-Slow: a"]))
+            return
         headers, path, body = (
             {**good, "idempotency-key": f"{seed}-{number}"},
             "human_pairs",
@@ -258,6 +290,9 @@ async def attack(
             path = rng.choice(["../../etc/passwd", "%2e%2e%2f%2e%2e%2fetc", "human_pairs/../..", "a" * 3000, "%00"])
         elif kind == "bomb":
             headers["content-encoding"], body = "gzip", gzip.compress(b" " * 5_000_000, 9)
+        elif kind in ("deep", "wide"):
+            metadata = nested(rng.choice([65, 200])) if kind == "deep" else {"wide": [[]] * 3000}
+            body = ndjson({**pair(f"{kind}-{seed}-{number}"), "metadata": metadata})
         answer = None
         for _ in range(3):  # a connection may close under a request: a client sends it again under its key
             try:
@@ -279,6 +314,8 @@ async def attack(
             await asyncio.sleep(max(0.0, began + number / per_s - time.monotonic()))
             group.create_task(one(client, number))
     rate = requests / (time.monotonic() - began)
+    for _, writer in held:
+        writer.close()
     sys.stderr.write(f"{rate:.0f} requests/s, {dict(statuses)}, sent again: {dict(broken)}\n")
     return statuses, rate
 
