@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import os
 import socket
@@ -270,8 +271,9 @@ async def attack(
         )[0]
         if kind == "slow":  # never more than half a request; the server ends it, or we at the end
             host, port = endpoint.url.removeprefix("http://").split(":")
-            held.append(await asyncio.open_connection(host, int(port)))
-            held[-1][1].write(rng.choice([b"", b"POST /v1/feedback/human_pairs HTTP/1.1\r\nX-Slow: a"]))
+            with contextlib.suppress(OSError):  # it may have been killed
+                held.append(await asyncio.open_connection(host, int(port)))
+                held[-1][1].write(rng.choice([b"", b"POST /v1/feedback/human_pairs HTTP/1.1\r\nX-Slow: a"]))
             return
         headers, path, body = (
             {**good, "idempotency-key": f"{seed}-{number}"},
