@@ -1,17 +1,21 @@
 """Latency of users' answers with every request mirrored against none, in one run: percentiles and their ratio.
 
-    python -m benchmarks.shadow_latency [--requests 200]
+    python -m benchmarks.shadow_latency [--requests 200] [--json]
 
-One server on loopback with a small random model, its mirrored answers by a process at niceness 19. Blocks with and
-without mirroring alternate, so that a busy machine weighs on both alike; requests come one after another, with a pause
-as long as an answer, as users' do. A busy neighbour still shows: read the ratio, not the milliseconds.
+One server on loopback with a small random model, its mirrored answers by a process at low priority. Blocks with and
+without mirroring come in pairs, in turns first, so that a busy machine weighs on both alike; requests come one after
+another, with a pause as long as an answer, as users' do. Read the ratios: of each pair's medians, the middle one with
+its 95 % interval (order statistics, no normal distribution assumed), and of the processor time that the serving process
+itself took for an answer, which no neighbour can change.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
+import statistics
 import tempfile
 import threading
 import time
@@ -30,26 +34,66 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=200, help="Requests on each side.")
-    asked = parser.parse_args().requests
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         service, url, end = _serve(Path(folder))
         try:
-            _measure(service, url, BLOCK)
-            times: dict[bool, list[float]] = {False: [], True: []}
-            for block in range(2 * (-(-asked // BLOCK))):
-                mirrored = block % 2 == 1
-                service.mirror._share = 1.0 if mirrored else 0.0
-                times[mirrored] += _measure(service, url, BLOCK)
-                service.mirror.wait_idle(60)
-            print(f"mirrored {service.mirror.answered}, dropped {service.mirror.dropped}")
-            for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
-                off, on = (sorted(times[side])[int(share * len(times[side]))] for side in (False, True))
-                print(f"{name}: {1000 * off:.1f} ms without, {1000 * on:.1f} ms with mirroring, ratio {on / off:.3f}")
+            found = measure(service, url, pairs=-(-asked.requests // BLOCK))
         finally:
             end()
+    print(json.dumps(found) if asked.json else "\n".join(f"{name}: {_said(value)}" for name, value in found.items()))
 
 
-def _measure(service: Any, url: str, count: int) -> list[float]:
+def measure(service: Any, url: str, pairs: int) -> dict[str, Any]:
+    """Blocks of both kinds in pairs: figures by name."""
+    _ask(url, BLOCK)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    cpu = {False: 0.0, True: 0.0}
+    ratios = []
+    for pair in range(pairs):
+        middle = {}
+        for mirrored in (False, True) if pair % 2 == 0 else (True, False):
+            service.mirror._share = 1.0 if mirrored else 0.0
+            before = time.process_time()
+            block = _ask(url, BLOCK)
+            cpu[mirrored] += time.process_time() - before
+            service.mirror.wait_idle(60)
+            times[mirrored] += block
+            middle[mirrored] = statistics.median(block)
+        ratios.append(middle[True] / middle[False])
+    return {
+        **{name: _percentile(times, share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
+        "ratio of a pair's medians": dict(zip(("value", "low", "high"), _middle(ratios), strict=True)),
+        "processor ms an answer": {
+            "without": 1000 * cpu[False] / len(times[False]),
+            "with": 1000 * cpu[True] / len(times[True]),
+            "ratio": cpu[True] / cpu[False],
+        },
+        "mirrored": {"answered": service.mirror.answered, "dropped": service.mirror.dropped},
+        "load": {"1 min": os.getloadavg()[0]},
+    }
+
+
+def _percentile(times: dict[bool, list[float]], share: float) -> dict[str, float]:
+    off, on = (sorted(times[side])[int(share * len(times[side]))] for side in (False, True))
+    return {"without": 1000 * off, "with": 1000 * on, "ratio": on / off}
+
+
+def _middle(values: list[float]) -> tuple[float, float, float]:
+    """Median and its interval: the order statistics between which it lies with 95 %, by the binomial distribution."""
+    from scipy.stats import binom
+
+    ordered, n = sorted(values), len(values)
+    below = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
+    return statistics.median(ordered), ordered[below], ordered[n - 1 - below]
+
+
+def _said(value: dict[str, float]) -> str:
+    return ", ".join(f"{name} {number:.3f}".rstrip("0").rstrip(".") for name, number in value.items())
+
+
+def _ask(url: str, count: int) -> list[float]:
     import httpx
 
     body = {"messages": [{"role": "user", "content": "tell me a story"}], "max_tokens": TOKENS}

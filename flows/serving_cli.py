@@ -1,4 +1,4 @@
-"""`plumbline serve`, `harvest`, `traffic`: the champion behind an endpoint, a challenger in its shadow."""
+"""`plumbline serve`, `harvest`, `traffic`, `canary`: the champion behind an endpoint, a challenger in its shadow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Annotated
 
 import typer
 
+from data_contracts.errors import CheckFailed, UsageError
 from flows.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
 from flows.output import Output
 
 Since = Annotated[datetime | None, typer.Option(help="Only what was received from this moment (UTC) on.")]
+
+_canary = typer.Typer(no_args_is_help=True, help="Versions that answered a share of the users, and what came of it.")
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(harvest)
     app.command()(traffic)
+    app.add_typer(_canary, name="canary")
 
 
 def serve(
@@ -95,6 +99,55 @@ def traffic(since: Since = None, workspace: Directory = HERE, json: Json = False
         said = ", ".join(f"{kind} {count}" for kind, count in line["feedback"].items())
         table.add_row(line["role"], line["model_uri"], *counts, *times, said)
     Output(json).result({"versions": lines}, table if lines else "Nothing was answered yet.")
+
+
+@_canary.command("list")
+def canary_list(workspace: Directory = HERE, json: Json = False) -> None:
+    """Show every canary: since when, and when and why it was sent back."""
+    from dataclasses import asdict
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from flows.params import load_params
+    from tasks.retry_canary import list_canaries
+
+    root = workspace_root(workspace)
+    found = list_canaries(root, load_params(root)[0])
+    table = Table("version", "since", "sent back", "why", box=None, title=f"{found.alias}: {found.holder or 'nobody'}")
+    for item in found.canaries:
+        table.add_row(item.challenger, item.started_at, item.returned_at or "-", escape(item.reason or ""))
+    Output(json).result(asdict(found), table if found.canaries else "No canary was begun yet.")
+
+
+@_canary.command("retry")
+def canary_retry(
+    reason: Annotated[str, typer.Option(help="Why it may try again, in words; kept in the ledger.")],
+    model: Annotated[
+        str | None, typer.Argument(help="models:/MODEL/VERSION or MODEL/VERSION; by default the last one sent back.")
+    ] = None,
+    override: Annotated[
+        str | None, typer.Option(help="Who answers for it where a gate says no; kept in the ledger.")
+    ] = None,
+    override_reason: Annotated[str, typer.Option(help="Why the gates are overridden.")] = "",
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Let a version that its canary sent back try again, with fresh evidence: gates first, on record."""
+    from flows.params import load_params
+    from flows.promotion_report import promotion_payload, promotion_view, refusal
+    from tasks.promote_model import Override
+    from tasks.retry_canary import retry_canary
+
+    if override is None and override_reason:
+        raise UsageError("--override-reason: expected --override NAME beside it, who answers for it.")
+    root, output = workspace_root(workspace), Output(json)
+    named = None if override is None else Override(override, override_reason)
+    with output.working("verifying and timing answers"):
+        given = retry_canary(root, load_params(root)[0], model, reason=reason, override=named)
+    output.result(promotion_payload(given), promotion_view(given))
+    if not given.promoted:
+        raise CheckFailed(refusal(given))
 
 
 def _utc(moment: datetime | None) -> datetime | None:

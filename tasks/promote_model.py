@@ -24,7 +24,7 @@ from tasks.promotion.gates import GATES_OF, GateResult, Measured, decide
 from tasks.promotion.params import PromotionParams
 from tasks.registry import ledger as books
 from tasks.registry.client import Store
-from tasks.registry.ledger import LedgerEntry, Move, alias_state
+from tasks.registry.ledger import Action, LedgerEntry, Move, alias_state
 from tasks.registry.params import RegistryParams
 from tasks.registry.serving_files import verified_model, verified_version
 from tasks.registry.versions import CANDIDATE, CHAMPION, MANIFEST_TAG, StoredFiles, Version, resolve
@@ -98,8 +98,12 @@ def promote(
     reason: str,
     override: Override | None = None,
     actor: str | None = None,
+    retry_of: Mapping[str, Any] | None = None,
 ) -> Promotion:
     """Give `alias` to a version (by default the candidate) that passes every gate before it, or whose override is kept.
+
+    `retry_of` is what ended its last try with this alias: it is kept in the line, which is written even where the
+    version holds the alias again.
 
     Raises `SignatureError` for a version that is not what was registered (no override helps), `RegistryError` when
     another promotion won meanwhile or the alias was moved outside.
@@ -112,20 +116,23 @@ def promote(
     version = _resolve(store, model or f"models:/{params.registry.model_name}@{CANDIDATE}")
     state = alias_state(books.history(engine, version.name))
     before = state[alias].version if alias in state else None
-    if before == version.number and alias not in books.moved_outside(engine, store):
+    held = before == version.number and alias not in books.moved_outside(engine, store)
+    if held and retry_of is None:
         raise UsageError(f"{version.uri} is {alias} already. See `plumbline history`.")
     manifest, gates = _examine(root, params, store, version, alias, _rival(store, state))
     failing = [gate for gate in gates if not gate.passed]
     if failing and override is None:
         return Promotion(version.uri, alias, before, False, gates, repaired=repaired)
+    action: Action = "override" if failing else "promote" if retry_of is None else "retry"
+    evidence = _evidence(version, manifest, gates, override if failing else None)
     lines = books.move_aliases(
         engine,
         store,
         _moves(store, state, alias, version.number),
-        action="override" if failing else "promote",
+        action=action,
         actor=actor or current_actor(root),
         reason=reason,
-        evidence=_evidence(version, manifest, gates, override if failing else None),
+        evidence=evidence if retry_of is None else {**evidence, "retry_of": dict(retry_of)},
     )
     return Promotion(version.uri, alias, before, True, gates, lines, repaired)
 

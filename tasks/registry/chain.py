@@ -23,7 +23,7 @@ from tasks.database import open_database, reading
 from tasks.database.params import OperationsParams
 from tasks.registry.keys import SigningKey, VerifyingKey
 
-Action = Literal["promote", "rollback", "assign", "override", "delete", "anchor"]
+Action = Literal["promote", "rollback", "assign", "override", "retry", "delete", "anchor"]
 GENESIS = "0" * 64  # what stands for the line before the first
 _MAX_TEXT = 4000  # characters of an actor or a reason
 

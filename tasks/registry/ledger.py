@@ -43,6 +43,7 @@ from tasks.registry.lookup import registered
 __all__ = [
     "ALIASES",
     "HEAD_TAG",
+    "Action",
     "LedgerEntry",
     "Move",
     "alias_state",

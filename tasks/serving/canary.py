@@ -4,7 +4,7 @@ The evidence is the log itself (`evidence`): it survives a restart, and servers 
 it. Per figure the difference of two rates has an interval that holds at every look at once
 (`tasks.statistics.anytime`); its level is shared out over the figures. Once an interval lies beyond its margin the
 challenger answers nobody any more, at once and after any restart: the return is kept by its version. The next
-version starts afresh.
+version starts afresh, and so does one that a person lets try again (`reopen`): what it answered before is no evidence.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ import orjson
 from sqlalchemy import Column, Engine, String, Table, Text, insert, select, update
 
 from data_contracts.errors import PlumblineError
-from tasks.database import writing
+from tasks.database import reading, writing
 from tasks.serving.chat import ChatRequest
 from tasks.serving.evidence import Tally
 from tasks.serving.log import METADATA, stamp
@@ -36,6 +37,18 @@ CANARIES = Table(
     Column("reason", Text),
     Column("evidence", Text),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryRecord:
+    """One version's canary: when it began, and when and why it was sent back (None: it was not)."""
+
+    challenger: str
+    started_at: str
+    returned_at: str | None
+    reason: str | None
+    evidence: Mapping[str, Any] | None
+
 
 OnReturn = Callable[[str, Mapping[str, Any]], None]
 """Told once of a return: the reason in words, and the evidence."""
@@ -64,6 +77,26 @@ def worse(
                 "margin": margin,
             }
     return found
+
+
+def canaries(engine: Engine) -> list[CanaryRecord]:
+    """Every version's canary, the one that began last at the end."""
+    with reading(engine) as connection:
+        rows = connection.execute(select(CANARIES).order_by(CANARIES.c.started_at)).mappings().all()
+    return [
+        CanaryRecord(**{**row, "evidence": orjson.loads(row["evidence"]) if row["evidence"] else None}) for row in rows
+    ]
+
+
+def reopen(engine: Engine, ended: CanaryRecord, now: datetime) -> bool:
+    """Let a version that was sent back begin anew; False where somebody else did since `ended` was read."""
+    with writing(engine) as connection:
+        done = connection.execute(
+            update(CANARIES)
+            .where(CANARIES.c.challenger == ended.challenger, CANARIES.c.returned_at == ended.returned_at)
+            .values(started_at=stamp(now), returned_at=None, reason=None, evidence=None)
+        )
+    return done.rowcount == 1
 
 
 def sticky_key(request: ChatRequest) -> str:

@@ -127,7 +127,7 @@ class Service:
         troubles = (parts.writer.trouble, parts.writer.refused, self._trouble, mirror and mirror.trouble)
         alerts += [text for text in troubles if text]
         if parts.canary and parts.canary.returned:
-            alerts.append(f"canary: {parts.canary.returned}")
+            alerts.append(f"canary: {parts.canary.returned} `plumbline canary retry --reason WHY` lets it try again.")
         status = "draining" if self.draining else "starting" if parts.champion.uri is None else "ok"
         return {
             "status": "alert" if status == "ok" and alerts else status,

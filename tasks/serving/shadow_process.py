@@ -1,6 +1,8 @@
 """A checkpoint that answers in a process of its own, at low priority, so that answering users is not slowed down.
 
-In one process the two would share Python's lock. The process ends with its parent, however that ends: its pipe breaks.
+In one process the two would share Python's lock. For the same reason an answer comes in two messages, its first bit
+and all the rest: each message wakes a thread of the serving process, which would otherwise ask for the lock once a token.
+The process ends with its parent, however that ends: its pipe breaks.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from data_contracts.errors import OperationsError, PlumblineError
@@ -46,7 +49,10 @@ class ShadowProcess:
         return self._process.pid
 
     def pieces(self, request: ChatRequest, cancelled: threading.Event) -> Iterator[Piece]:
-        """The answer, bit by bit. A process that died or took too long is ended: `BackendError`, from then on."""
+        """The answer, its first bit and then the rest.
+
+        A process that died or took too long is ended: `BackendError`, from then on.
+        """
         deadline = time.monotonic() + self._timeout_s
         try:
             self._connection.send(request)
@@ -92,6 +98,18 @@ class ShadowProcess:
             raise told
 
 
+def in_two(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The first bit of an answer as it comes, for its clock, and everything after it in one piece at the end."""
+    incoming = iter(pieces)
+    first = next(incoming, None)
+    if first is None:
+        return
+    yield first
+    rest = list(incoming)
+    if rest:
+        yield replace(rest[-1], text="".join(piece.text for piece in rest))
+
+
 def _serve(connection: Connection, spec: LocalSpec, nice: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process in order
     os.nice(nice)
@@ -105,7 +123,7 @@ def _serve(connection: Connection, spec: LocalSpec, nice: int) -> None:
         while True:
             request = connection.recv()
             try:
-                for piece in backend.pieces(request, threading.Event()):
+                for piece in in_two(backend.pieces(request, threading.Event())):
                     connection.send(piece)
                 connection.send(None)
             except BackendError as error:

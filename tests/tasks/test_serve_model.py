@@ -1,4 +1,4 @@
-"""The verb's joints: tokens, ports, a challenger sent back on the ledger. The whole: tests/flows/test_serving.py."""
+"""The verb's joints: tokens, ports, versions verified as they are loaded. The whole: tests/flows/test_serving.py."""
 
 from __future__ import annotations
 
@@ -43,18 +43,6 @@ def test_a_taken_port_is_said() -> None:
         taken.listen()
         with pytest.raises(UsageError, match=r"cannot listen on 127\.0\.0\.1"):
             serve_model._listen("127.0.0.1", taken.getsockname()[1])
-
-
-def test_a_challenger_that_was_sent_back_loses_its_alias_on_the_ledger(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved: dict[str, Any] = {}
-    monkeypatch.setattr(serve_model.ledger, "move_alias", lambda engine, store, **given: moved.update(given))
-    evidence = {"challenger": "models:/assistant/12"}
-    store: Any = None
-    serve_model.record_return(tmp_path, Params(), store, "worse", evidence)
-    assert (moved["alias"], moved["version"], moved["expected"]) == ("challenger", None, "12")
-    assert (moved["action"], moved["reason"], moved["evidence"]) == ("rollback", "worse", evidence)
 
 
 @pytest.mark.parametrize(

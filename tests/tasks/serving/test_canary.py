@@ -33,9 +33,11 @@ def make(engine: Engine, told: Told, clock: Clock, challenger: str = TWO) -> Can
     return Canary(engine, *slots, PARAMS, told, clock)
 
 
-def write(engine: Engine, clock: Clock, count: int, *, canary: bool, bad: int = 0, **changed: Any) -> None:
+def write(
+    engine: Engine, clock: Clock, count: int, *, canary: bool, bad: int = 0, uri: str | None = None, **changed: Any
+) -> None:
     """`count` answers, the first `bad` of them with the changed fields."""
-    uri = TWO if canary else ONE
+    uri = uri or (TWO if canary else ONE)
     good: dict[str, Any] = {
         "side": "challenger" if canary else "champion", "model_uri": uri, "text": "x", "tokens": 1,
         "latency_ms": 10.0, "finish_reason": "stop", "refusal": False, "violation": False,

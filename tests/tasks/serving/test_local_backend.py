@@ -14,9 +14,9 @@ from tasks.models.chat import encode_prompts, set_default_template
 from tasks.models.loading import load_policy, load_tokenizer, save_model
 from tasks.models.sampling import sample, stop_token_ids
 from tasks.models.streaming import stream_ids
-from tasks.serving.chat import BackendError, ChatRequest
+from tasks.serving.chat import BackendError, ChatRequest, Piece
 from tasks.serving.local_backend import Defaults, LocalBackend, LocalSpec
-from tasks.serving.shadow_process import ShadowProcess
+from tasks.serving.shadow_process import ShadowProcess, in_two
 from tests.tasks.models.tiny_llama import build_model, build_tokenizer
 
 DEFAULTS = Defaults(temperature=1.0, top_p=1.0, tokens=12, most_tokens=20)
@@ -99,6 +99,13 @@ def test_a_process_of_its_own_says_the_same_at_low_priority_and_ends_when_killed
         assert not shadow.alive()
     finally:
         shadow.close()
+
+
+def test_a_mirrored_answer_crosses_in_its_first_bit_and_the_rest() -> None:
+    said = [Piece("one"), Piece(" two"), Piece(" three", "stop", 4, 3)]
+    assert list(in_two(said)) == [Piece("one"), Piece(" two three", "stop", 4, 3)]
+    assert list(in_two(said[2:])) == said[2:]
+    assert list(in_two([])) == []
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_own_error(tmp_path: Path) -> None:
