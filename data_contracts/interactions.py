@@ -1,7 +1,8 @@
-"""Contract `interaction` v1: what was answered to a user, by which version, and what the user did next.
+"""Contract `interaction` v2: what was answered to a user, by which version, and what the user did next.
 
 An interaction is one request. Its first answer is the one that the user saw; a mirrored request has a
 second, of the version in shadow, that nobody saw. Feedback arrives later and names the request by its id.
+Of the user a pseudonym is kept, so that one with many requests counts once; v1 had none, and reads as v2 without one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import AwareDatetime, Field
 from data_contracts.records import Message, Record
 
 CONTRACT = "interaction"
-VERSION = 1
+VERSION = 2
 
 Side = Literal["champion", "challenger"]
 FeedbackKind = Literal["click", "thumb_up", "thumb_down", "deflected", "escalated"]
@@ -43,6 +44,16 @@ class Interaction(Record):
     prompt: tuple[Message, ...]
     canary: bool = Field(description="the challenger answered the user")
     answers: tuple[Answer, ...] = Field(min_length=1, max_length=2)
+    user: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="pseudonym (keyed hash) of the user that the request named, never the name itself",
+    )
+
+    @property
+    def voter(self) -> str:
+        """Who counts once: the user, or where none was named the request itself."""
+        return self.id if self.user is None else f"user {self.user}"
 
 
 class InteractionFeedback(Record):

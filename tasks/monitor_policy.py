@@ -32,16 +32,18 @@ from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import raw_batches, validate
 from tasks.finetuning.params import ReferenceParams
 from tasks.freshness.params import TriggerParams
+from tasks.judge_traffic import judge_traffic
 from tasks.monitoring import observations
-from tasks.monitoring.checks import STREAMS, Evidence, read
+from tasks.monitoring.checks import RIVAL, STREAMS, Evidence, read
 from tasks.monitoring.drift import shifts
 from tasks.monitoring.params import MonitorParams
 from tasks.monitoring.report import markdown
-from tasks.promote_model import champion_of
+from tasks.promote_model import champion_of, previous_of
 from tasks.promotion.params import PromotionParams
 from tasks.registry.client import Store
 from tasks.registry.keys import verifying_key
 from tasks.registry.params import RegistryParams
+from tasks.registry.serving_files import verified_model
 from tasks.registry.versions import StoredFiles, Version
 from tasks.serving import log
 from tasks.validate_feedback import RAW
@@ -84,6 +86,7 @@ class Look:
     streams: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     drift_words: dict[str, str] = field(default_factory=dict)
+    voters: dict[str, str] = field(default_factory=dict)  # request -> its user, where one was named
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,12 @@ class Subject:
     manifest: Mapping[str, Any]
     engine: Engine
     scratch: Path
+    previous: Version | None = None
+
+    @property
+    def against_previous(self) -> str:
+        """The process of what is observed against the champion before: another one before it starts anew."""
+        return f"{self.version.uri} against {self.previous.uri if self.previous else None}"
 
     def fetched(self, role: str) -> Path:
         """A DVC object of the champion (reference, reward, curated), re-hashed into the scratch folder."""
@@ -139,9 +148,11 @@ def _look(root: Path, params: MonitorSettings, look: Look) -> dict[str, Any]:
     stored.require_signed(verifying_key(root, params.registry))
     manifest = stored.manifest()
     with tempfile.TemporaryDirectory() as scratch:
-        subject = Subject(root, params, champion, manifest, engine, Path(scratch))
+        subject = Subject(root, params, champion, manifest, engine, Path(scratch), previous_of(root, params))
         _observe(subject, look)
-    observations.add(engine, champion.uri, look.key, look.streams)
+    against = {RIVAL: look.streams.pop(RIVAL)} if RIVAL in look.streams else {}
+    observations.add(engine, champion.uri, look.key, look.streams, look.voters)
+    observations.add(engine, subject.against_previous, look.key, against, look.voters)
     evidence = _evidence(subject, look)
     found = {item.name: item.as_json() for item in read(evidence, params.monitor) if item.verdict == "finding"}
     kept = observations.keep_findings(engine, champion.uri, look.key, found)
@@ -151,9 +162,11 @@ def _look(root: Path, params: MonitorSettings, look: Look) -> dict[str, Any]:
 def _observe(subject: Subject, look: Look) -> None:
     """Fill the look; what fails for a reason of ours leaves its streams unmeasured, with that reason."""
     traffic = _traffic(subject, look)
+    look.voters = {request.id: request.voter for request, _ in traffic if request.user is not None}
     for streams, observe in (
         (("violation", "refusal"), _observe_answers),
         (("win_rate",), _observe_wins),
+        ((RIVAL,), _observe_rival),
         (("drift",), _observe_drift),
     ):
         if not traffic:
@@ -187,49 +200,44 @@ def _observe_answers(subject: Subject, look: Look, traffic: Sequence[tuple[Inter
 
 def _observe_wins(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, Answer]]) -> None:
     """π_ref answers the newest prompts that were not judged yet; the champion's judge compares, in both positions."""
-    from tasks.evaluation.win_rate import Pointwise, judge_both_positions
-    from tasks.models.chat import encode_prompts
-    from tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
-    from tasks.models.sampling import sample
-    from tasks.rewards.held_out import choose_judge
-    from tasks.rewards.scoring import RewardModel
+    fresh = _unjudged(subject, traffic, subject.version.uri, "win_rate")
+    if fresh:
+        rival, reward, seed = (
+            subject.fetched("reference"),
+            subject.fetched("reward"),
+            _seed(subject.params.seed, look.key),
+        )
+        look.streams["win_rate"] = judge_traffic(subject.params, fresh, rival, reward, seed=seed, stored={})
 
-    params = subject.params
-    known = set(observations.items(subject.engine, subject.version.uri, "win_rate"))
-    fresh = [item for item in traffic if item[0].id not in known][-params.monitor.judged_per_look :]
+
+def _observe_rival(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, Answer]]) -> None:
+    """The same against the champion before: its answers in shadow where there are any, else those it gives now."""
+    previous = subject.previous
+    if previous is None:
+        look.missing[RIVAL] = "there is no champion before this one"
+        return
+    fresh = _unjudged(subject, traffic, subject.against_previous, RIVAL)
     if not fresh:
         return
-    seed_everything(params.seed, params.threads)
-    trusting = params.reference.trust_remote_code
-    reference = subject.fetched("reference")
-    tokenizer = load_tokenizer(reference, trust_remote_code=trusting)
-    model = load_policy(reference, trust_remote_code=trusting).eval()
-    room = context_length(model.config, tokenizer) - 1
-    heads = encode_prompts(tokenizer, [request.prompt for request, _ in fresh])
-    fresh = [item for item, head in zip(fresh, heads, strict=True) if len(head) < room]
-    prompts = [request.prompt for request, _ in fresh]
-    drawn = sample(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=params.evaluation.max_new_tokens,
-        temperature=params.evaluation.temperature,
-        top_p=params.evaluation.top_p,
-        seed=_seed(params.seed, look.key),
-        batch_size=params.evaluation.batch_size,
+    folder = verified_model(Store(subject.root, subject.params.registry), previous, subject.root)
+    stored = {
+        request.id: answer.text
+        for request, _ in fresh
+        for answer in request.answers[1:]
+        if answer.model_uri == previous.uri and answer.error is None
+    }
+    seed = _seed(subject.params.seed, look.key)
+    look.streams[RIVAL] = judge_traffic(
+        subject.params, fresh, folder, subject.fetched("reward"), seed=seed, stored=stored
     )
-    judge = RewardModel.load(choose_judge(subject.fetched("reward"))[1], trust_remote_code=trusting)
-    mine, theirs = [answer.text for _, answer in fresh], [completion.text for completion in drawn]
-    scores = judge.score_fitting(prompts, mine), judge.score_fitting(prompts, theirs)
-    rows = [row for row, pair in enumerate(zip(*scores, strict=True)) if None not in pair]
-    judged = judge_both_positions(
-        Pointwise(judge.score, "the champion's judge"),
-        [prompts[row] for row in rows],
-        [mine[row] for row in rows],
-        [theirs[row] for row in rows],
-    )
-    outcomes = judged.outcomes.tolist()
-    look.streams["win_rate"] = {fresh[row][0].id: value for row, value in zip(rows, outcomes, strict=True)}
+
+
+def _unjudged(
+    subject: Subject, traffic: Sequence[tuple[Interaction, Answer]], process: str, stream: str
+) -> list[tuple[Interaction, Answer]]:
+    """The newest requests of the traffic that this stream has no value of yet."""
+    known = set(observations.items(subject.engine, process, stream))
+    return [item for item in traffic if item[0].id not in known][-subject.params.monitor.judged_per_look :]
 
 
 def _observe_drift(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, Answer]]) -> None:
@@ -238,12 +246,14 @@ def _observe_drift(subject: Subject, look: Look, traffic: Sequence[tuple[Interac
     if look.key in observations.items(subject.engine, subject.version.uri, "drift.length"):
         return  # one look a day: its prompts are settled
     texts = {request.id: "\n".join(message.content for message in request.prompt) for request, _ in traffic}
-    unseen = [name for name in texts if name not in known]
     rng = np.random.default_rng(_seed(subject.params.seed, look.key))
+    unseen = _one_a_voter([name for name in texts if name not in known], look.voters, rng)
     # drawn at random: the oldest first would fall ever further behind a busy service
     fresh = [unseen[row] for row in sorted(rng.permutation(len(unseen))[: params.drift_max_prompts])]
     if len(fresh) < params.drift_min_prompts:
-        look.missing["drift"] = f"{len(fresh)} new prompts, {params.drift_min_prompts} are waited for"
+        look.missing["drift"] = (
+            f"{len(fresh)} new prompts of different users, {params.drift_min_prompts} are waited for"
+        )
         return
     training = _training_prompts(subject)
     if len(training) < params.drift_min_prompts:
@@ -257,6 +267,14 @@ def _observe_drift(subject: Subject, look: Look, traffic: Sequence[tuple[Interac
     for feature, shift in found.items():
         look.streams[f"drift.{feature}"] = {look.key: shift.p}
         look.drift_words[feature] = shift.words
+
+
+def _one_a_voter(names: Sequence[str], voters: Mapping[str, str], rng: np.random.Generator) -> list[str]:
+    """One request of each user, drawn at random, in their order: one person's prompts resemble one another."""
+    drawn: dict[str, int] = {}
+    for row in rng.permutation(len(names)):
+        drawn.setdefault(voters.get(names[row], names[row]), int(row))
+    return [names[row] for row in sorted(drawn.values())]
 
 
 def _training_prompts(subject: Subject) -> list[str]:
@@ -335,7 +353,8 @@ def _evidence(subject: Subject, look: Look) -> Evidence:
     }
     mine = [age for name, age in ages.items() if name in used]
     return Evidence(
-        observations.observed(subject.engine, subject.version.uri, STREAMS),
+        observations.observed(subject.engine, subject.version.uri, STREAMS)
+        | observations.observed(subject.engine, subject.against_previous, [RIVAL]),
         look.missing,
         judged.get("low"),
         min(mine, default=None),

@@ -186,6 +186,14 @@ def champion_of(root: Path, params: PromotionSettings) -> Version | None:
     return _champion(store, alias_state(books.history(engine, params.registry.model_name)))
 
 
+def previous_of(root: Path, params: PromotionSettings) -> Version | None:
+    """The version that `previous` names in the ledger: the champion before; None where there is none any more."""
+    store, engine = _open(root, params)
+    state = alias_state(books.history(engine, params.registry.model_name))
+    number = state[PREVIOUS].version if PREVIOUS in state else None
+    return _previous(store, state) if number is not None and books.is_live(store, number) else None
+
+
 def promotion_history(root: Path, params: PromotionSettings, alias: str | None = None) -> History:
     """The ledger, verified as it is read; with `alias`, its lines alone (the whole chain is verified all the same)."""
     if alias is not None and alias not in books.ALIASES:

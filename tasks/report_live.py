@@ -87,4 +87,5 @@ def _judge(root: Path, params: MonitorSettings, champion: str | None, logged: Se
     )
     # A score of single answers agrees with itself when positions are swapped, so one order is both.
     chances = 1 / (1 + np.exp(-np.clip(margins, -500, 500)))
-    return Judged(((np.sign(margins) + 1) / 2).tolist(), chances.tolist(), margins.tolist())
+    voters = [request.voter for (request, _, _), *scores in zip(pairs, theirs, mine, strict=True) if None not in scores]
+    return Judged(((np.sign(margins) + 1) / 2).tolist(), chances.tolist(), margins.tolist(), voters)

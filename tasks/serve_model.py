@@ -32,6 +32,7 @@ from tasks.serving.chat import Backend
 from tasks.serving.local_backend import Defaults, LocalBackend, LocalSpec
 from tasks.serving.log_writer import LogWriter
 from tasks.serving.params import BackendParams, ServingParams
+from tasks.serving.pseudonyms import pseudonyms
 from tasks.serving.remote_backend import RemoteBackend
 from tasks.serving.service import Parts, Service
 from tasks.serving.shadow import first_held
@@ -135,6 +136,7 @@ def build_service(root: Path, params: ServeParams, alias: str) -> Service:
         feedback=partial(log.add_feedback, engine),
         detect=rule_detector(serving.safety),
         clock=_now,
+        pseudonym=pseudonyms(root, serving.log.user_key),
         shadow=shadow,
         canary=canary,
         watcher=Watcher(duties),

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_contracts.errors import OperationsError
@@ -33,7 +33,7 @@ def database_url(root: Path, params: OperationsParams) -> str:
 
 
 def open_database(root: Path, params: OperationsParams, tables: MetaData) -> Engine:
-    """Connect, make the tables that are missing, and return the engine. Raises `OperationsError`."""
+    """Connect, make the tables and nullable columns that are missing, return the engine. Raises `OperationsError`."""
     url = database_url(root, params)
     if params.database is None:
         (root / ".plumbline").mkdir(parents=True, exist_ok=True)
@@ -44,6 +44,7 @@ def open_database(root: Path, params: OperationsParams, tables: MetaData) -> Eng
         if engine.dialect.name == "postgresql":  # on SQLite the write lock already lets one process in at a time
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MAKING_TABLES})"))
         tables.create_all(connection)
+        _add_missing_columns(connection, tables)
     return engine
 
 
@@ -61,6 +62,19 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """One transaction that only reads, and sees one state of the database. Raises `OperationsError`."""
     with _refusals(str(engine.url)), engine.connect() as connection, connection.begin():
         yield connection
+
+
+def _add_missing_columns(connection: Connection, tables: MetaData) -> None:
+    """Columns that a table of an earlier version lacks: empty in its rows, and unknown to who still writes them."""
+    found = inspect(connection)
+    for table in tables.sorted_tables:
+        known = {column["name"] for column in found.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                assert column.nullable, f"{table.name}.{column.name} cannot be added to rows that are there"
+                kind = column.type.compile(connection.dialect)
+                name = connection.dialect.identifier_preparer.format_column(column)
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"))
 
 
 def _prepare_sqlite(engine: Engine) -> None:

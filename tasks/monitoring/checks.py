@@ -26,6 +26,7 @@ from tasks.statistics.anytime import (
 
 Verdict = Literal["fine", "finding", "not enough data", "not measured"]
 Direction = Literal["below", "above"]
+RIVAL = "win_rate_vs_previous"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,13 @@ MONITORS: dict[str, Check] = {
         _mean, stream="win_rate", words="win rate over π_ref on traffic", threshold="min_win_rate", direction="below"
     ),
     "win_rate_vs_record": _against_record,
+    RIVAL: partial(
+        _mean,
+        stream=RIVAL,
+        words="win rate over the champion before, on traffic",
+        threshold="min_win_rate_vs_previous",
+        direction="below",
+    ),
     "preference_accuracy": partial(
         _mean,
         stream="preference_accuracy",
@@ -201,6 +209,7 @@ MONITORS: dict[str, Check] = {
 }
 STREAMS = (
     "win_rate",
+    RIVAL,
     "preference_accuracy",
     "judge_agreement",
     "brier",

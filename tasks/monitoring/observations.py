@@ -2,7 +2,7 @@
 
 An item (a request, a pair, a look at drift) counts once for one champion and stream, however often and late somebody
 looks, whatever the clock says: a unique constraint decides, and order is the order of writing. Another
-champion is another process and starts anew.
+champion is another process and starts anew. Items of one voter (a user's requests) are one value of a look, their mean.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
@@ -38,6 +39,7 @@ OBSERVATIONS = Table(
     Column("item", String(300), nullable=False),
     Column("look", String(40), nullable=False),
     Column("value", Float, nullable=False),
+    Column("voter", String(200)),  # null: the item is its own
     UniqueConstraint("process", "stream", "item"),
 )
 FINDINGS = Table(
@@ -54,7 +56,7 @@ FINDINGS = Table(
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """One stream of one champion: values by look, in order."""
+    """One stream of one champion: values by look, in order, one a voter."""
 
     looks: tuple[tuple[float, ...], ...] = ()
 
@@ -64,8 +66,17 @@ class Observed:
         return [value for look in self.looks for value in look]
 
 
-def add(engine: Engine, process: str, look: str, streams: Mapping[str, Mapping[str, float]]) -> int:
-    """Write the values of a look, stream -> item -> value, in one transaction; known items are left out."""
+def add(
+    engine: Engine,
+    process: str,
+    look: str,
+    streams: Mapping[str, Mapping[str, float]],
+    voters: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Write the values of a look, stream -> item -> value, in one transaction; known items are left out.
+
+    `voters` says of items whose they are, where several are of one.
+    """
     added = 0
     with writing(engine) as connection:
         for stream, items in streams.items():
@@ -73,6 +84,7 @@ def add(engine: Engine, process: str, look: str, streams: Mapping[str, Mapping[s
             known = set(connection.execute(select(OBSERVATIONS.c.item).where(of)).scalars())
             rows = [
                 {"process": process, "stream": stream, "item": item, "look": look, "value": float(value)}
+                | {"voter": voters.get(item)}
                 for item, value in items.items()
                 if item not in known
             ]
@@ -115,10 +127,19 @@ def _findings(connection: Any, process: str) -> dict[str, dict[str, Any]]:
 
 def _rows(connection: Any, process: str, stream: str) -> Sequence[Any]:
     of = (OBSERVATIONS.c.process == process) & (OBSERVATIONS.c.stream == stream)
-    query = select(OBSERVATIONS.c.look, OBSERVATIONS.c.value).where(of).order_by(OBSERVATIONS.c.seq)
+    columns = (OBSERVATIONS.c.look, OBSERVATIONS.c.value, OBSERVATIONS.c.voter, OBSERVATIONS.c.item)
+    query = select(*columns).where(of).order_by(OBSERVATIONS.c.seq)
     rows: Sequence[Any] = connection.execute(query).all()
     return rows
 
 
 def _looks(rows: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row.value for row in group) for _, group in groupby(rows, key=lambda row: row.look))
+    return tuple(_means(group) for _, group in groupby(rows, key=lambda row: row.look))
+
+
+def _means(rows: Iterable[Any]) -> tuple[float, ...]:
+    """The mean of each voter's values, in the order in which voters came; an item without one is its own."""
+    found: dict[tuple[bool, str], list[float]] = {}
+    for row in rows:
+        found.setdefault((row.voter is None, row.item if row.voter is None else row.voter), []).append(row.value)
+    return tuple(sum(values) / len(values) for values in found.values())

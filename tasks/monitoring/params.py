@@ -31,6 +31,9 @@ class MonitorParams(Section):
         description="Fall below the lower end of the champion's recorded win rate over pi_ref that is tolerated.",
     )
     min_win_rate: float = Field(0.5, gt=0, lt=1, description="Win rate over pi_ref that must be held.")
+    min_win_rate_vs_previous: float = Field(
+        0.5, gt=0, lt=1, description="Win rate over the champion before this one that must be held."
+    )
     min_preference_accuracy: float = Field(
         0.55, gt=0, lt=1, description="Share of fresh labels that the reward model must get right; chance is 0.5."
     )

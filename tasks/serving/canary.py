@@ -22,7 +22,7 @@ from sqlalchemy import Column, Engine, String, Table, Text, insert, select, upda
 from data_contracts.errors import PlumblineError
 from tasks.database import reading, writing
 from tasks.serving.chat import ChatRequest
-from tasks.serving.evidence import Tally
+from tasks.serving.evidence import Tally, Votes
 from tasks.serving.log import METADATA, stamp
 from tasks.serving.params import CanaryParams
 from tasks.serving.shadow import falls_into
@@ -54,9 +54,7 @@ OnReturn = Callable[[str, Mapping[str, Any]], None]
 """Told once of a return: the reason in words, and the evidence."""
 
 
-def worse(
-    challenger: Mapping[str, tuple[int, int]], champion: Mapping[str, tuple[int, int]], params: CanaryParams
-) -> dict[str, dict[str, float]]:
+def worse(challenger: Votes, champion: Votes, params: CanaryParams) -> dict[str, dict[str, float]]:
     """The figures by which the challenger is shown to be worse than margins allow, with their evidence."""
     from tasks.statistics.anytime import rate_difference_sequence
 

@@ -45,6 +45,7 @@ INTERACTIONS = Table(
     Column("received_at", String(32), nullable=False),  # UTC, ISO 8601 to the microsecond: it sorts as text
     Column("prompt", Text, nullable=False),
     Column("canary", Boolean, nullable=False),
+    Column("user_key", String(32)),  # a pseudonym; null where none was named, and in logs of contract v1
     Index("serving_interactions_by_time", "received_at", "id"),
 )
 ANSWERS = Table(
@@ -178,6 +179,7 @@ def _row(interaction: Interaction) -> dict[str, Any]:
         "received_at": stamp(interaction.received_at),
         "prompt": orjson.dumps(turns).decode(),
         "canary": interaction.canary,
+        "user_key": interaction.user,
     }
 
 
@@ -198,6 +200,7 @@ def _complete(connection: Connection, rows: Sequence[Any]) -> list[tuple[Interac
                 received_at=datetime.fromisoformat(row["received_at"]),
                 prompt=tuple(Message(role=role, content=content) for role, content in orjson.loads(row["prompt"])),
                 canary=row["canary"],
+                user=row["user_key"],
                 answers=tuple(Answer(**{name: item[name] for name in _ANSWER_FIELDS}) for item in answers[row["id"]]),
             ),
             tuple(_feedback(item) for item in feedback.get(row["id"], ())),

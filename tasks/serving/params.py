@@ -171,6 +171,12 @@ class ServingLogParams(Section):
         description="With the queue full, because the database is down: drop and count what is not logged, or refuse "
         "requests with 503.",
     )
+    user_key: str | None = Field(
+        None,
+        description="Secret that turns the user of a request into the logged pseudonym: $NAME of an environment "
+        "variable, or the path of a file; null: .plumbline/users.key, made on first use. Servers that share a "
+        "database need the same one; with another, a user is somebody new.",
+    )
 
 
 class HarvestParams(Section):

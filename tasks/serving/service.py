@@ -29,6 +29,7 @@ from tasks.serving.slots import Served, Slot, Watcher
 
 Clock = Callable[[], datetime]
 AddFeedback = Callable[[InteractionFeedback], bool]
+Pseudonym = Callable[[str], str]
 
 
 @dataclass(slots=True)
@@ -46,7 +47,10 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a service is made of. `shadow` (the slot of mirrored answers) and `canary` are None where switched off."""
+    """What a service is made of. `shadow` (the slot of mirrored answers) and `canary` are None where switched off.
+
+    Without `pseudonym` no user is logged.
+    """
 
     champion: Slot
     writer: LogWriter
@@ -56,6 +60,7 @@ class Parts:
     shadow: Slot | None = None
     canary: Canary | None = None
     watcher: Watcher | None = None
+    pseudonym: Pseudonym | None = None
     slots: Sequence[Slot] = ()
 
 
@@ -180,8 +185,10 @@ class Service:
     def _log(self, exchange: Exchange) -> None:
         collected = exchange.collected
         signals = self._signals(exchange.request.messages, collected)
+        user, pseudonym = exchange.request.user, self.parts.pseudonym
         interaction = Interaction(
             id=exchange.id,
+            user=pseudonym(user) if user and pseudonym else None,
             received_at=exchange.received_at,
             prompt=exchange.request.messages,
             canary=exchange.canary,

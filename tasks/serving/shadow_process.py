@@ -1,7 +1,7 @@
 """A checkpoint that answers in a process of its own, at low priority, so that answering users is not slowed down.
 
 In one process the two would share Python's lock. For the same reason an answer comes in two messages, its first bit
-and all the rest: each message wakes a thread of the serving process, which would otherwise ask for the lock once a token.
+and all the rest: each message wakes a thread of the serving process, which else asks for the lock once a token.
 The process ends with its parent, however that ends: its pipe breaks.
 """
 

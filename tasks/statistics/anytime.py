@@ -5,7 +5,7 @@
 | mean of bounded values, with its interval | `bounded_mean_sequence`, `rate_sequence` (from counts) |
 | difference of paired values | `paired_difference_sequence` |
 | difference of two independent rates | `rate_difference_sequence` |
-| a quantile, such as a latency percentile | `quantile_sequence` |
+| a quantile, such as a latency percentile, and the difference of two | `tasks.statistics.quantiles` |
 | has the mean fallen below (risen above) a reference by more than a margin? | `SequentialTest` |
 | several such questions at once | `adjusted_log_e`, `average_log_e` |
 | p-values of looks, made sequential | `log_calibrated`, `log_e_of_looks` |
@@ -41,7 +41,6 @@ __all__ = [
     "log_calibrated",
     "log_e_of_looks",
     "paired_difference_sequence",
-    "quantile_sequence",
     "rate_difference_sequence",
     "rate_sequence",
     "smallest_detectable_difference",
@@ -75,8 +74,12 @@ def bounded_mean_sequence(values: ArrayLike, *, alpha: float, low: float = 0.0, 
     return Interval(low + span * float(x.mean()), low + span * bottom, low + span * top, x.size)
 
 
-def rate_sequence(successes: int, n: int, *, alpha: float) -> Interval:
-    """The rate of `successes` among n: equal to `bounded_mean_sequence` of ones and zeros, whatever n is."""
+def rate_sequence(successes: float, n: int, *, alpha: float) -> Interval:
+    """The rate of `successes` among n: equal to `bounded_mean_sequence` of ones and zeros, whatever n is.
+
+    `successes` may be a sum of n shares in [0, 1], such as each user's mean over their requests: log capital is concave
+    in a value, so that ones and zeros in the same proportion never pay more, and the interval holds (a bit too wide).
+    """
     if not 0 <= successes <= n:
         raise ValueError(f"expected 0 ≤ successes ≤ n, found successes={successes}, n={n}")
     _check_alpha(alpha)
@@ -104,8 +107,10 @@ def paired_difference_sequence(
     return bounded_mean_sequence(first - second, alpha=alpha, low=low - high, high=high - low)
 
 
-def rate_difference_sequence(successes_a: int, n_a: int, successes_b: int, n_b: int, *, alpha: float) -> Interval:
+def rate_difference_sequence(successes_a: float, n_a: int, successes_b: float, n_b: int, *, alpha: float) -> Interval:
     """Rate of a less rate of b, two independent streams in any order; `n` is the smaller count.
+
+    Successes may be sums of shares, as in `rate_sequence`.
 
     For true rates the product of both capitals is again a capital (each bets on its own stream): rates (p, q) are
     kept while it is below 2/alpha on either side, and the interval is the range of p - q among those kept. That is
@@ -120,28 +125,6 @@ def rate_difference_sequence(successes_a: int, n_a: int, successes_b: int, n_b: 
     low = _lowest_difference(successes_a, n_a, successes_b, n_b, alpha)
     high = -_lowest_difference(successes_b, n_b, successes_a, n_a, alpha)
     return Interval(successes_a / n_a - successes_b / n_b, low, high, min(n_a, n_b))
-
-
-def quantile_sequence(values: ArrayLike, quantile: float, *, alpha: float) -> Interval:
-    """A quantile of values (n,) without bounds, such as the 0.95 of latencies; infinite ends say "no bound yet".
-
-    Howard & Ramdas (2022, Bernoulli 28:1704-1728, section 3): at the true quantile v of level p, "value ≤ v" has a rate
-    of at least p and "value < v" of at most p, so v is kept while neither bet against its counts has paid; the
-    betting capital stands where they use a beta-binomial mixture. `mean` holds the empirical quantile.
-    """
-    x = np.sort(np.asarray(values, dtype=np.float64))
-    _check_alpha(alpha)
-    if not 0 < quantile < 1 or x.ndim != 1 or np.isnan(x).any():
-        raise ValueError(f"expected values without NaN and 0 < quantile < 1, found {quantile}, shape {x.shape}")
-    if x.size == 0:
-        return Interval(math.nan, -math.inf, math.inf, 0)
-    n, count, evidence = x.size, np.arange(x.size + 1, dtype=np.float64), math.log(2 / alpha)
-    enough = log_capital_of_counts(n - count, n, 1.0 - quantile) < evidence  # `count` values ≤ v are not too few
-    few = log_capital_of_counts(count, n, quantile) < evidence  # `count` values < v are not too many
-    first, last = int(np.flatnonzero(enough)[0]), int(np.flatnonzero(few)[-1])
-    low = -math.inf if first == 0 else float(x[first - 1])
-    high = math.inf if last == n else float(x[last])
-    return Interval(float(x[max(0, math.ceil(quantile * n) - 1)]), low, high, n)
 
 
 def smallest_detectable_difference(
@@ -181,7 +164,7 @@ def smallest_detectable_difference(
     return float(shifts[int(np.argmax(reached))]) if reached.any() else 1.0 - m
 
 
-def _lowest_difference(ka: int, na: int, kb: int, nb: int, alpha: float) -> float:
+def _lowest_difference(ka: float, na: int, kb: float, nb: int, alpha: float) -> float:
     """The smallest p - q that is kept: bets that the rate of a is above p and that of b below q."""
     p, q = _means_near(ka / na, na), _means_near(kb / nb, nb)
     against_p = log_capital_of_counts(ka, na, p)  # falls as p rises

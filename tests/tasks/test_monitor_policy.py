@@ -14,7 +14,7 @@ from flows.params import Params
 from tasks.database import open_database
 from tasks.freshness import outbox
 from tasks.monitor_policy import monitor_policy
-from tasks.promote_model import champion_of
+from tasks.promote_model import champion_of, promote, rollback
 from tasks.registry.client import Store
 from tasks.registry.versions import StoredFiles, resolve
 from tasks.report_live import _judge, report_live
@@ -130,6 +130,41 @@ def test_a_finding_asks_once_and_says_why_until_another_champion_serves(
     serve(world, range(3000, 3040), second.uri, violation=True)
     assert look(world, day=3)["findings"] == ["safety_violations"]
     assert len(asked(world)) == 2
+
+
+def test_the_champion_is_held_to_the_one_before_by_its_answers_in_shadow_or_new_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.register()
+    world.set(finetune={"dpo": {"beta": 0.2}})
+    world.register()
+    lenient = {name: None for name in ("min_win_rate_vs_champion_low", "min_preference_accuracy", "max_ece")}
+    limits = {**lenient, "max_kl_nats_per_token": None, "max_latency_p95_ms": None, "require_reward_audit": False}
+    params = Params.model_validate({"promotion": limits})
+    promote(world.root, params, "models:/assistant/2", "champion", reason="r")
+    serve(world, range(40), "models:/assistant/2")
+    engine = open_database(world.root, PARAMS.operations, log.METADATA)
+    ((first, _), *_) = log.some_interactions(engine, ["r0"])
+    shadow = first.answers[0].model_copy(
+        update={"side": "challenger", "model_uri": "models:/assistant/1", "text": "old"}
+    )
+    log.record(engine, first.model_copy(update={"answers": (*first.answers, shadow)}))
+    asked_of: list[tuple[str, dict[str, str], int]] = []
+
+    def lose(_: Any, served: list[Any], rival: Any, reward: Any, *, seed: int, stored: dict[str, str]) -> Any:
+        asked_of.append((rival.name, stored, len(served)))
+        return {request.id: 0.0 for request, _ in served}
+
+    monkeypatch.setattr("tasks.monitor_policy.judge_traffic", lose)
+    monkeypatch.setattr("tasks.monitor_policy.verified_model", lambda store, version, root: root / version.number)
+    report = look(world)
+    assert asked_of == [("reference", {}, 40), ("1", {"r0": "old"}, 40)]
+    assert report["by_name"]["win_rate_vs_previous"]["n"] == 40
+    assert "win_rate_vs_previous" in report["findings"]
+    look(world, day=1)
+    assert len(asked_of) == 2  # nothing new, nothing judged twice
+    rollback(world.root, PARAMS, reason="r")
+    assert look(world, day=2)["by_name"]["win_rate_vs_previous"]["verdict"] == "not measured"
 
 
 def test_an_edited_manifest_is_not_looked_at(world: World) -> None:

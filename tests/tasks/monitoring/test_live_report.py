@@ -25,11 +25,12 @@ def answer(side: str, *, latency: float = 100.0, refusal: bool = False, error: s
     )
 
 
-def request(number: int, *answers: Answer, clicked: bool = False) -> Logged:
+def request(number: int, *answers: Answer, clicked: bool = False, user: str | None = None) -> Logged:
     name = f"r{number}"
     prompt = (Message(role="user", content="question <b>"),)
     at = START + timedelta(seconds=number)
-    one = Interaction(id=name, received_at=at, prompt=prompt, canary=answers[0].side == "challenger", answers=answers)
+    canary = answers[0].side == "challenger"
+    one = Interaction(id=name, received_at=at, prompt=prompt, canary=canary, answers=answers, user=user)
     return one, (InteractionFeedback(request_id=name, kind="click", at=at),) if clicked else ()
 
 
@@ -85,6 +86,47 @@ def test_percentiles_of_latency_by_hand() -> None:
     p95 = row_of(rows, "latency p95, champion").interval
     assert p95.mean == 950
     assert p95.low < 950 < p95.high
+
+
+def test_a_user_counts_once_by_the_mean_over_their_requests() -> None:
+    """User 0 asked 100 times, 50 of them refused by the champion; user 1 and user 2 once each, not refused.
+
+    The mean of challenger less champion is (-½ + 0 + 0) / 3.
+    """
+    heavy = [
+        request(n, answer("champion", refusal=n < 50, latency=900), answer("challenger", latency=900), clicked=True,
+                user="0" * 32)
+        for n in range(100)
+    ]  # fmt: skip
+    light = [request(100 + n, answer("champion"), answer("challenger"), user=str(n) * 32) for n in (1, 2)]
+    voters = [item.voter for item, _ in (*heavy, *light)]
+    judged = Judged([1.0] * 100 + [0.0, 0.0], [0.9] * 102, [1.0] * 102, voters)
+    rows = compare([*heavy, *light], judged, 0.05)
+    refusals, wins = row_of(rows, "refusals"), row_of(rows, "judge win rate")
+    assert (refusals.interval.mean, refusals.interval.n) == (pytest.approx(-1 / 6), 3)
+    assert wins.interval.mean == pytest.approx(1 / 3)
+    assert "no difference shown by 3 users with 102 mirrored pairs" in refusals.conclusion
+    assert row_of(rows, "click-through").interval.mean == pytest.approx(1 / 3)
+    assert row_of(rows, "latency p50, champion").interval.mean == 100
+
+
+def test_a_slower_challenger_is_named_with_the_difference_that_would_have_been_seen() -> None:
+    """Champion 1..400 ms, challenger 300 ms more, each shown to users of its own: p50 200 and 500."""
+    logged = [request(n, answer("champion", latency=1.0 + n), answer("challenger", latency=5000)) for n in range(400)]
+    shown = [request(400 + n, answer("challenger", latency=301.0 + n)) for n in range(400)]
+    row = row_of(compare([*logged, *shown], "none", 0.05), "latency p50, challenger less champion")
+    assert row.interval.mean == 300  # shadow answers, 5000 ms, are none that a user waited for
+    assert 0 < row.interval.low < 300 < row.interval.high
+    assert row.conclusion.startswith("the challenger is worse")
+    assert row.smallest is not None and 40 < row.smallest < 300
+    assert row.as_json()["unit"] == "ms"
+
+
+def test_without_a_canary_latencies_in_shadow_are_said_to_be_so() -> None:
+    logged = [request(n, answer("champion", latency=1.0 + n), answer("challenger", latency=1.0 + n)) for n in range(9)]
+    row = row_of(compare(logged, "none", 0.05), "latency p95, challenger in shadow less")
+    assert (row.interval.mean, row.interval.n, row.smallest) == (0, 9, None)
+    assert row.conclusion == "no difference shown by 9 mirrored pairs, a smaller one may be there"
 
 
 def test_the_page_is_whole_and_escapes() -> None:

@@ -26,6 +26,14 @@ def test_an_item_counts_once_whenever_and_however_often_it_is_seen(engine: Engin
     }
 
 
+def test_the_requests_of_a_user_are_one_value_of_a_look(engine: Engine) -> None:
+    voters = {"a": "user 1", "b": "user 1", "d": "user 1"}
+    observations.add(engine, "m/1", "day 1", {"refusal": {"a": 1.0, "c": 1.0, "b": 0.0}}, voters)
+    observations.add(engine, "m/1", "day 2", {"refusal": {"d": 1.0, "b": 1.0}}, voters)
+    assert observations.observed(engine, "m/1", ["refusal"])["refusal"].looks == ((0.5, 1.0), (1.0,))
+    assert observations.items(engine, "m/1", "refusal") == ["a", "c", "b", "d"]
+
+
 def test_another_champion_starts_anew(engine: Engine) -> None:
     observations.add(engine, "m/1", "day 1", {"wins": {"a": 1.0}})
     assert observations.observed(engine, "m/2", ["wins"])["wins"].looks == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import threading
 import time
@@ -141,6 +142,7 @@ def serving(engine: Engine) -> Iterator[Callable[..., Running]]:
             feedback=lambda item: log.add_feedback(engine, item),
             detect=rule_detector(settings.safety),
             clock=Clock(),
+            pseudonym=lambda user: hashlib.sha256(user.encode()).hexdigest()[:32],
             shadow=shadow,
             watcher=Watcher(duties),
             slots=[shadow],

@@ -34,9 +34,17 @@ def make(engine: Engine, told: Told, clock: Clock, challenger: str = TWO) -> Can
 
 
 def write(
-    engine: Engine, clock: Clock, count: int, *, canary: bool, bad: int = 0, uri: str | None = None, **changed: Any
+    engine: Engine,
+    clock: Clock,
+    count: int,
+    *,
+    canary: bool,
+    bad: int = 0,
+    uri: str | None = None,
+    user: str | None = None,
+    **changed: Any,
 ) -> None:
-    """`count` answers, the first `bad` of them with the changed fields."""
+    """`count` answers (to one user, where named), the first `bad` of them with the changed fields."""
     uri = uri or (TWO if canary else ONE)
     good: dict[str, Any] = {
         "side": "challenger" if canary else "champion", "model_uri": uri, "text": "x", "tokens": 1,
@@ -48,6 +56,7 @@ def write(
             received_at=clock(),
             prompt=(Message(role="user", content="x"),),
             canary=canary,
+            user=user,
             answers=(Answer(**{**good, **(changed if number < bad else {})}),),
         )
         for number in range(count)
@@ -127,6 +136,27 @@ def test_a_request_has_one_vote_under_however_many_names(engine: Engine) -> None
     assert told == []
 
 
+def test_a_user_who_asks_and_votes_all_day_has_one_vote_in_each_figure(engine: Engine) -> None:
+    """One user: 300 canary answers, 200 refused and all voted down; beside them 20 good ones of nobody."""
+    clock, told = Clock(), Told()
+    canary = make(engine, told, clock)
+    canary.check()
+    write(engine, clock, 150, canary=False)
+    write(engine, clock, 300, canary=True, bad=200, user="ab" * 16, refusal=True)
+    for interaction, _ in list(log.interactions(engine)):
+        kind: Any = "thumb_down" if interaction.canary else "thumb_up"
+        log.add_feedback(engine, InteractionFeedback(request_id=interaction.id, kind=kind, at=clock()))
+    write(engine, clock, 20, canary=True)
+    assert not canary.check()
+    figures = evidence.Tally(engine, TWO, True, "", 5000.0).figures()
+    assert figures["refusal"] == (pytest.approx(200 / 300), 21)
+    assert figures["thumb_down"] == (1, 1)
+    for number in range(60):  # as many users as refused are believed
+        write(engine, clock, 2, canary=True, bad=2, user=f"{number:032x}", refusal=True)
+    assert canary.check()
+    assert set(told[0][1]["figures"]) == {"refusal"}
+
+
 def test_readers_who_left_a_slow_answer_count_as_slow(engine: Engine) -> None:
     clock, told = Clock(), Told()
     canary = make(engine, told, clock)
@@ -146,15 +176,18 @@ def test_counting_on_gives_what_counting_anew_gives_and_reads_no_old_row_again(
     running = evidence.Tally(engine, TWO, True, "", 5000.0)
     for bad in (4, 0, 7):
         write(engine, clock, 10, canary=True, bad=bad, refusal=True)
+        for number in range(3):
+            write(engine, clock, 2 + number, canary=True, bad=1, user=f"{number:032x}", violation=True)
         for interaction, _ in list(log.interactions(engine)):
             log.add_feedback(engine, InteractionFeedback(request_id=interaction.id, kind="thumb_down", at=clock()))
         assert running.figures() == evidence.Tally(engine, TWO, True, "", 5000.0).figures()
     before = running.figures()
-    assert before["refusal"] == (11, 30)
-    assert before["thumb_down"] == (30, 30)
+    assert before["refusal"] == (11, 33)  # three users with 6, 9 and 12 answers, none refused
+    assert before["violation"] == (pytest.approx(3 / 6 + 3 / 9 + 3 / 12), 33)
+    assert before["thumb_down"] == (33, 33)
     with writing(engine) as connection:
-        connection.execute(delete(log.ANSWERS).where(log.ANSWERS.c.seq <= 27))
-    assert running.figures()["refusal"] == (11, 30)
+        connection.execute(delete(log.ANSWERS).where(log.ANSWERS.c.seq <= 50))
+    assert running.figures()["refusal"] == (11, 33)
 
 
 def test_equal_challengers_stay_and_readers_who_left_count_for_nothing(engine: Engine) -> None:

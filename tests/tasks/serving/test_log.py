@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 
 from data_contracts.errors import OperationsError
 from data_contracts.interactions import Answer, Interaction, InteractionFeedback
 from data_contracts.records import Message
+from tasks.database import open_database, writing
+from tasks.database.params import OperationsParams
 from tasks.serving import log
 from tasks.serving.log_writer import LogWriter
 from tests.tasks.serving.conftest import wait_for
@@ -35,6 +39,27 @@ def test_an_interaction_comes_back_as_it_was_and_once(engine: Engine) -> None:
     log.record(engine, given)
     log.record(engine, given)
     assert list(log.interactions(engine)) == [(given, ())]
+
+
+def test_a_user_is_kept_by_pseudonym_and_a_log_without_users_is_read_on(tmp_path: Path) -> None:
+    """The table as contract v1 had it, with a row: opening the database adds the column."""
+    (tmp_path / ".plumbline").mkdir()
+    with sqlite3.connect(tmp_path / ".plumbline/operations.db") as old:
+        old.execute(
+            "CREATE TABLE serving_interactions (id VARCHAR(200) PRIMARY KEY, received_at VARCHAR(32) NOT NULL, "
+            "prompt TEXT NOT NULL, canary BOOLEAN NOT NULL)"
+        )
+        turns = '[["user", "old"]]'
+        old.execute("INSERT INTO serving_interactions VALUES (?, ?, ?, 0)", ("old", log.stamp(START), turns))
+    for _ in range(2):
+        engine = open_database(tmp_path, OperationsParams(), log.METADATA)
+    with writing(engine) as connection:
+        connection.execute(insert(log.ANSWERS).values(request_id="old", position=0, **answer().model_dump()))
+    named = interaction("new", START + timedelta(seconds=1)).model_copy(update={"user": "ab" * 16})
+    log.record_all(engine, [named, named])
+    found = [item for item, _ in log.interactions(engine)]
+    assert [(item.id, item.user) for item in found] == [("old", None), ("new", "ab" * 16)]
+    assert [item.voter for item in found] == ["old", "user " + "ab" * 16]
 
 
 def test_a_second_answer_is_added_later(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 
@@ -26,10 +27,13 @@ def test_a_share_is_about_its_size_and_lies_within_every_larger_one() -> None:
 
 def test_both_answers_are_logged_under_one_id(serving: Start) -> None:
     running = serving(Scripted(words=["one"]), Scripted(words=["two"]))
-    name = post(running).headers["x-request-id"]
+    body = {"messages": [{"role": "user", "content": "hi"}], "user": "ann@example.org"}
+    name = post(running, body).headers["x-request-id"]
     wait_for(lambda: running.service.mirror.answered == 1, "the mirrored answer")
     ((interaction, _),) = running.logged()
     assert interaction.id == name
+    assert interaction.user == hashlib.sha256(b"ann@example.org").hexdigest()[:32]
+    assert "ann" not in interaction.model_dump_json()
     assert [(item.side, item.model_uri, item.text) for item in interaction.answers] == [
         ("champion", "models:/assistant/1", "one"),
         ("challenger", "models:/assistant/2", "two"),
