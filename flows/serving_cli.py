@@ -96,7 +96,8 @@ def traffic(since: Since = None, workspace: Directory = HERE, json: Json = False
     for line in lines:
         times = [f"{line['latency_ms'][name]:.0f}" if line["latency_ms"][name] else "-" for name in ("p50", "p95")]
         counts = [str(line[name]) for name in ("answers", "errors", "refusals", "violations")]
-        said = ", ".join(f"{kind} {count}" for kind, count in line["feedback"].items())
+        acts = {**line["feedback"], **({"readers left": line["left"]} if line["left"] else {})}
+        said = ", ".join(f"{kind} {count}" for kind, count in acts.items())
         table.add_row(line["role"], line["model_uri"], *counts, *times, said)
     Output(json).result({"versions": lines}, table if lines else "Nothing was answered yet.")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from tasks.serving.collect import LEFT
 
 
 @dataclass(slots=True)
@@ -36,7 +37,8 @@ def _line(role: str, uri: str, group: _Group) -> dict[str, Any]:
         "role": role,
         "model_uri": uri,
         "answers": len(answers),
-        "errors": len(answers) - len(whole),
+        "errors": sum(answer.finish_reason == "error" and answer.error != LEFT for answer in answers),
+        "left": sum(answer.error == LEFT for answer in answers),
         "refusals": sum(answer.refusal for answer in whole),
         "violations": sum(answer.violation for answer in whole),
         "tokens": sum(answer.tokens for answer in answers),

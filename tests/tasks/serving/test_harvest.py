@@ -16,6 +16,7 @@ from data_contracts.records import PreferencePair, Quarantined, UnpairedResponse
 from tasks.feedback import SOURCES
 from tasks.models.judging import Judgement
 from tasks.serving import harvest, log
+from tasks.serving.collect import LEFT
 from tasks.serving.traffic import summarise
 from tests.tasks.serving.test_log import START, answer, interaction
 
@@ -132,9 +133,11 @@ def test_a_thumb_that_comes_after_a_harvest_is_of_the_next_one_alone(engine: Eng
 
 def test_traffic_is_summed_by_version_and_role(engine: Engine) -> None:
     log.record_all(engine, [pair("a"), interaction("b", START, answer(refusal=True, latency_ms=9.0))])
+    log.record(engine, interaction("gone", START, answer(finish_reason="error", error=LEFT)))
     log.add_feedback(engine, InteractionFeedback(request_id="b", kind="click", at=START))
     champion, shadow = summarise(log.interactions(engine))
-    assert (champion["role"], champion["answers"], champion["refusals"]) == ("champion", 2, 1)
+    assert (champion["role"], champion["answers"], champion["refusals"]) == ("champion", 3, 1)
+    assert (champion["errors"], champion["left"]) == (0, 1)  # nobody's fault
     assert champion["latency_ms"] == {"p50": 9.0, "p95": 9.0, "p99": 9.0}
     assert champion["feedback"] == {"click": 1}
     assert (shadow["role"], shadow["model_uri"], shadow["feedback"]) == ("shadow", "models:/a/2", {})
