@@ -68,8 +68,8 @@ def services(root: Path, standbys: int) -> Iterator[str]:
         "reference.base=/nonexistent",
         "sample_world.enabled=false",
     )
-    plumbline(root, "up", *(part for setting in settings for part in ("--set", setting)))
     try:
+        plumbline(root, "up", *(part for setting in settings for part in ("--set", setting)))
         yield f"http://127.0.0.1:{port}/api"
     finally:
         plumbline(root, "down")
