@@ -161,7 +161,7 @@ class DpoParams(OfflineParams):
     """Direct preference optimisation (Rafailov et al. 2023) with TRL's DPOTrainer."""
 
     beta: float = Field(
-        0.2,
+        0.25,
         gt=0,
         le=10,
         description="Strength of the tie to π_ref; 0.05 to 0.2 is usual, smaller drifts further.",
@@ -186,7 +186,7 @@ class DpoParams(OfflineParams):
         "keeps the policy near what people wrote.",
     )
     lr: float = Field(
-        7e-4,
+        6e-4,
         gt=0,
         le=1,
         description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models (TRL's default is 1e-6).",
