@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # About a minute (0, 4, 8, 16 and 32 s between the tries): a server that is started again is back by then.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+    # A server's runs would be named on stdout, which with --json holds one object.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Seven more processes of MLflow's server, for features of its UI that are not used here.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",

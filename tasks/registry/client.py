@@ -143,8 +143,12 @@ def _make_database(path: Path) -> None:
         engine = create_sqlalchemy_engine(f"sqlite:///{draft}")
         try:
             _safe_initialize_tables(engine)
-        finally:
+        except BaseException:
             engine.dispose()
+            for left in path.parent.glob(f"{draft.name}*"):
+                left.unlink()
+            raise
+        engine.dispose()
         draft.replace(path)
 
 

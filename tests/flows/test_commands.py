@@ -249,6 +249,8 @@ ARGUMENTS = {
     "rollback": ["--reason", "worse"],
     "history": [],
     "delete": ["assistant/1", "--reason", "old"],
+    "canary list": [],
+    "canary retry": ["--reason", "fixed"],
     "serve": [],
     "harvest": [],
     "traffic": [],

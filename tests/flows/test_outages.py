@@ -22,7 +22,7 @@ from tasks.versioning.workspace import Versions, init_versioning
 from tests.flows.conftest import Workspace
 
 NOWHERE = "http://127.0.0.1:9"
-NEW_POLICY = "finetune.dpo.beta=0.3"
+NEW_POLICY = "finetune.dpo.beta=0.31"  # one that no other test has put into the run-cache
 
 
 @pytest.fixture
