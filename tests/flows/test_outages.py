@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,7 @@ def test_a_registry_that_dies_behind_training_costs_no_training(
         def commit_and_kill(versions: Versions, name: str) -> None:
             commit(versions, name)
             if name == "finetune":
-                server.kill()
-                server.wait()
+                _kill(server)
 
         with monkeypatch.context() as patch:
             patch.setattr(Versions, "commit_stage", commit_and_kill)
@@ -98,15 +98,21 @@ def _mlflow(home: Path) -> Callable[[], Any]:
     def start() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         with (home / "mlflow.log").open("ab") as log:
             command = [sys.executable, "-m", "mlflow", "server", *options]
-            process = subprocess.Popen(command, cwd=home, env={**os.environ}, stdout=log, stderr=log)
+            process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
         try:
             _until_answers(url, process, home / "mlflow.log")
             yield url, process
         finally:
-            process.kill()
-            process.wait()
+            _kill(process)
 
     return start
+
+
+def _kill(server: subprocess.Popen[bytes]) -> None:
+    """The whole group: MLflow's command starts the process that answers, which would outlive it."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def _until_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
