@@ -140,9 +140,6 @@ def pushing(number: int) -> None:
     _around(FileSystem, "put_file", put, behind=False)
 
 
-PLACES = (before, uncommitted, unrecorded, committed, at_work, in_migration, in_mlflow, pushing)
-
-
 def before_the_end_of_the_claim() -> None:
     """When the version is registered, and admission does not know how the run ended."""
     from flows import fresh
