@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from prefect import flow
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.params import Params
 from flows.preflight import settle_params
-from flows.retrain import bring_up_to_date
+from flows.retrain import as_they_end, bring_up_to_date
 from flows.variants import shared_stages, validated_variants
 from flows.workspaces import exclusive_run
 from tasks.compare_policies import Attempt, Compared, Outcome, report_comparison, run_attempt, stages_of
@@ -50,7 +50,7 @@ def _compare(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) 
         slots = threading.Semaphore(params.compare.parallel or _by_cores(params.threads))
         futures = [run_attempt.submit(attempt, session, slots, return_state=False) for attempt in attempts]
         with session.cancelling():
-            done = {outcome.attempt.label: outcome for outcome in map(_result, as_completed(list(futures)))}
+            done = {outcome.attempt.label: outcome for outcome in map(_result, as_they_end(futures))}
         outcomes = [done[attempt.label] for attempt in attempts]
         return report_comparison(session, params.compare, outcomes, shared)
 

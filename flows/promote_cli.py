@@ -5,7 +5,7 @@ They need no Prefect server: an alias has to be moved back at night when nothing
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,15 @@ from data_contracts.errors import CheckFailed, SignatureError, UsageError
 from flows.arguments import HERE, Directory, Json, workspace_root
 from flows.output import Output
 
+if TYPE_CHECKING:
+    from tasks.promote_model import Override
+
 Alias = Annotated[str, typer.Option(help="candidate, challenger, shadow or champion.")]
 Why = Annotated[str, typer.Option(help="Why, in words; kept in the ledger.")]
+OverrideName = Annotated[
+    str | None, typer.Option("--override", help="Who answers for it where a gate says no; kept in the ledger.")
+]
+OverrideReason = Annotated[str, typer.Option(help="Why the gates are overridden.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,16 +30,23 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def override_of(name: str | None, reason: str) -> Override | None:
+    """Who answers for it, from the two options. Raises `UsageError` for a reason without a name."""
+    from tasks.promote_model import Override
+
+    if name is None and reason:
+        raise UsageError("--override-reason: expected --override NAME beside it, who answers for it.")
+    return None if name is None else Override(name, reason)
+
+
 def promote(
     model: Annotated[
         str | None, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or NAME; the candidate by default.")
     ] = None,
     alias: Alias = "champion",
     reason: Why = "asked for on the command line",
-    override: Annotated[
-        str | None, typer.Option(help="Who answers for it where a gate says no; kept in the ledger.")
-    ] = None,
-    override_reason: Annotated[str, typer.Option(help="Why the gates are overridden.")] = "",
+    override: OverrideName = None,
+    override_reason: OverrideReason = "",
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
@@ -41,11 +55,9 @@ def promote(
     from flows.promotion_report import promotion_payload, promotion_view, refusal
     from tasks import promote_model as verb
 
-    if override is None and override_reason:
-        raise UsageError("--override-reason: expected --override NAME beside it, who answers for it.")
+    named = override_of(override, override_reason)
     root, output = workspace_root(workspace), Output(json)
     params, _ = load_params(root)
-    named = None if override is None else verb.Override(override, override_reason)
     with output.working("verifying, comparing with the champion and timing answers"):
         promotion = verb.promote(root, params, model, alias, reason=reason, override=named)
     output.result(promotion_payload(promotion), promotion_view(promotion))

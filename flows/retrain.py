@@ -72,7 +72,7 @@ def bring_up_to_date(stages: Iterable[Stage], session: Session, params: Params) 
         after = _producers(stage, params, futures)
         futures[stage.name] = run_stage.submit(stage, session, return_state=False, wait_for=after)
     with session.cancelling():
-        records = {record.name: record for record in map(_result, _as_they_end(list(futures.values())))}
+        records = {record.name: record for record in map(_result, as_they_end(list(futures.values())))}
     return [records[name] for name in futures]
 
 
@@ -84,13 +84,13 @@ def _producers(
     return [future for name, future in futures.items() if STAGES[name].out in reads]
 
 
-def _as_they_end(futures: Sequence[PrefectFuture[StageRecord]]) -> Iterator[PrefectFuture[StageRecord]]:
+def as_they_end(futures: Sequence[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any]]:
     """As Prefect's `as_completed`, whose wait hears of a signal, and not of an exception that Prefect raises in here.
 
     So it ends a run that lost its place on the server, or ran out of time. That would be heard when a stage has ended,
     hours later, and others would have begun meanwhile.
     """
-    ended: queue.SimpleQueue[PrefectFuture[StageRecord]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()
     for future in futures:
         future.add_done_callback(ended.put)
     left = len(futures)

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from data_contracts.errors import CheckFailed, UsageError
+from data_contracts.errors import CheckFailed
 from flows.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
 from flows.output import Output
+from flows.promote_cli import OverrideName, OverrideReason, override_of
 
 Since = Annotated[datetime | None, typer.Option(help="Only what was received from this moment (UTC) on.")]
 
@@ -127,23 +128,18 @@ def canary_retry(
     model: Annotated[
         str | None, typer.Argument(help="models:/MODEL/VERSION or MODEL/VERSION; by default the last one sent back.")
     ] = None,
-    override: Annotated[
-        str | None, typer.Option(help="Who answers for it where a gate says no; kept in the ledger.")
-    ] = None,
-    override_reason: Annotated[str, typer.Option(help="Why the gates are overridden.")] = "",
+    override: OverrideName = None,
+    override_reason: OverrideReason = "",
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
     """Let a version that its canary sent back try again, with fresh evidence: gates first, on record."""
     from flows.params import load_params
     from flows.promotion_report import promotion_payload, promotion_view, refusal
-    from tasks.promote_model import Override
     from tasks.retry_canary import retry_canary
 
-    if override is None and override_reason:
-        raise UsageError("--override-reason: expected --override NAME beside it, who answers for it.")
+    named = override_of(override, override_reason)
     root, output = workspace_root(workspace), Output(json)
-    named = None if override is None else Override(override, override_reason)
     with output.working("verifying and timing answers"):
         given = retry_canary(root, load_params(root)[0], model, reason=reason, override=named)
     output.result(promotion_payload(given), promotion_view(given))
