@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import orjson
 
@@ -28,20 +29,45 @@ _CHUNK = 1 << 20
 _DIR = ".dir"
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """One store of objects by hash: `odb` is DVC's object database over any file system."""
+class _Place(Protocol):
+    """One store of objects by hash."""
 
-    where: str
-    odb: Any
+    @property
+    def where(self) -> str:
+        """What reports call it."""
 
     def open(self, digest: str) -> IO[bytes] | None:
         """The stored bytes, or None where there is no such object."""
-        try:
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """DVC's local cache."""
+
+    folder: Path
+    where: str = "cache"
+
+    def path(self, digest: str) -> Path:
+        return self.folder / digest[:2] / digest[2:]
+
+    def open(self, digest: str) -> IO[bytes] | None:
+        with suppress(FileNotFoundError):
+            return self.path(digest).open("rb")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """DVC's object database over any file system."""
+
+    odb: Any
+    where: str = "remote"
+
+    def open(self, digest: str) -> IO[bytes] | None:
+        with suppress(FileNotFoundError):
             stream: IO[bytes] = self.odb.fs.open(self.odb.oid_to_path(digest), "rb")
-        except FileNotFoundError:
-            return None
-        return stream
+            return stream
+        return None
 
 
 class ObjectStore:
@@ -49,22 +75,26 @@ class ObjectStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self._opened: tuple[list[_Place], str | None] | None = None
 
     @property
-    def _places(self) -> list[_Place]:
-        return self._open()[0]
+    def _places(self) -> Iterator[_Place]:
+        yield self._cache
+        if self._remote[0] is not None:
+            yield self._remote[0]
 
     @property
     def remote_url(self) -> str | None:
         """The URL of the default remote, as DVC's configuration has it, or None without one."""
-        return self._open()[1]
+        return self._remote[1]
 
-    def _open(self) -> tuple[list[_Place], str | None]:
-        """Cache and remote, opened by the first question: DVC takes long to import."""
-        if self._opened is None:
-            self._opened = _places(self.root)
-        return self._opened
+    @cached_property
+    def _cache(self) -> _Cache:
+        return _cache(self.root)
+
+    @cached_property
+    def _remote(self) -> tuple[_Remote | None, str | None]:
+        """The remote and its URL, opened by the first question that the cache does not answer: it takes long."""
+        return _remote(self.root)
 
     def check(self, digest: str, name: str, kind: str) -> list[HashCheck]:
         """Re-hash every copy of one object; one failed check where there is none at all."""
@@ -119,7 +149,7 @@ class ObjectStore:
 
     def cache_path(self, digest: str) -> Path:
         """Where the cache keeps, or would keep, an object. Never write through it to change one."""
-        return Path(self._places[0].odb.oid_to_path(digest))
+        return self._cache.path(digest)
 
     @contextmanager
     def local_files(self, digest: str, names: Collection[str]) -> Iterator[dict[str, Path]]:
@@ -170,22 +200,36 @@ def check_tree(folder: Path, files: dict[str, str], name: str, kind: str, where:
     return checks
 
 
-def _places(root: Path) -> tuple[list[_Place], str | None]:
-    """Where objects lie, and the URL of the default remote."""
+def _cache(root: Path) -> _Cache:
+    """The cache where DVC's configuration puts it, by the configuration alone: a repository takes long to open."""
+    silence()
+    from dvc.config import Config
+    from dvc.exceptions import DvcException
+
+    folder = root / ".dvc"
+    if not folder.is_dir():
+        raise VersioningError(f"{root}: expected a workspace under DVC, found no .dvc in it.")
+    try:
+        settings = Config(os.fspath(folder))["cache"]
+    except DvcException as error:
+        raise VersioningError(f"{root}: cannot read DVC's configuration: {error}") from error
+    return _Cache(Path(folder, settings.get("dir") or "cache") / "files" / "md5")
+
+
+def _remote(root: Path) -> tuple[_Remote | None, str | None]:
+    """The default remote and its URL."""
     silence()
     from dvc.config import NoRemoteError
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        with Repo(os.fspath(root)) as repo:
-            places, url = [_Place("cache", repo.cache.local)], None
-            with suppress(NoRemoteError):
-                places.append(_Place("remote", repo.cloud.get_remote_odb()))
-                url = str(repo.config["remote"][repo.config["core"]["remote"]]["url"])
+        with Repo(os.fspath(root)) as repo, suppress(NoRemoteError):
+            remote = _Remote(repo.cloud.get_remote_odb())
+            return remote, str(repo.config["remote"][repo.config["core"]["remote"]]["url"])
     except (DvcException, ImportError) as error:  # ImportError: a kind of remote whose plugin is not installed
-        raise VersioningError(f"{root}: cannot open its DVC cache and remote: {error}") from error
-    return places, url
+        raise VersioningError(f"{root}: cannot open its DVC remote: {error}") from error
+    return None, None
 
 
 def _md5(stream: IO[bytes]) -> str:
