@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def _loaded(*arguments: str) -> tuple[int, set[str]]:
     done = subprocess.run([sys.executable, "-c", _MAIN, *arguments], capture_output=True, text=True, check=False)
     _, found, names = done.stderr.rpartition("LOADED ")
     assert found, done.stderr
-    return done.returncode, {name.partition(".")[0] for name in names.split()}
+    return done.returncode, {part for name in names.split() for part in (name, name.partition(".")[0])}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def _loaded(*arguments: str) -> tuple[int, set[str]]:
         (("models:/assistant@champion", "--no-rehash"), {"dvc", "numpy"}),
         (("--annotator", "annotator-119"), {"dvc", "numpy"}),
         (("--judge-prompt", "helpfulness@1"), {"dvc", "numpy"}),
-        (("--record", "record-0-7"), set()),
+        (("--record", "record-0-7"), {"dvc.repo"}),
     ],
 )
 def test_an_audit_loads_no_library_that_it_does_not_need(
@@ -53,3 +54,18 @@ def test_help_loads_no_library_that_it_does_not_need() -> None:
     code, loaded = _loaded("--help")
     assert code == 0
     assert loaded & (HEAVY | {"dvc", "numpy", "pydantic", "sqlalchemy"}) == set()
+
+
+def test_an_ingest_loads_no_prefect_to_check_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own process is part of the time from a file to a running flow."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody listens: the event stays pending
+    assert _loaded("init", str(tmp_path / "workspace"))[0] == 0
+    params = tmp_path / "workspace" / "params.yaml"
+    text = params.read_text()
+    assert "retrain_cron: null" in text
+    params.write_text(text.replace("retrain_cron: null", "retrain_cron: 0 3 * * 1"))
+    pair = {"prompt": "Which?", "response_a": "This one.", "response_b": "That one.", "label": "a"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    code, loaded = _loaded("ingest", "human_pairs", str(tmp_path / "pairs.jsonl"), "-C", str(tmp_path / "workspace"))
+    assert code == 0
+    assert loaded & HEAVY == set()
