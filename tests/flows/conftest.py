@@ -155,6 +155,16 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
+def writers(log: Path) -> list[psutil.Process]:
+    """Processes whose output goes to this log of a stage: its trainer and what that started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if str(log) in {file.path for file in process.open_files()}:
+                found.append(process)
+    return found
+
+
 def _leads_group(process: psutil.Process) -> bool:
     try:
         return os.getpgid(process.pid) == process.pid

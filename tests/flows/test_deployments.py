@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -18,6 +19,7 @@ from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
 
 from flows import fresh
 from flows.deployment_file import render
@@ -39,7 +41,7 @@ from tasks.announce import drain_outbox, request_retraining, workspace_id
 from tasks.freshness.admission import runs
 from tasks.registry.client import Store
 from tasks.registry.latest import latest_model
-from tests.flows.conftest import Trained, Workspace, finding_event, until
+from tests.flows.conftest import Trained, Workspace, finding_event, is_gone, until, writers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -249,6 +251,28 @@ def test_a_lost_event_costs_a_poll_not_a_run(ready: Workspace, worker: None, cli
 
 def _outcomes(engine: Any, after: int) -> list[str | None]:
     return [run.outcome for run in runs(engine)[after:]]
+
+
+def test_a_cancel_ends_the_trainer_and_the_next_run_goes_on(
+    trained: Trained, worker: None, client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    """A hundred times the epochs: the end of the run must not wait for that of the stage."""
+    workspace = trained.copy(tmp_path / "copy")
+    workspace.set_params("finetune.dpo.epochs=100")
+    assert workspace.run("deploy").code == 0
+    started = workspace.run("run", "retrain", "--json").payload
+    log = workspace.root / ".plumbline/logs/finetune.log"
+    checkpoints = ".plumbline/work/finetune/run-*/checkpoint-*/sealed.json"
+    until(lambda: next(workspace.root.glob(checkpoints), None))
+    (trainer,) = writers(log)
+    client.set_flow_run_state(UUID(started["flow_run_id"]), Cancelling())
+    until(lambda: is_gone(trainer))
+    ended = until(lambda: (run := client.read_flow_run(started["flow_run_id"])).state.is_final() and run)
+    assert ended.state.is_cancelled()
+    assert writers(log) == []
+    assert workspace.hashes() == trained.hashes()
+    workspace.set_params("finetune.dpo.epochs=1")
+    assert workspace.run("retrain", "--json").redone == []
 
 
 _IDLE_THEN_ASLEEP = """
