@@ -20,14 +20,12 @@ from data_contracts.errors import OperationsError, ParamsError, UsageError
 from flows import environment
 from flows.params import load_params, save_params
 from flows.services import planned
-from tasks.registry.client import Store
-from tasks.registry.versions import all_versions
 from tasks.services import operate
 from tasks.services.addresses import prefect_api_url
 from tasks.services.health import require_version
 from tasks.services.plan import Plan
 from tasks.services.processes import marked
-from tests.flows.conftest import TINY, Done, Trained, Workspace, is_gone, until, writers
+from tests.flows.conftest import Done, Workspace, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -215,36 +213,6 @@ def test_a_changed_port_starts_that_service_alone_again(services: Services) -> N
     assert {name for name in before if before[name] != after[name]} == {"mlflow"}
     assert services.plan.mlflow_url == f"http://127.0.0.1:{port}"
     assert services.well()
-
-
-def test_a_run_under_way_is_made_good_when_all_around_it_is_killed(services: Services, trained: Trained) -> None:
-    """Server and MLflow: the run goes on. The worker: the run ends with it, trainer and all; the next one goes on."""
-    workspace = Workspace(services.root, str(services.plan.prefect_api_url))
-    (batch,) = (trained.root / "data/raw/human_pairs").glob("*.jsonl")
-    assert workspace.run("ingest", "human_pairs", batch).code == 0
-    workspace.set_params(overlays=[TINY])
-    assert workspace.run("deploy").code == 0
-    assert workspace.run("run", "retrain", "--json").code == 0
-
-    until(lambda: next(services.root.glob("models/.reference.draft-*"), None))
-    pids = services.pids()
-    for name in ("prefect", "mlflow"):
-        psutil.Process(pids[name]).kill()
-    log = services.root / ".plumbline/logs/finetune.log"
-    (trainer,) = until(lambda: writers(log))
-    until(lambda: list(services.root.glob(".plumbline/work/finetune/run-*/checkpoint-*/sealed.json")), every_s=0.02)
-    psutil.Process(pids["worker"]).kill()
-    until(lambda: is_gone(trainer))
-    assert "models/policy" not in workspace.hashes()
-
-    until(services.well, every_s=0.5)
-    again = workspace.run("run", "retrain", "--wait", "--json")
-    assert (again.code, again.payload["state"]) == (0, "Completed"), again.err
-    assert workspace.hashes() == trained.hashes()
-    params, _ = load_params(services.root)
-    store = Store(services.root, params.registry)
-    assert [version.number for version in all_versions(store, params.registry.model_name)] == ["1"]
-    assert writers(log) == []
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
