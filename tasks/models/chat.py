@@ -126,6 +126,15 @@ def encode_all(
     return [_cut(head, whole, end) for head, whole in zip(heads, wholes, strict=True)]
 
 
+def encode_wholes(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], completions: Sequence[str]
+) -> list[list[int]]:
+    """What `encode_all` gives, prompt and completion in one: for readers that need not tell them apart."""
+    end = end_token_id(tokenizer)
+    wholes = _tokenise(tokenizer, [render_pair(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)])
+    return [_cut([], whole, end)[1] for whole in wholes]
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str
 ) -> tuple[list[int], list[int]]:

@@ -1,12 +1,11 @@
-"""RMS norms with an analytic gradient: float32 on CPU.
+"""RMS norms in few passes, with an analytic gradient: float32 on CPU.
 
 The forward pass of transformers' `*RMSNorm` modules is plain tensor arithmetic, and so is what autograd makes of it:
 more than ten passes over the activations and a temporary for each. Written out, the gradient takes five. On a Zen 5
 core an update of PPO of a model of 0.15 million parameters took 7 % less. `rms_norm` of torch itself gains nothing: on
 CPU it is made of the same pieces.
 
-The naive equivalent is the module's own forward, which still runs wherever no gradient is asked for; a test compares
-both, gradients included. Norms that scale otherwise (Gemma's 1 + weight) are told apart by a probe and left alone.
+The naive equivalent is the module's own forward; a test compares both, gradients included. Norms that scale otherwise (Gemma's 1 + weight) are told apart by a probe and left alone.
 """
 
 from __future__ import annotations
@@ -51,9 +50,11 @@ def _epsilon(module: nn.Module) -> float | None:
 def _forward(self: Any, hidden_states: Tensor) -> Tensor:
     """The norm over the last dimension; named as in transformers, whose layers pass it by position."""
     float32 = hidden_states.dtype == self.weight.dtype == torch.float32
-    if not float32 or hidden_states.device.type != "cpu" or not torch.is_grad_enabled():
+    if not float32 or hidden_states.device.type != "cpu":
         plain: Tensor = type(self).forward(self, hidden_states)
         return plain
+    if not torch.is_grad_enabled():
+        return _normed(hidden_states, self.weight, self._rms_epsilon)[0]
     normed: Tensor = _RMSNorm.apply(hidden_states, self.weight, self._rms_epsilon)  # type: ignore[no-untyped-call]
     return normed
 
@@ -83,7 +84,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _normed(values: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Values (N, C) over their root mean square, times weight (C,); and one over that root (N, 1)."""
+    """Values (..., C) over their root mean square, times weight (C,); and one over that root (..., 1)."""
     scale = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
     scale = scale.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
     return (values * scale).mul_(weight), scale

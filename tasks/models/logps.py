@@ -113,6 +113,45 @@ class _TargetLogps(torch.autograd.Function):
         return everything.exp().mul_(-gradient).scatter_add_(1, targets, gradient), None
 
 
+def logps_and_entropies(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `target_logps`, with the entropies (M,), nats, of the distributions; the gradient of both is analytic.
+
+    Where no gradient comes back to the entropies, as when they are only watched, none is computed for them.
+    """
+    found: tuple[torch.Tensor, torch.Tensor] = _LogpsAndEntropies.apply(  # type: ignore[no-untyped-call]
+        logits, targets.unsqueeze(1)
+    )
+    return found
+
+
+class _LogpsAndEntropies(torch.autograd.Function):
+    """d log p(target) / d logits = onehot(target) - p, and dH / d logits = -p·(log p + H)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        everything = torch.log_softmax(logits, dim=-1)  # (M, V)
+        chances = everything.exp()
+        entropies = -torch.linalg.vecdot(chances, everything)
+        ctx.save_for_backward(everything, chances, targets, entropies)
+        ctx.set_materialize_grads(False)
+        return everything.gather(1, targets).squeeze(1), entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_logps: torch.Tensor | None, of_entropies: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, None]:
+        everything, chances, targets, entropies = ctx.saved_tensors
+        pull: torch.Tensor | None = None
+        if of_logps is not None:
+            weight = of_logps.unsqueeze(1)
+            pull = (chances * -weight).scatter_add_(1, targets, weight)
+        if of_entropies is not None:
+            spread = (everything + entropies.unsqueeze(1)).mul_(chances).mul_(-of_entropies.unsqueeze(1))
+            pull = spread if pull is None else pull.add_(spread)
+        return pull, None
+
+
 @torch.no_grad()
 def _batch_logps(
     model: PreTrainedModel, pairs: Sequence[tuple[Tokens, Tokens]], temperature: float

@@ -21,10 +21,12 @@ import torch
 from data_contracts.artifact import sha256_file
 from data_contracts.errors import ModelError
 from data_contracts.records import Message
-from tasks.models.chat import encode_all, end_token_id
+from tasks.models.chat import encode_wholes, end_token_id
 from tasks.models.checkpoints import weights_digest
 from tasks.models.loading import load_reward, load_tokenizer
+from tasks.models.fast_norm import use_fast_norms
 from tasks.models.logps import length_sorted_batches, pad_right, refuse_too_long
+from tasks.models.packing import backbone, can_pack, hidden_states, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,6 +65,7 @@ class RewardModel:
                 "Run the stage `reward`, or restore the folder (`dvc checkout`)."
             ) from error
         model = load_reward(folder, trust_remote_code=trust_remote_code)
+        use_fast_norms(model)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         return cls(model.eval(), tokenizer, facts["max_length"], batch_size, folder)
 
@@ -72,21 +75,27 @@ class RewardModel:
         Raises `ModelError` when prompt and response exceed `max_length` tokens: split such pairs off first
         (`chat.split_by_context`).
         """
-        pairs = encode_all(self.tokenizer, prompts, responses)
-        return score_tokens(self.model, [head + tail for head, tail in pairs], self.max_length, self.batch_size)
+        return self._score_tokens(encode_wholes(self.tokenizer, prompts, responses))
 
     def score_fitting(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float | None]:
         """As `score`, with None for each response that exceeds `max_length` tokens together with its prompt.
 
         A text sampled from a policy may be longer in the tokens of this model than in those drawn.
         """
-        sequences = [head + tail for head, tail in encode_all(self.tokenizer, prompts, responses)]
+        sequences = encode_wholes(self.tokenizer, prompts, responses)
         fits = [row for row, sequence in enumerate(sequences) if len(sequence) <= self.max_length]
-        scores = score_tokens(self.model, [sequences[row] for row in fits], self.max_length, self.batch_size)
+        scores = self._score_tokens([sequences[row] for row in fits])
         found: list[float | None] = [None] * len(sequences)
         for row, score in zip(fits, scores, strict=True):
             found[row] = score
         return found
+
+    def _score_tokens(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        return score_tokens(self.model, sequences, self.max_length, self.batch_size, packed=self._packed)
+
+    @cached_property
+    def _packed(self) -> bool:
+        return can_score_packed(self.model)
 
     @cached_property
     def digest(self) -> str:
@@ -101,22 +110,52 @@ class RewardModel:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def can_score_packed(model: PreTrainedModel) -> bool:
+    """Whether `model` rewards a sequence by its head `score` on the last token's state and can be packed."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    return isinstance(model, GenericForSequenceClassification) and can_pack(model)
+
+
 @torch.no_grad()
 def score_tokens(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], max_length: int, batch_size: int
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    max_length: int,
+    batch_size: int,
+    *,
+    packed: bool = False,
 ) -> list[float]:
-    """Reward of each token sequence, in the order given; naive equivalent: a forward a sequence, last position."""
+    """Reward of each token sequence, in the order given; naive equivalent: a forward a sequence, last position.
+
+    `packed`: without padding, for models of which `can_score_packed` is true.
+    """
     lengths = [len(sequence) for sequence in sequences]
     refuse_too_long(lengths, max_length)
     rewards = [0.0] * len(sequences)
     was_training = model.training
     model.eval()
+    batch_rewards = _packed_rewards if packed else _padded_rewards
     try:
         for rows in length_sorted_batches(lengths, batch_size):
-            ids, mask = pad_right([sequences[row] for row in rows], model.config.get_text_config().pad_token_id)
-            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
-            for row, reward in zip(rows, output.logits[:, 0].float().tolist(), strict=True):  # logits: (B, 1)
+            for row, reward in zip(rows, batch_rewards(model, [sequences[row] for row in rows]), strict=True):
                 rewards[row] = reward
     finally:
         model.train(was_training)
+    return rewards
+
+
+def _padded_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[float]:
+    ids, mask = pad_right(sequences, model.config.get_text_config().pad_token_id)
+    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+    rewards: list[float] = output.logits[:, 0].float().tolist()  # logits: (B, 1)
+    return rewards
+
+
+def _packed_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[float]:
+    ids, mask = (each.to(model.device) for each in pad_right(sequences, 0))
+    lengths = mask.sum(1)
+    packing = pack(ids, lengths)
+    states = hidden_states(backbone(model), packing, packing.starts + lengths - 1)  # (B, H)
+    rewards: list[float] = model.score(states)[:, 0].float().tolist()
     return rewards

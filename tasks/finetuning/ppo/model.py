@@ -14,7 +14,8 @@ and padding beyond the transformer blocks themselves.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ from tasks.models.chat import render_pair
 from tasks.models.fast_linear import use_fast_linears
 from tasks.models.fast_norm import use_fast_norms
 from tasks.models.loading import load_reward
-from tasks.models.logps import target_logps
-from tasks.models.packing import can_pack, hidden_states, pack
+from tasks.models.logps import logps_and_entropies, target_logps
+from tasks.models.packing import Packing, backbone, can_pack, hidden_states, pack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,29 @@ PROBE_TOLERANCE = 1e-4
 """Largest difference of logits, relative to their largest, for the head to count as the last step of a model."""
 
 _PROBE = (Message(role="system", content="Be brief."), Message(role="user", content="Is 2 < 10?"))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A batch as policy, critic and reference read it, made once for all of them.
+
+    ids (B, L), right-padded. rows, positions (M,) place the response tokens, row by row. packing: the rows without their
+    padding, where models take it; each is read up to the token before its last response token, since nothing looks back
+    from what is left out.
+    """
+
+    ids: Tensor
+    rows: Tensor
+    positions: Tensor
+    packing: Packing | None
+
+    @classmethod
+    def of(cls, ids: Tensor, rows: Tensor, positions: Tensor, *, packed: bool) -> Self:
+        """The layout of ids (B, L) with response tokens at rows, positions (M,): every row has one, and rows ascend."""
+        if not packed:
+            return cls(ids, rows, positions, None)
+        ends = torch.searchsorted(rows, torch.arange(len(ids), device=ids.device), right=True) - 1  # (B,)
+        return cls(ids, rows, positions, pack(ids, positions[ends]))
 
 
 class TokenOutputs(NamedTuple):
@@ -76,18 +100,17 @@ class ActorCritic(nn.Module):
         entropies: bool = True,
     ) -> TokenOutputs:
         """Ids (B, L), right-padded; rows, positions, targets (M,) place and name the response tokens in them."""
+        layout = Layout.of(ids, rows, positions, packed=self.packed)
         logps = spread = values = None
         if policy:
-            logits = response_logits(self.policy, ids, rows, positions, direct=self.direct, packed=self.packed)
+            logits = response_logits(self.policy, layout, direct=self.direct)
             logits = logits.float() if temperature == 1 else logits.float() / temperature
             if entropies:
-                everything = torch.log_softmax(logits, dim=-1)  # (M, V)
-                logps = everything.gather(1, targets.unsqueeze(1)).squeeze(1)
-                spread = -(everything.exp() * everything).sum(-1)
+                logps, spread = logps_and_entropies(logits, targets)
             else:
                 logps = target_logps(logits, targets)
         if critic:
-            values = response_values(self.critic, ids, rows, positions, packed=self.packed)
+            values = response_values(self.critic, layout)
         return TokenOutputs(logps, spread, values)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
@@ -99,50 +122,34 @@ class ActorCritic(nn.Module):
                 network.enable_input_require_grads()
 
 
-def response_logits(
-    policy: PreTrainedModel, ids: Tensor, rows: Tensor, positions: Tensor, *, direct: bool, packed: bool = False
-) -> Tensor:
-    """Logits (M, V) that predict the token at each (row, position): those one position before it."""
+def response_logits(policy: PreTrainedModel, layout: Layout, *, direct: bool) -> Tensor:
+    """Logits (M, V) that predict each response token: those one position before it."""
     inner = unadapted(policy)
     if not direct:
-        logits: Tensor = inner(input_ids=ids, use_cache=False).logits
-        return logits[rows, positions - 1]
-    hidden = response_states(backbone(inner), ids, rows, positions, packed=packed)
-    chosen: Tensor = inner.get_output_embeddings()(hidden)
+        logits: Tensor = inner(input_ids=layout.ids, use_cache=False).logits
+        return logits[layout.rows, layout.positions - 1]
+    chosen: Tensor = inner.get_output_embeddings()(response_states(backbone(inner), layout))
     return chosen
 
 
-def response_values(
-    critic: PreTrainedModel, ids: Tensor, rows: Tensor, positions: Tensor, *, packed: bool = False
-) -> Tensor:
+def response_values(critic: PreTrainedModel, layout: Layout) -> Tensor:
     """Values (M,) float32 of the state before each response token: prompt and response up to it, without it."""
-    values: Tensor = critic.score(response_states(backbone(critic), ids, rows, positions, packed=packed))
+    values: Tensor = critic.score(response_states(backbone(critic), layout))
     return values.squeeze(-1).float()
 
 
-def response_states(blocks: nn.Module, ids: Tensor, rows: Tensor, positions: Tensor, *, packed: bool) -> Tensor:
-    """Last hidden states (M, H) one position before each (row, position), which are all different.
-
-    Packed, a row is read up to the token before its last response token; what is left out, nothing looks back from.
-    """
-    if not packed:
-        hidden: Tensor = blocks(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
-        return hidden[rows, positions - 1]
-    read = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-    read = read.scatter_reduce(0, rows, positions, "amax")  # (B,)
-    packing = pack(ids, read)
-    return hidden_states(blocks, packing, packing.places(rows, positions - 1))
+def response_states(blocks: nn.Module, layout: Layout) -> Tensor:
+    """Last hidden states (M, H) one position before each response token."""
+    before = layout.positions - 1
+    if layout.packing is not None:
+        return hidden_states(blocks, layout.packing, layout.packing.places(layout.rows, before))
+    hidden: Tensor = blocks(input_ids=layout.ids, use_cache=False).last_hidden_state  # (B, L, H)
+    return hidden[layout.rows, before]
 
 
 def unadapted(model: PreTrainedModel) -> PreTrainedModel:
     """The model under its adapters, whose layers stay in place."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
-def backbone(model: PreTrainedModel) -> nn.Module:
-    """The transformer blocks of a model with a head."""
-    inner: nn.Module = getattr(model, model.base_model_prefix)
-    return inner
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from data_contracts.errors import ParamsError, StageError
 from data_contracts.records import Message
 from tasks.finetuning.ppo.experience import Episodes, joined, located, padded
-from tasks.finetuning.ppo.model import ActorCritic, response_logits, response_values
+from tasks.finetuning.ppo.model import ActorCritic, Layout, response_logits, response_values
 from tasks.models.chat import encode_prompts
 from tasks.models.fast_linear import use_fast_linears
+from tasks.models.fast_norm import use_fast_norms
 from tasks.models.judging import Answers, Reward, Scored
 from tasks.models.logps import length_sorted_batches
 from tasks.models.sampling import Completion, sample_ids, stop_token_ids
@@ -148,6 +149,7 @@ class RolloutMaker:
         self.reference = reference
         if reference is not None:
             use_fast_linears(reference)
+            use_fast_norms(reference)
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.reward = reward
@@ -266,11 +268,12 @@ class RolloutMaker:
                 place = located(ids[batch], heads[batch], lengths[batch], mask[batch])
                 place = {name: tensor.to(self.accelerator.device) for name, tensor in place.items()}
                 targets = place.pop("targets")
-                logits = response_logits(reference, **place, direct=self.model.direct, packed=self.model.packed)
+                layout = Layout.of(**place, packed=self.model.packed)
+                logits = response_logits(reference, layout, direct=self.model.direct)
                 logits = logits.float() / temperature
                 found = torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
                 logps[batch] = torch.zeros(len(batch), mask.shape[1]).masked_scatter(mask[batch], found.cpu())
-                found = response_values(self.model.critic, **place, packed=self.model.packed)
+                found = response_values(self.model.critic, layout)
                 values[batch] = torch.zeros(len(batch), mask.shape[1]).masked_scatter(mask[batch], found.cpu())
         tails = (lengths - heads).tolist()
         return tuple(  # type: ignore[return-value]

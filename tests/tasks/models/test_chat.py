@@ -74,6 +74,17 @@ def test_a_completion_ends_at_the_end_token_even_where_the_template_goes_on(tiny
     assert tokenizer.convert_ids_to_tokens(chat.encode(tokenizer, ASK, "no")[1])[-1] == "</s>"
 
 
+def test_a_whole_is_prompt_and_completion_joined(tiny: tuple[Any, Any]) -> None:
+    """Also with the end token in a prompt or a response, with nothing to say, and where the template goes on."""
+    tokenizer = with_template(tiny[1], CHATML)
+    end = tokenizer.decode([chat.end_token_id(tokenizer)])
+    texts = ["yes", "", f"a yes {end} no", end]
+    prompts = [(Message(role="system", content="a"), Message(role="user", content=text)) for text in texts]
+    pairs = chat.encode_all(tokenizer, prompts, texts)
+    assert chat.encode_wholes(tokenizer, prompts, texts) == [head + tail for head, tail in pairs]
+    assert chat.encode_wholes(tokenizer, [], []) == []
+
+
 def test_a_template_without_an_end_token_is_refused(tiny: tuple[Any, Any]) -> None:
     tokenizer = with_template(tiny[1], "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(ModelError, match="must end an assistant turn with a special token"):

@@ -95,13 +95,23 @@ def test_other_norms_stay_as_they_are(calls: list[int]) -> None:
     assert calls == []
 
 
-def test_without_gradients_and_in_other_types_the_module_itself_runs(calls: list[int]) -> None:
+def test_without_gradients_the_output_is_the_same_and_nothing_is_kept(calls: list[int]) -> None:
     norm = drawn(LlamaRMSNorm(8))
     fast_norm.use_fast_norms(norm)
-    values = torch.randn(4, 8)
+    values = torch.randn(2, 4, 3, 8).transpose(1, 2)
+    with_gradients = norm(values.clone().requires_grad_())
     with torch.no_grad():
-        assert torch.equal(norm(values), LlamaRMSNorm.forward(norm, values))
-    assert norm(values.bfloat16()).dtype == LlamaRMSNorm.forward(norm, values.bfloat16()).dtype
+        found = norm(values)
+        torch.testing.assert_close(found, LlamaRMSNorm.forward(norm, values), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found, with_gradients, atol=1e-7, rtol=1e-6)
+    assert len(calls) == 1
+
+
+def test_in_other_types_the_module_itself_runs(calls: list[int]) -> None:
+    norm = drawn(LlamaRMSNorm(8))
+    fast_norm.use_fast_norms(norm)
+    values = torch.randn(4, 8).bfloat16()
+    assert torch.equal(norm(values), LlamaRMSNorm.forward(norm, values))
     assert calls == []
 
 

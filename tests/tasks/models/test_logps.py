@@ -8,7 +8,7 @@ import torch
 from data_contracts.errors import ModelError
 from data_contracts.records import Message
 from tasks.models.chat import encode, encode_all
-from tasks.models.logps import length_sorted_batches, pad_right, target_logps, token_logps
+from tasks.models.logps import length_sorted_batches, logps_and_entropies, pad_right, target_logps, token_logps
 
 PROMPTS = [(Message(role="user", content=text),) for text in ("one", "please refund the order", "a", "is one two")]
 COMPLETIONS = ["yes please", "no", "the order is three two one", ""]
@@ -93,3 +93,30 @@ def test_the_gradient_of_target_logps_is_that_of_the_naive_form() -> None:
     (gradient,) = torch.autograd.grad(logp.sum(), even)
     torch.testing.assert_close(logp, torch.tensor([-0.6931472]))
     torch.testing.assert_close(gradient, torch.tensor([[-0.5, 0.5]]))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.7, -0.3)])
+def test_entropies_and_their_gradient_are_those_of_the_naive_form(weights: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    rows = torch.randn(2, 5, dtype=torch.float64)
+    everything = logits.log_softmax(-1)
+    naive = everything.gather(1, targets.unsqueeze(1)).squeeze(1), -(everything.exp() * everything).sum(-1)
+    found = logps_and_entropies(logits, targets)
+    gradients = []
+    for logps, entropies in (naive, found):
+        total = weights[0] * (logps * rows[0]).sum() + weights[1] * (entropies * rows[1]).sum()
+        gradients.append(torch.autograd.grad(total, logits, retain_graph=True)[0])
+    for one, other in zip([*naive, gradients[0]], [*found, gradients[1]], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_entropies_of_an_even_choice_by_hand() -> None:
+    """Of even logits (0, 0): log p = -ln 2, H = ln 2; the gradient of log p is (1/2, -1/2), that of H is 0."""
+    even = torch.zeros(1, 2, requires_grad=True)
+    logps, entropies = logps_and_entropies(even, torch.tensor([0]))
+    torch.testing.assert_close(torch.stack([logps, entropies]).flatten(), torch.tensor([-0.6931472, 0.6931472]))
+    of_logps = torch.autograd.grad(logps.sum(), even, retain_graph=True)[0]
+    torch.testing.assert_close(of_logps, torch.tensor([[0.5, -0.5]]))
+    torch.testing.assert_close(torch.autograd.grad(entropies.sum(), even)[0], torch.zeros(1, 2))

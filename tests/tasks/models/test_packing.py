@@ -68,19 +68,19 @@ def test_hidden_states_and_gradients_equal_a_forward_a_sequence(
 
 
 def test_packing_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of 5 and 2 tokens in a grid of width 5, where row 1 starts at cell 5; the row of 3 in one of its own."""
+    """Rows of 5 and 2 tokens in a grid of 2 x 5, where row 1 starts at cell 5; the row of 3 in one behind its 10 cells."""
     monkeypatch.setattr("tasks.models.packing.GRID_ROWS", 2)
     packing = pack(IDS, LENGTHS)
     assert packing.ids.tolist() == [[5, 6, 7, 8, 9, 4, 5, 9, 8, 7]]
     assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2]]
     assert packing.starts.tolist() == [0, 5, 7]
-    assert [grid.cells.tolist() for grid in packing.grids] == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2]]
-    assert [(grid.rows, grid.width) for grid in packing.grids] == [(2, 5), (1, 3)]
+    assert packing.grids == ((2, 5), (1, 3))
+    assert packing.cells.tolist() == [0, 1, 2, 3, 4, 5, 6, 10, 11, 12]
 
 
 def test_columns_behind_the_longest_row_are_cut() -> None:
     packing = pack(IDS, LENGTHS - 1)
-    assert (packing.grids[0].width, packing.ids.tolist()) == (4, [[5, 6, 7, 8, 4, 9, 8]])
+    assert (packing.grids[0][1], packing.ids.tolist()) == (4, [[5, 6, 7, 8, 4, 9, 8]])
 
 
 def test_the_last_feed_forward_runs_where_a_state_is_wanted_and_every_other_on_all_tokens() -> None:

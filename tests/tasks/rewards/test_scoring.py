@@ -11,7 +11,7 @@ from data_contracts.errors import ModelError
 from data_contracts.records import Message
 from tasks.models.chat import encode, end_token_id, set_default_template
 from tasks.models.loading import load_reward, load_tokenizer, save_model, seed_everything
-from tasks.rewards.scoring import RewardModel, padding_id
+from tasks.rewards.scoring import RewardModel, can_score_packed, padding_id, score_tokens
 from tests.tasks.models.tiny_llama import build_tokenizer
 
 PROMPTS = [
@@ -46,6 +46,19 @@ def test_equals_one_forward_a_sequence_whatever_the_pad_token(policy_folder: Pat
     expected = [naive(model, *pair) for pair in zip(PROMPTS, RESPONSES, strict=True)]
     assert model.score(PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 4) for value in expected}) == 5
+
+
+def test_packed_rewards_equal_padded_ones(policy_folder: Path, tmp_path: Path) -> None:
+    """A model that packing would change (attention without registered functions) is scored padded."""
+    model = build_reward(policy_folder, tmp_path, load_tokenizer(policy_folder))
+    assert can_score_packed(model.model)
+    sequences = [[3, 4, 5, 6, 2], [7, 2], [5, 5, 5, 2]]
+    packed = score_tokens(model.model, sequences, 64, 2, packed=True)
+    assert packed == pytest.approx(score_tokens(model.model, sequences, 64, 2), abs=1e-5)
+    model.model.set_attn_implementation("eager")
+    assert not can_score_packed(model.model)
+    again = RewardModel.load(tmp_path).score(PROMPTS, RESPONSES)
+    assert model.score(PROMPTS, RESPONSES) == pytest.approx(again, abs=1e-5)
 
 
 @pytest.mark.parametrize("special", [{"pad": "</s>", "unk": "</s>"}, {"pad": None}, {}])
