@@ -5,7 +5,8 @@ more than ten passes over the activations and a temporary for each. Written out,
 core an update of PPO of a model of 0.15 million parameters took 7 % less. `rms_norm` of torch itself gains nothing: on
 CPU it is made of the same pieces.
 
-The naive equivalent is the module's own forward; a test compares both, gradients included. Norms that scale otherwise (Gemma's 1 + weight) are told apart by a probe and left alone.
+The naive equivalent is the module's own forward; a test compares both, gradients included. Norms that scale otherwise
+(Gemma's 1 + weight) are told apart by a probe and left alone.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 transformers computes x·cos + rotate_half(x)·sin with five passes over queries and keys and a temporary for each, and
 autograd as many again on the way back. Written in place there are three, and the gradient is the rotation by -sin.
 
-`apply_rotary_pos_emb` is a function of each modeling module, found there by name when attention runs, so it is exchanged
-for the time of a `with` alone: other models of the process compute what they always did. The naive equivalent is that
-function; a test compares both, gradients included. Functions that rotate otherwise (interleaved pairs) are told apart by
-a probe and left alone.
+`apply_rotary_pos_emb` is a function of each modeling module, found there by name when attention runs, so it is
+exchanged for the time of a `with` alone: other models of the process compute what they always did. The naive equivalent
+is that function; a test compares both, gradients included. Functions that rotate otherwise (interleaved pairs) are told
+apart by a probe and left alone.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rotates_halves(own: Rotary) -> bool:
         expected = own(*numbers, angles.cos(), angles.sin())
     except (TypeError, RuntimeError):  # other arguments, other shapes
         return False
-    found = _rotary(*numbers, angles.cos(), angles.sin())
+    found = _rotary(numbers[0], numbers[1], angles.cos(), angles.sin())
     pairs = zip(expected, found, strict=True)
     return all(one.shape == other.shape and bool((one - other).abs().max() <= PROBE_TOLERANCE) for one, other in pairs)
 

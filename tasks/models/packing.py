@@ -241,7 +241,7 @@ def _attend(
 def _padded(states: Tensor, packing: Packing) -> list[Tensor]:
     """(N, heads, D) to (rows, heads, width, D) a grid."""
     sizes = [rows * width for rows, width in packing.grids]
-    parts = put(states.flatten(1), packing.cells, sum(sizes)).split(sizes)
+    parts = torch.split(put(states.flatten(1), packing.cells, sum(sizes)), sizes)
     return [
         part.view(*shape, *states.shape[1:]).transpose(1, 2) for part, shape in zip(parts, packing.grids, strict=True)
     ]

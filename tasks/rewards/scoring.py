@@ -23,8 +23,8 @@ from data_contracts.errors import ModelError
 from data_contracts.records import Message
 from tasks.models.chat import encode_wholes, end_token_id
 from tasks.models.checkpoints import weights_digest
-from tasks.models.loading import load_reward, load_tokenizer
 from tasks.models.fast_norm import use_fast_norms
+from tasks.models.loading import load_reward, load_tokenizer
 from tasks.models.logps import length_sorted_batches, pad_right, refuse_too_long
 from tasks.models.packing import backbone, can_pack, hidden_states, pack
 

@@ -44,9 +44,9 @@ _PROBE = (Message(role="system", content="Be brief."), Message(role="user", cont
 class Layout:
     """A batch as policy, critic and reference read it, made once for all of them.
 
-    ids (B, L), right-padded. rows, positions (M,) place the response tokens, row by row. packing: the rows without their
-    padding, where models take it; each is read up to the token before its last response token, since nothing looks back
-    from what is left out.
+    ids (B, L), right-padded. rows, positions (M,) place the response tokens, row by row. packing: the rows without
+    their padding, where models take it; each is read up to the token before its last response token, since nothing
+    looks back from what is left out.
     """
 
     ids: Tensor

@@ -68,7 +68,7 @@ def test_hidden_states_and_gradients_equal_a_forward_a_sequence(
 
 
 def test_packing_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of 5 and 2 tokens in a grid of 2 x 5, where row 1 starts at cell 5; the row of 3 in one behind its 10 cells."""
+    """Rows of 5 and 2 tokens in a grid of 2 x 5, row 1 from cell 5 on; the row of 3 in a grid behind those 10 cells."""
     monkeypatch.setattr("tasks.models.packing.GRID_ROWS", 2)
     packing = pack(IDS, LENGTHS)
     assert packing.ids.tolist() == [[5, 6, 7, 8, 9, 4, 5, 9, 8, 7]]
