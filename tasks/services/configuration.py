@@ -39,7 +39,8 @@ def write_configuration(plan: Plan) -> None:
         }
         for service in plan.services
     }
-    write_bytes(plan.folder / PLAN_FILE, orjson.dumps({"root": str(plan.root), "services": commands}))
+    content = {"root": str(plan.root), "stop_timeout_s": plan.params.stop_timeout_s, "services": commands}
+    write_bytes(plan.folder / PLAN_FILE, orjson.dumps(content))
     write_bytes(plan.folder / CONFIGURATION, _render(plan).encode())
 
 

@@ -2,7 +2,7 @@
 
 `up` in order:
 1. refuse what cannot work before anything is touched: a full disk, ports that others hold, a server of another version;
-2. end what a killed supervisor left behind, or take over the running one, changing only what differs;
+2. end what a killed supervisor or service left behind, or take over the running one, changing only what differs;
 3. start the servers, wait until they answer, then the worker and the endpoint, and wait again;
 4. write where they answer.
 """
@@ -26,7 +26,7 @@ from tasks.services.configuration import SUPERVISOR_LOG, log_path, socket_path, 
 from tasks.services.health import Health, check, require_server
 from tasks.services.plan import Plan, Service, services_folder
 from tasks.services.ports import refuse_taken_ports
-from tasks.services.processes import end_all, marked
+from tasks.services.processes import end, end_all, marked, service_of
 from tasks.services.supervisor import ProcessState, Supervisor
 
 MIN_FREE_BYTES = 256 << 20  # databases, their write-ahead logs and the logs of a day
@@ -152,7 +152,8 @@ def _supervise(plan: Plan) -> list[str]:
     identity = supervisor.identity()
     if identity == plan.identity:
         write_configuration(plan)
-        return [f"{name}: changed, started again" for name in supervisor.reload(plan.params.stop_timeout_s)]
+        changed = supervisor.reload(plan.params.stop_timeout_s)
+        return [f"{name}: changed, started again" for name in changed] + _end_outliving(plan, supervisor)
     if identity is not None:
         supervisor.stop("worker", plan.params.stop_timeout_s)
         supervisor.shut_down(len(supervisor.states()) * (plan.params.stop_timeout_s + 2))
@@ -160,6 +161,14 @@ def _supervise(plan: Plan) -> list[str]:
     write_configuration(plan)
     supervisor.start()
     return [f"ended {len(left)} processes that an earlier supervisor left behind"] if left else []
+
+
+def _end_outliving(plan: Plan, supervisor: Supervisor) -> list[str]:
+    """End what services that do not run have left: it might answer in place of the one that is started next."""
+    running = {name for name, state in supervisor.states().items() if state.pid is not None}
+    left = [process for process in marked(plan.folder) if service_of(process) not in {None, *running}]
+    end(left, plan.params.stop_timeout_s)
+    return [f"ended {len(left)} processes that outlived their service"] if left else []
 
 
 def _launch(plan: Plan, services: Sequence[Service]) -> None:

@@ -19,7 +19,7 @@ import psutil
 from data_contracts.errors import OperationsError
 from data_contracts.secrets import mask
 from tasks.services.configuration import CONFIGURATION, socket_path
-from tasks.services.processes import MARK, end
+from tasks.services.processes import MARK, SERVICE_MARK, end
 
 _ANSWER_S = 15.0
 _START_S = 60.0
@@ -57,6 +57,7 @@ class Supervisor:
         """Start a supervisor in the background, in a session of its own, and wait until it answers."""
         command = [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", CONFIGURATION]
         environment = {**os.environ, MARK: str(self.folder)}
+        environment.pop(SERVICE_MARK, None)  # there where a flow run of a worker started this
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=_START_S, check=False
         )

@@ -20,12 +20,14 @@ from data_contracts.errors import OperationsError, ParamsError, UsageError
 from flows import environment
 from flows.params import load_params, save_params
 from flows.services import planned
+from tasks.registry.client import Store
+from tasks.registry.versions import all_versions
 from tasks.services import operate
 from tasks.services.addresses import prefect_api_url
 from tasks.services.health import require_version
 from tasks.services.plan import Plan
-from tasks.services.processes import marked
-from tests.flows.conftest import Done, Workspace, until
+from tasks.services.processes import MARK, SERVICE_MARK, marked, service_of
+from tests.flows.conftest import TINY, Done, Trained, Workspace, is_gone, until, writers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +71,11 @@ def _workspace(root: Path, *settings: str) -> Services:
     assert Workspace(root, "").run("init", ".").code == 0
     save_params(root, load_params(root, settings=[*ports, *settings])[1])
     return Services(root)
+
+
+def _port_of(process: psutil.Process) -> int:
+    (port,) = [item.laddr[1] for item in process.net_connections("tcp") if item.status == psutil.CONN_LISTEN]
+    return int(port)
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +190,19 @@ def test_status_as_json(services: Services) -> None:
 # --- what is killed comes back ---------------------------------------------------------------------------------------
 
 
-def test_a_killed_server_is_started_again(services: Services) -> None:
-    pid = services.pids()["prefect"]
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: services.pids()["prefect"] not in (pid, None) and services.well())
+def test_killed_servers_are_started_again_and_answer_in_place_of_what_they_left(services: Services) -> None:
+    """MLflow's answers come from a child of the process that is killed here: it lives on, with the port."""
+    killed = [psutil.Process(services.pids()[name]) for name in ("prefect", "mlflow")]
+    (orphan,) = killed[1].children()
+    for process in killed:
+        process.kill()
+    until(lambda: is_gone(orphan), seconds=60)
+    until(services.well, every_s=0.5)
+    after = services.pids()
+    (answering,) = psutil.Process(after["mlflow"]).children()
+    assert services.plan.mlflow_url == f"http://127.0.0.1:{_port_of(answering)}"
+    assert not any(process.is_running() for process in killed)
+    assert {service_of(process) for process in marked(services.plan.folder)} == {None, *after}
 
 
 def test_after_the_supervisor_was_killed_up_ends_what_it_left(services: Services) -> None:
@@ -208,11 +223,45 @@ def test_a_changed_port_starts_that_service_alone_again(services: Services) -> N
     before = services.pids()
     (port,) = _free_ports(1)
     save_params(services.root, load_params(services.root, settings=[f"services.mlflow_port={port}"])[1])
-    assert services.up() == ["mlflow: changed, started again"]
+    marks = {**os.environ, MARK: str(services.plan.folder), SERVICE_MARK: "intake"}
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=marks) as left:
+        outlived = psutil.Process(left.pid)
+        assert services.up() == ["mlflow: changed, started again", "ended 1 processes that outlived their service"]
+        assert is_gone(outlived)
     after = services.pids()
     assert {name for name in before if before[name] != after[name]} == {"mlflow"}
     assert services.plan.mlflow_url == f"http://127.0.0.1:{port}"
     assert services.well()
+
+
+def test_a_run_under_way_is_made_good_when_all_around_it_is_killed(services: Services, trained: Trained) -> None:
+    """Server and MLflow: the run goes on. The worker: the run ends with it, trainer and all; the next one goes on."""
+    workspace = Workspace(services.root, str(services.plan.prefect_api_url))
+    (batch,) = (trained.root / "data/raw/human_pairs").glob("*.jsonl")
+    assert workspace.run("ingest", "human_pairs", batch).code == 0
+    workspace.set_params(overlays=[TINY])
+    assert workspace.run("deploy").code == 0
+    assert workspace.run("run", "retrain", "--json").code == 0
+
+    until(lambda: next(services.root.glob("models/.reference.draft-*"), None))
+    pids = services.pids()
+    for name in ("prefect", "mlflow"):
+        psutil.Process(pids[name]).kill()
+    log = services.root / ".plumbline/logs/finetune.log"
+    (trainer,) = until(lambda: writers(log))
+    until(lambda: list(services.root.glob(".plumbline/work/finetune/run-*/checkpoint-*/sealed.json")), every_s=0.02)
+    psutil.Process(pids["worker"]).kill()
+    until(lambda: is_gone(trainer))
+    assert "models/policy" not in workspace.hashes()
+
+    until(services.well, every_s=0.5)
+    again = workspace.run("run", "retrain", "--wait", "--json")
+    assert (again.code, again.payload["state"]) == (0, "Completed"), again.err
+    assert workspace.hashes() == trained.hashes()
+    params, _ = load_params(services.root)
+    store = Store(services.root, params.registry)
+    assert [version.number for version in all_versions(store, params.registry.model_name)] == ["1"]
+    assert writers(log) == []
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
