@@ -89,12 +89,12 @@ class ObjectStore:
 
     @cached_property
     def _cache(self) -> _Cache:
-        return _cache(self.root)
+        return _find_cache(self.root)
 
     @cached_property
     def _remote(self) -> tuple[_Remote | None, str | None]:
         """The remote and its URL, opened by the first question that the cache does not answer: it takes long."""
-        return _remote(self.root)
+        return _open_default_remote(self.root)
 
     def check(self, digest: str, name: str, kind: str) -> list[HashCheck]:
         """Re-hash every copy of one object; one failed check where there is none at all."""
@@ -200,8 +200,11 @@ def check_tree(folder: Path, files: dict[str, str], name: str, kind: str, where:
     return checks
 
 
-def _cache(root: Path) -> _Cache:
-    """The cache where DVC's configuration puts it, by the configuration alone: a repository takes long to open."""
+def _find_cache(root: Path) -> _Cache:
+    """The cache where DVC's configuration puts it, by the configuration alone: a repository takes long to open.
+
+    Only for DVC's deprecated `cache.local`, the name of a remote in place of a folder, a repository is opened.
+    """
     silence()
     from dvc.config import Config
     from dvc.exceptions import DvcException
@@ -211,12 +214,17 @@ def _cache(root: Path) -> _Cache:
         raise VersioningError(f"{root}: expected a workspace under DVC, found no .dvc in it.")
     try:
         settings = Config(os.fspath(folder))["cache"]
+        if settings.get("local"):
+            from dvc.repo import Repo
+
+            with Repo(os.fspath(root)) as repo:
+                return _Cache(Path(repo.cache.local.path))
     except DvcException as error:
         raise VersioningError(f"{root}: cannot read DVC's configuration: {error}") from error
     return _Cache(Path(folder, settings.get("dir") or "cache") / "files" / "md5")
 
 
-def _remote(root: Path) -> tuple[_Remote | None, str | None]:
+def _open_default_remote(root: Path) -> tuple[_Remote | None, str | None]:
     """The default remote and its URL."""
     silence()
     from dvc.config import NoRemoteError

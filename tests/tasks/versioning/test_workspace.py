@@ -294,6 +294,19 @@ def test_a_tracked_path_alone_is_pushed_and_what_takes_nothing_is_named(chain: C
         chain.versions.push_tracked("data/raw")
 
 
+def test_a_cache_that_is_named_as_a_remote_is_found(chain: Chain, tmp_path: Path) -> None:
+    """DVC's deprecated `cache.local`: what DVC itself put there is read there."""
+    assert chain.dvc("remote", "add", "kept", str(tmp_path / "kept")) == ""
+    assert chain.dvc("config", "cache.local", "kept") == ""
+    chain.flow()
+    digest = current_hashes(chain.root)["data/double"]
+    assert {check.where for check in ObjectStore(chain.root).check_path(digest, "double", "data")} == {"cache"}
+    assert ObjectStore(chain.root).cache_path(digest).is_relative_to(tmp_path / "kept")
+    assert chain.dvc("config", "cache.local", "nowhere") == ""
+    with pytest.raises(VersioningError, match=r"cannot read DVC's configuration: .*nowhere"):
+        ObjectStore(chain.root).cache_path(digest)
+
+
 def test_what_a_kill_cut_short_in_dvcs_own_files_holds_nothing_up(chain: Chain) -> None:
     """The table of readers and writers, cut short, is made anew; `dvc.lock` is never cut short."""
     chain.flow()
