@@ -125,7 +125,7 @@ class Service:
         self.parts.writer.put(interaction.model_copy(update={"answers": (interaction.answers[0], answer)}))
 
     def health(self) -> dict[str, Any]:
-        """What /healthz says."""
+        """What /healthz says; `shadow` and `canary` are None where switched off."""
         parts, mirror = self.parts, self.mirror
         alerts = [slot.alert for slot in (parts.champion, *parts.slots) if slot.alert]
         alerts += parts.watcher.alerts() if parts.watcher else []
@@ -148,8 +148,9 @@ class Service:
                 "id_clashes": parts.writer.clashes,
             },
             "shadow": None
-            if mirror is None
+            if mirror is None or parts.shadow is None
             else {
+                "state": parts.shadow.state,
                 "answered": mirror.answered,
                 "waiting": mirror.waiting,
                 "dropped": mirror.dropped,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 from data_contracts.errors import PlumblineError
 from tasks.serving.chat import Backend
@@ -20,6 +21,9 @@ Resolve = Callable[[str], str | None]
 
 Load = Callable[[str], Backend]
 """URI of a version -> its backend, verified before it was loaded."""
+
+State = Literal["starting", "loading", "ready", "failed", "empty"]
+"""What a slot is at; a version may answer while the next one is `loading`. `empty`: nobody holds the alias."""
 
 
 class Served:
@@ -71,6 +75,7 @@ class Slot:
         self._lock = threading.Lock()
         self._served: Served | None = None
         self._failed: tuple[str, float] | None = None
+        self._looked = self._loading = False
         self.alert: str | None = None
 
     @property
@@ -78,6 +83,17 @@ class Slot:
         """The version that answers now."""
         served = self._served
         return served.uri if served else None
+
+    @property
+    def state(self) -> State:
+        """What /healthz says of it."""
+        if self._loading:
+            return "loading"
+        if self._served is not None:
+            return "ready"
+        if self.alert or self._failed:
+            return "failed"
+        return "empty" if self._looked else "starting"
 
     def begin(self) -> Served | None:
         """The version in the slot, with an answer begun on it; None where the slot is empty."""
@@ -113,11 +129,16 @@ class Slot:
         if self._failed and self._failed[0] == wanted and time.monotonic() < self._failed[1]:
             return False
         self._failed = (wanted, time.monotonic() + self._retry_s)
-        self._put(Served(wanted, self._load(wanted)))
+        self._loading = True
+        try:
+            self._put(Served(wanted, self._load(wanted)))
+        finally:
+            self._loading = False
         return self._settled(changed=True)
 
     def _settled(self, *, changed: bool) -> bool:
         self._failed = self.alert = None
+        self._looked = True
         return changed
 
     def _put(self, served: Served | None) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
+from typing import Any
+
+import httpx
 
 from tasks.serving.chat import BackendError
 from tasks.serving.shadow import falls_into, first_held
@@ -12,6 +15,10 @@ from tests.tasks.serving.conftest import Running, Scripted, wait_for
 from tests.tasks.serving.test_app import post
 
 Start = Callable[..., Running]
+
+
+def _health(running: Running) -> Any:
+    return httpx.get(f"{running.url}/healthz").json()
 
 
 def test_a_share_is_about_its_size_and_lies_within_every_larger_one() -> None:
@@ -65,6 +72,24 @@ def test_with_no_challenger_nothing_is_mirrored(serving: Start) -> None:
     post(running)
     ((interaction, _),) = running.logged()
     assert (len(interaction.answers), running.service.mirror.waiting) == (1, 0)
+
+
+def test_health_says_in_a_word_what_the_shadow_is_at(serving: Start) -> None:
+    running = serving(Scripted())
+    wait_for(lambda: _health(running)["shadow"]["state"] == "empty", "the first look")
+    gate = threading.Event()
+
+    def wait(uri: str) -> None:
+        gate.wait(30)
+
+    running.registry.verify = wait
+    running.registry.backends["models:/assistant/2"] = Scripted()
+    running.registry.aliases["challenger"] = "models:/assistant/2"
+    wait_for(lambda: _health(running)["shadow"]["state"] == "loading", "the loading")
+    assert _health(running)["versions"] == {"shadow": None}
+    gate.set()
+    wait_for(lambda: _health(running)["shadow"]["state"] == "ready", "the shadow")
+    assert _health(running)["versions"] == {"shadow": "models:/assistant/2"}
 
 
 def test_a_mirrored_answer_that_cannot_be_kept_is_told_and_the_next_is_mirrored(serving: Start) -> None:

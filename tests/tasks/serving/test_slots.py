@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from data_contracts.errors import SignatureError
+from tasks.serving.slots import Slot
 from tests.tasks.serving.conftest import Registry, Running, Scripted, wait_for
 from tests.tasks.serving.test_app import post
 
@@ -79,6 +81,38 @@ def test_an_alias_that_is_gone_empties_all_but_the_champion() -> None:
     assert shadow.refresh()
     assert (champion.uri, shadow.uri) == ("models:/a/1", None)
     assert champion.alert is not None and "nobody holds" in champion.alert
+
+
+def test_a_slot_says_what_it_is_at() -> None:
+    """Loading is seen from another thread, as /healthz is asked; a bug while loading is a failure too."""
+    gate, begun = threading.Event(), threading.Event()
+    registry = Registry({}, {"models:/a/1": Scripted()})
+    slot = Slot("shadow", "shadow", registry.resolve, registry.load, retry_s=0.0)
+    states = [slot.state]
+    slot.refresh()
+    states.append(slot.state)
+
+    def wait(uri: str) -> None:
+        begun.set()
+        gate.wait(30)
+
+    registry.verify, registry.aliases["shadow"] = wait, "models:/a/1"
+    loading = threading.Thread(target=slot.refresh)
+    loading.start()
+    begun.wait(30)
+    states.append(slot.state)
+    gate.set()
+    loading.join()
+    states.append(slot.state)
+    slot.clear()
+    registry.verify, registry.aliases["shadow"] = refuse, "models:/a/9"
+    slot.refresh()
+    states.append(slot.state)
+    assert states == ["starting", "empty", "loading", "ready", "failed"]
+    registry.verify = lambda uri: None
+    with pytest.raises(KeyError):
+        slot.refresh()
+    assert slot.state == "failed"
 
 
 def test_a_backend_that_died_is_loaded_anew() -> None:
