@@ -117,6 +117,7 @@ def build_service(root: Path, params: ServeParams, alias: str) -> Service:
             first_held(find, serving.shadow.fallback),
             shade,
             retry_s=serving.retry_s,
+            beside=champion,
         )
         slots.append(shadow)
     if serving.canary.share > 0:

@@ -7,6 +7,7 @@ them. A version that cannot be verified or loaded never takes the slot: the one 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,11 @@ Resolve = Callable[[str], str | None]
 Load = Callable[[str], Backend]
 """URI of a version -> its backend, verified before it was loaded."""
 
-State = Literal["starting", "loading", "ready", "failed", "empty"]
-"""What a slot is at; a version may answer while the next one is `loading`. `empty`: nobody holds the alias."""
+State = Literal["starting", "loading", "ready", "failed", "empty", "idle"]
+"""What a slot is at; a version may answer while the next one is `loading`. `empty`: nobody holds the alias; `idle`:
+the version that holds it is that of the slot beside."""
+
+_logger = logging.getLogger("plumbline.serve")
 
 
 class Served:
@@ -64,14 +68,28 @@ class Served:
 
 
 class Slot:
-    """A role and the version in it."""
+    """A role and the version in it.
 
-    def __init__(self, role: str, alias: str, resolve: Resolve, load: Load, *, retry_s: float = 30.0) -> None:
+    `beside`: a slot whose version this one never loads; there would be nothing to compare.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        alias: str,
+        resolve: Resolve,
+        load: Load,
+        *,
+        retry_s: float = 30.0,
+        beside: Slot | None = None,
+    ) -> None:
         self.role = role
         self.alias = alias
         self._resolve = resolve
         self._load = load
         self._retry_s = retry_s
+        self._beside = beside
+        self._spared: str | None = None
         self._lock = threading.Lock()
         self._served: Served | None = None
         self._failed: tuple[str, float] | None = None
@@ -93,6 +111,8 @@ class Slot:
             return "ready"
         if self.alert or self._failed:
             return "failed"
+        if self._spared is not None:
+            return "idle"
         return "empty" if self._looked else "starting"
 
     def begin(self) -> Served | None:
@@ -105,7 +125,7 @@ class Slot:
     def refresh(self, *, must: bool = False) -> bool:
         """Look at the alias once and follow it; say whether the slot changed. With `must`, raise what went wrong."""
         try:
-            return self._follow(self._resolve(self.alias))
+            return self._follow(self._unless_beside(self._resolve(self.alias)))
         except PlumblineError as error:
             self.alert = f"{self.role}: {error}"
             if must:
@@ -115,6 +135,18 @@ class Slot:
     def clear(self) -> None:
         """Empty the slot."""
         self._put(None)
+
+    def _unless_beside(self, wanted: str | None) -> str | None:
+        beside = self._beside
+        if wanted is None or beside is None or wanted != beside.uri:
+            self._spared = None
+            return wanted
+        if wanted != self._spared:  # once, not at every look
+            _logger.warning(
+                "%s: idle, because its version would be %s, as is that of the %s", self.role, wanted, beside.role
+            )
+        self._spared = wanted
+        return None
 
     def _follow(self, wanted: str | None) -> bool:
         served = self._served

@@ -100,6 +100,7 @@ def test_an_alias_that_moves_is_followed_and_both_versions_are_logged_and_harves
         until(url, lambda health: health["champion"] == "models:/assistant/2")
         assert ask(url, seed=5).model == "models:/assistant/2"
         (copy.root / "switch_seconds.txt").write_text(f"{time.monotonic() - moved:.2f}")
+        until(url, lambda health: (health["shadow"]["state"], health["versions"]["shadow"]) == ("idle", None))
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

@@ -115,6 +115,23 @@ def test_a_slot_says_what_it_is_at() -> None:
     assert slot.state == "failed"
 
 
+def test_a_version_is_not_loaded_beside_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """The shadow's alias names 1, the champion's moves 1 -> 2 -> 1: two remarks, however often it is looked at."""
+    registry = Registry({"champion": "models:/a/1", "shadow": "models:/a/1"}, {})
+    registry.backends = {"models:/a/1": Scripted(), "models:/a/2": Scripted()}
+    champion = registry.slot("champion", "champion")
+    shadow = Slot("shadow", "shadow", registry.resolve, registry.load, retry_s=0.0, beside=champion)
+    seen = []
+    for number in (1, 1, 2, 2, 1, 1):
+        registry.aliases["champion"] = f"models:/a/{number}"
+        champion.refresh()
+        shadow.refresh()
+        seen.append((shadow.state, shadow.uri))
+    idle, ready = ("idle", None), ("ready", "models:/a/1")
+    assert seen == [idle, idle, ready, ready, idle, idle]
+    assert len([record for record in caplog.records if "would be models:/a/1" in record.getMessage()]) == 2
+
+
 def test_a_backend_that_died_is_loaded_anew() -> None:
     first, second = Scripted(), Scripted()
     registry = Registry({"champion": "models:/a/1"}, {"models:/a/1": first})
