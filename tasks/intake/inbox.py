@@ -1,10 +1,15 @@
 """The watched inbox: a file dropped into `<inbox>/<source>/` is taken once it is whole.
 
 Whole means: not hidden, not under a temporary name, and unchanged for `settle_s` (a file renamed into place with
-an old time stamp is whole at once). A whole file is first renamed into `.taking`, where nobody else writes; it
-ends in `.done/<digest>-<name>`, in `.refused/` beside a `.reason.txt`, or back in its place where the
+an old time stamp is whole at once). A whole file is first renamed into `.taking`, where nobody finds it by name; it
+ends in `.done/<source>/<digest>-<name>`, in `.refused/<source>/` beside a `.reason.txt`, or back in its place where the
 fault is not its own. What a crash leaves in `.taking` is taken at the next start. Only regular files are read: a link,
 a pipe or a device is refused unread.
+
+A writer may pause for longer than `settle_s` and go on: it still holds the file, wherever that was moved. So what is
+written to in `.done` or `.refused` goes back to its place, to be taken once more when it is whole; rows that came in
+the first time are merged as duplicates. That it was written to shows without a memory: a write sets the times of
+content and of inode alike, a move only the second.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from data_contracts.errors import PlumblineError, UsageError
 
 TAKING, DONE, REFUSED = ".taking", ".done", ".refused"
 _UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
+_REASON = ".reason.txt"
 _LONGEST_NAME = 180  # bytes kept of a file's name beside a digest
 
 Take = Callable[[str, Path], str]
@@ -54,9 +60,9 @@ class Inbox:
         """Make the folders that are missing. Raises `UsageError` where the inbox is a link or a file."""
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise UsageError(f"{self.folder}: expected a folder of its own, found a link or a file. Set intake.inbox.")
-        for name in (*self.sources, DONE, REFUSED):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
         for name in self.sources:
+            for folder in (self.folder, self.folder / DONE, self.folder / REFUSED):
+                (folder / name).mkdir(parents=True, exist_ok=True)
             (self.folder / TAKING / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def scan(self) -> list[Handled]:
@@ -64,6 +70,7 @@ class Inbox:
         self.prepare()
         left = [(path, path.parent.name) for path in _files(self.folder / TAKING, deep=True)]
         handled = [self._ingest(path, path.name.partition("-")[2], source) for path, source in left]
+        handled += [self._take_back(path) for path in self._written_since()]
         present = list(self._candidates())
         self._seen = {path: seen for path, seen in self._seen.items() if path in {item for item, _ in present}}
         return handled + [self._handle(path, source) for path, source in present if self._whole(path)]
@@ -71,6 +78,17 @@ class Inbox:
     def settling(self) -> bool:
         """Whether files were seen that still change, so that another scan is due soon."""
         return bool(self._seen)
+
+    def _written_since(self) -> list[Path]:
+        """Files that were written to after they had been moved."""
+        folders = [self.folder / ended / source for ended in (DONE, REFUSED) for source in self.sources]
+        return [path for folder in folders for path in _files(folder) if _is_written(path)]
+
+    def _take_back(self, path: Path) -> Handled:
+        name = path.name.partition("-")[2] if path.parent.parent.name == DONE else path.name
+        _reason_of(path).unlink(missing_ok=True)
+        why = "it was written to after it had been taken; it is taken again once it is whole"
+        return self._put_back(path, name, path.parent.name, why)
 
     def _candidates(self) -> Iterator[tuple[Path, str]]:
         for path in _files(self.folder):
@@ -125,7 +143,7 @@ class Inbox:
         after = path.lstat()
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             return self._put_back(path, name, source, "it was still written to; it is taken again once it is whole")
-        path.rename(_free(self.folder / DONE, f"{digest[:16]}-{_shortened(name)}"))
+        _move(path, _free(self.folder / DONE / source, f"{digest[:16]}-{_shortened(name)}"))
         return Handled(name, source, "done", digest)
 
     def _put_back(self, path: Path, name: str, source: str, why: str) -> Handled:
@@ -135,11 +153,9 @@ class Inbox:
         return Handled(name, source, "kept", why)
 
     def _refuse(self, path: Path, name: str, source: str, why: str) -> Handled:
-        target = _free(self.folder / REFUSED, _shortened(name))
-        path.rename(target)
-        target.with_name(f"{target.name}.reason.txt").write_text(
-            f"{why}\n", encoding="utf-8", errors="backslashreplace"
-        )
+        target = _free(self.folder / REFUSED / (source if source in self.sources else ""), _shortened(name))
+        _move(path, target)
+        _reason_of(target).write_text(f"{why}\n", encoding="utf-8", errors="backslashreplace")
         return Handled(name, source, "refused", why)
 
 
@@ -153,6 +169,29 @@ def _files(folder: Path, *, deep: bool = False) -> list[Path]:
             elif not entry.name.startswith(".") and not entry.name.endswith(_UNFINISHED):
                 found.append(Path(entry.path))
     return found
+
+
+def _move(path: Path, target: Path) -> None:
+    """Rename, and see to it that the inode's time tells of it, which not every file system does by itself."""
+    before = path.lstat()
+    path.rename(target)
+    after = target.lstat()
+    if stat.S_ISREG(after.st_mode) and after.st_ctime_ns == before.st_ctime_ns:
+        target.chmod(stat.S_IMODE(after.st_mode))
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a file's last change was one of content."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    regular = stat.S_ISREG(status.st_mode) and not path.name.endswith(_REASON)
+    return regular and status.st_mtime_ns == status.st_ctime_ns
+
+
+def _reason_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_REASON}")
 
 
 def _shortened(name: str) -> str:

@@ -67,7 +67,7 @@ def test_a_settled_file_is_taken_and_moved_under_its_digest(inbox: Inbox, taken:
     path = drop(inbox, "a.jsonl")
     assert [item.outcome for item in inbox.scan()] == ["done"]
     assert taken == [("human_pairs", ROW)] and not path.exists()
-    assert [item.name for item in (inbox.folder / ".done").iterdir()] == [f"{'0' * 16}-a.jsonl"]
+    assert [item.name for item in (inbox.folder / ".done" / "human_pairs").iterdir()] == [f"{'0' * 16}-a.jsonl"]
 
 
 def test_a_file_that_grows_is_waited_for(inbox: Inbox, clock: Clock, taken: list[tuple[str, str]]) -> None:
@@ -97,7 +97,7 @@ def test_what_is_at_fault_is_refused_with_a_reason(inbox: Inbox) -> None:
     os.utime(inbox.folder / "beside.jsonl", (1, 1))
     assert [item.outcome for item in inbox.scan()] == ["refused"] * 3
     refused = inbox.folder / ".refused"
-    assert (refused / "empty.jsonl.reason.txt").read_text() == "empty.jsonl: an empty file\n"
+    assert (refused / "human_pairs" / "empty.jsonl.reason.txt").read_text() == "empty.jsonl: an empty file\n"
     assert "'unknown'" in (refused / "b.jsonl.reason.txt").read_text()
     assert "human_pairs/" in (refused / "beside.jsonl.reason.txt").read_text()
 
@@ -145,7 +145,38 @@ def test_long_and_equal_names_all_find_a_place(inbox: Inbox) -> None:
     inbox.scan()
     drop(inbox, "empty.jsonl", "")
     inbox.scan()
-    assert (inbox.folder / ".refused" / "1-empty.jsonl").exists()
+    assert (inbox.folder / ".refused" / "human_pairs" / "1-empty.jsonl").exists()
+
+
+@pytest.mark.parametrize("begun", [ROW[:10], ""], ids=["taken", "refused"])
+def test_a_writer_that_paused_for_too_long_loses_nothing(
+    inbox: Inbox, clock: Clock, taken: list[tuple[str, str]], begun: str
+) -> None:
+    """It holds the file open: what it writes next arrives where the file was moved, perhaps under another watcher."""
+    path = drop(inbox, "a.jsonl", begun, old=False)
+    with path.open("a") as writing:
+        inbox.scan()
+        clock.now = 6
+        assert [item.outcome for item in inbox.scan()] == ["done" if begun else "refused"] and not path.exists()
+        assert inbox.scan() == []
+        writing.write(ROW[len(begun) :])
+    again = Inbox(inbox.folder, inbox.sources, inbox.take, inbox.settle_s, clock)
+    (handled,) = again.scan()
+    assert (handled.name, handled.outcome) == ("a.jsonl", "kept") and "written to after" in handled.detail
+    clock.now = 6 + inbox.retry_s
+    again.scan()
+    clock.now += inbox.settle_s
+    assert [item.outcome for item in again.scan()] == ["done"] and taken[-1] == ("human_pairs", ROW)
+    assert again.scan() == [] and not list((inbox.folder / ".refused").rglob("a.jsonl*"))
+
+
+def test_a_time_stamp_that_was_set_is_no_write(inbox: Inbox, taken: list[tuple[str, str]]) -> None:
+    drop(inbox, "a.jsonl")
+    inbox.scan()
+    (done,) = (inbox.folder / ".done" / "human_pairs").iterdir()
+    for stamp in (1, time.time() + 9e6):
+        os.utime(done, (stamp, stamp))
+        assert inbox.scan() == [] and len(taken) == 1
 
 
 @pytest.fixture
