@@ -20,6 +20,7 @@ VERSION = 1
 REASONS: Mapping[str, str] = {
     "bad_encoding": "the line is not UTF-8",
     "broken_json": "the line is not JSON",
+    "too_deep": "lists and objects are nested deeper than can be written",
     "wrong_type": "a field, or the row, has another type than the format allows",
     "missing_field": "a field that the format needs is absent or null",
     "unknown_field": "a field that no format knows",

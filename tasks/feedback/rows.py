@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from data_contracts.contract_suite import excerpt
+from data_contracts.nesting import MAX_LEVELS, deeper_than, levels
 from data_contracts.records import Feedback, Origin, Quarantined
 from tasks.feedback.containers import read_lines
 from tasks.feedback.defects import Defect
@@ -85,6 +86,8 @@ def _parse(text: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         found = f"byte 0x{text[error.start]:02x} at position {error.start + 1}"
         raise Defect("bad_encoding", None, "UTF-8 text", found) from error
+    if deeper_than(text, MAX_LEVELS):
+        raise Defect("too_deep", None, f"at most {MAX_LEVELS} levels of lists and objects", f"{levels(text)}")
     try:
         row = orjson.loads(text)
     except orjson.JSONDecodeError as error:

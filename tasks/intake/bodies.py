@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import orjson
+
+from data_contracts.nesting import deeper_than, openers, without_strings
 
 NDJSON, JSON = "application/x-ndjson", "application/json"
 
@@ -17,10 +17,6 @@ _GZIP = 31  # zlib: a gzip header and nothing else
 _RATIO = 50
 _MEMBERS = 64  # gzip streams of one body; each costs a copy of what follows
 _SHOWN = 60
-# A JSON string, whole or cut off by the end; possessive, so that no text makes it go over a byte twice.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +109,12 @@ def _bound_values(data: bytes, limit: int) -> None:
 
     A value stands after a comma or an opening bracket, so that these bound the number of values.
     """
-    if _openers(data) + data.count(b",") <= limit:  # with those inside texts; mostly that settles it
+    if openers(data) + data.count(b",") <= limit:  # with those inside texts; mostly that settles it
         return
-    bare = _STRING.sub(b"", data)
-    found = _openers(bare) + bare.count(b",")
+    bare = without_strings(data)
+    found = openers(bare) + bare.count(b",")
     if found > limit:
         raise Refusal(413, "too_many_values", f"expected at most {limit} values, found {found}. Send them in parts.")
-
-
-def _bound_depth(text: bytes, limit: int, line: int | None) -> None:
-    if _openers(text) <= limit:
-        return
-    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
-    if max(accumulate(_STEPS[byte] for byte in brackets), default=0) > limit:
-        raise Refusal(400, "too_deep", f"expected JSON of at most {limit} levels, found more.", line=line)
-
-
-def _openers(text: bytes) -> int:
-    return text.count(b"[") + text.count(b"{")
 
 
 def _lines(data: bytes, shape: Shape) -> list[Row]:
@@ -155,7 +139,9 @@ def _row(number: int, value: Any, *, line: int | None = None, field: str | None 
 
 
 def _load(text: bytes, max_depth: int, line_number: int | None = None) -> Any:
-    _bound_depth(text, max_depth, line_number)
+    if deeper_than(text, max_depth):
+        told = f"expected JSON of at most {max_depth} levels, found more."
+        raise Refusal(400, "too_deep", told, line=line_number)
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from data_contracts.nesting import MAX_LEVELS
 from data_contracts.params import Section
 
 
@@ -44,7 +45,10 @@ class IntakeParams(Section):
         default=400_000, ge=100, description="Most JSON values of one request, in rows and inside them; more is a 413."
     )
     max_depth: int = Field(
-        default=64, ge=4, le=200, description="Most levels of lists and objects in one row; more is answered 400."
+        default=64,
+        ge=4,
+        le=MAX_LEVELS,
+        description="Most levels of lists and objects in one row; more is answered 400.",
     )
     max_held_bytes: int = Field(
         default=200_000_000,

@@ -72,6 +72,7 @@ def test_the_id_of_the_content_tells_the_judgement(tmp_path: Path) -> None:
 # One line for every reason that reading or the contract gives: (the line, reason, field).
 DEFECTS: list[tuple[Any, str, str | None]] = [
     (b'{"prompt": "cut o', "broken_json", None),
+    (b"[" * 201 + b"]" * 201, "too_deep", None),
     (b'{"prompt": "\xff"}', "bad_encoding", None),
     ([1], "wrong_type", None),
     ({"prompt": 3, "response": "b", "thumb": "up"}, "wrong_type", "prompt"),

@@ -48,9 +48,12 @@ def run(
     return facts, accepted, quarantined, orjson.loads((folder / "report.json").read_bytes())
 
 
+DEEP = b'{"metadata":' + b"[" * 200 + b"]" * 200 + b"}"
+
 # One line for every reason: (the line, reason, field).
 DEFECTS: list[tuple[Any, str, str | None]] = [
     (b'{"prompt": "cut o', "broken_json", None),
+    (DEEP, "too_deep", None),
     (b'{"prompt": "\xff"}', "bad_encoding", None),
     (row(2, chosen=3), "wrong_type", "chosen"),
     ({"prompt": "p", "chosen": "c"}, "missing_field", "rejected"),
@@ -76,6 +79,13 @@ def test_the_defects_of_this_test_are_all_there_are() -> None:
     assert sorted(reason for _, reason, _ in DEFECTS) == sorted(REASONS)
 
 
+def test_the_deepest_row_that_is_let_in_is_written_whole(tmp_path: Path) -> None:
+    """The row, its metadata and 198 lists in it are 200 levels."""
+    nested = orjson.loads(b"[" * 198 + b"]" * 198)
+    _, (accepted,), quarantined, _ = run(tmp_path, [row(1, metadata={"a": nested})])
+    assert accepted.metadata == {"a": nested} and not quarantined
+
+
 def test_every_defect_is_quarantined_with_reason_place_and_row(tmp_path: Path) -> None:
     lines = [row(1, id="taken"), *(line for line, _, _ in DEFECTS), row(99)]
     facts, accepted, quarantined, report = run(tmp_path, lines)
@@ -85,14 +95,14 @@ def test_every_defect_is_quarantined_with_reason_place_and_row(tmp_path: Path) -
     raw = [line if isinstance(line, bytes) else orjson.dumps(line) for line, _, _ in DEFECTS]
     assert [found.raw for found in quarantined] == [line.decode("utf-8", "backslashreplace") for line in raw]
     assert [pair.origin.line for pair in accepted] == [1, len(DEFECTS) + 2]
-    assert (facts["read"], facts["accepted"], facts["merged"], facts["quarantined"]) == (17, 2, 0, 15)
+    assert (facts["read"], facts["accepted"], facts["merged"], facts["quarantined"]) == (18, 2, 0, 16)
     assert facts["reasons"] == dict.fromkeys(REASONS, 1)
     assert report["formats"] == {
         "trl_standard": 9,
         "trl_conversational": 3,
         "response_label": 2,
         "implicit_prompt": 1,
-        "unrecognised": 2,
+        "unrecognised": 3,
     }
 
 
