@@ -80,6 +80,29 @@ def test_each_gate_alone_says_no(name: str) -> None:
     assert words in gates[name].text
 
 
+@pytest.mark.parametrize(
+    ("path", "name"), [("win_rate.judge.low", "win_rate_vs_reference"), ("calibration.ece", "calibration")]
+)
+def test_a_figure_at_its_threshold_passes(path: str, name: str) -> None:
+    """0.5 and 0.25 are the thresholds themselves, one from below and one from above: "≥" and "≤" mean it."""
+    threshold = {"win_rate_vs_reference": 0.5, "calibration": 0.25}[name]
+    gate = by_name(with_metric(path, threshold))[name]
+    assert (gate.passed, gate.value, gate.threshold) == (True, threshold, threshold)
+
+
+@pytest.mark.parametrize("name", ["signature", "registered_gate", "reward_audit"])
+def test_a_verdict_is_a_figure_of_one_or_nought_held_to_one(name: str) -> None:
+    passed = by_name(GOOD)[name]
+    assert (passed.value, passed.threshold) == (1.0, 1.0)
+    failed = by_name(BAD[name][0])[name]
+    assert (failed.value, failed.threshold) == ((None, None) if name == "signature" else (0.0, 1.0))
+
+
+def test_an_audit_that_is_missing_is_held_to_one_as_well() -> None:
+    gate = by_name(with_metric("reward_audit", {"passed": "yes"}))["reward_audit"]
+    assert (gate.passed, gate.value, gate.threshold) == (False, None, 1.0)
+
+
 UNMEASURED = {
     "registered_gate": replace(GOOD, gate={}),
     "win_rate_vs_champion": replace(GOOD, comparison="another tokenizer"),
