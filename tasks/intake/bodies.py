@@ -77,8 +77,6 @@ def unzip(data: bytes, limit: int) -> bytes:
     found, rest = bytearray(), data
     try:
         for _ in range(_MEMBERS):
-            if not rest:
-                return bytes(found)
             member = zlib.decompressobj(_GZIP)
             found += member.decompress(rest, most + 1 - len(found))
             if len(found) > most:
@@ -87,6 +85,8 @@ def unzip(data: bytes, limit: int) -> bytes:
             if not member.eof:
                 raise Refusal(400, "bad_gzip", "the gzip body ends before its end. Send it again.")
             rest = member.unused_data
+            if not rest:
+                return bytes(found)
     except zlib.error as error:
         raise Refusal(400, "bad_gzip", f"the body is not gzip: {error}.") from error
     raise Refusal(400, "bad_gzip", f"the gzip body has more than {_MEMBERS} members. Send it as one.")

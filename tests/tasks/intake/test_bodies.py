@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.intake.bodies import JSON, NDJSON, Refusal, Row, Shape, parse_rows, unzip
+from tasks.intake.bodies import JSON, NDJSON, Refusal, Row, Shape, check_types, parse_rows, unzip
 
 WIDE = Shape(max_rows=1000, max_values=10**6, max_depth=200)
 TRICKY = st.sampled_from(['"', "\\", "[", "]{", ",", '\\"', '",["', "\u2028", ""])
@@ -57,6 +57,46 @@ def test_a_list_is_one_level_more_than_its_rows() -> None:
     assert refusal(orjson.dumps([row]), JSON, max_depth=2) == (400, "too_deep")
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(b"[]", "a list"), (b'"t"', "a string"), (b"true", "true or false"), (b"null", "null"), (b"7.5", "a number")],
+)
+def test_what_is_no_object_is_called_by_its_kind(text: bytes, kind: str) -> None:
+    with pytest.raises(Refusal, match=rf"expected a JSON object, found {kind}\.") as refused:
+        parse_rows(b"{}\n" + text, NDJSON, WIDE)
+    assert (refused.value.status, refused.value.code, refused.value.line) == (400, "not_an_object", 2)
+    with pytest.raises(Refusal, match="found a list") as refused:
+        parse_rows(b"[{}, []]", JSON, WIDE)
+    assert (refused.value.code, refused.value.line, refused.value.field) == ("not_an_object", None, "[1]")
+
+
+def test_a_body_without_a_row_is_refused_and_one_too_many_as_well() -> None:
+    assert refusal(b" \n\n") == refusal(b"[]", JSON) == (400, "empty")
+    assert refusal(b"{}\n\n{}", max_rows=2) is None
+    assert refusal(b"{}\n\n{}", max_rows=1) == (413, "too_many_rows")
+    assert refusal(b"{}", JSON) == (400, "not_a_list")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding", "told"),
+    [
+        ("Application/JSON; charset=utf-8", None, (JSON, False)),
+        (NDJSON, " GZIP ", (NDJSON, True)),
+        (NDJSON, "identity", (NDJSON, False)),
+        ("text/csv", None, "unsupported_type"),
+        (None, None, "unsupported_type"),
+        (JSON, "br", "unsupported_encoding"),
+    ],
+)
+def test_types_that_are_understood(content_type: str | None, encoding: str | None, told: object) -> None:
+    if isinstance(told, tuple):
+        assert check_types(content_type, encoding) == told
+        return
+    with pytest.raises(Refusal) as refused:
+        check_types(content_type, encoding)
+    assert (refused.value.status, refused.value.code) == (415, told)
+
+
 def test_too_deep_is_told_by_line_and_broken_lines_do_not_add_up() -> None:
     deep = b'{"a":' * 5 + b"1" + b"}" * 5
     with pytest.raises(Refusal) as refused:
@@ -90,3 +130,25 @@ def test_gzip_that_grows_beyond_what_text_does_is_refused(lying: bool) -> None:
     assert unzip(gzip.compress(text), len(text)) == text
     with pytest.raises(Refusal):
         unzip(gzip.compress(text), len(text) - 1)
+
+
+def test_gzip_that_is_broken_says_how() -> None:
+    """64 members are read, one after another; a body of more, a cut one and one that is no gzip are refused."""
+    text = b'{"a": 1}\n'
+    for data, told in (
+        (gzip.compress(text)[:-9], "ends before its end"),
+        (b"", "ends before its end"),
+        (gzip.compress(text) + b"more", "is not gzip"),
+        (gzip.compress(text) * 65, "more than 64 members"),
+    ):
+        with pytest.raises(Refusal, match=told) as refused:
+            unzip(data, 10**6)
+        assert (refused.value.status, refused.value.code) == (400, "bad_gzip")
+    assert unzip(gzip.compress(text) * 64, 10**6) == text * 64
+
+
+@pytest.mark.parametrize(("data", "media", "line"), [(b'[{},\n{},\n{"a"]', JSON, 3), (b'{}\n\n{"a"', NDJSON, 3)])
+def test_broken_json_names_its_line(data: bytes, media: str, line: int) -> None:
+    with pytest.raises(Refusal, match="not JSON, column") as refused:
+        parse_rows(data, media, WIDE)
+    assert (refused.value.code, refused.value.line) == ("broken_json", line)
