@@ -141,11 +141,26 @@ def test_long_and_equal_names_all_find_a_place(inbox: Inbox) -> None:
     for text in ("1", "2"):
         drop(inbox, "ü" * 120 + ".jsonl", text)
         assert [item.outcome for item in inbox.scan()] == ["done"]
-    drop(inbox, "empty.jsonl", "")
-    inbox.scan()
-    drop(inbox, "empty.jsonl", "")
-    inbox.scan()
-    assert (inbox.folder / ".refused" / "human_pairs" / "1-empty.jsonl").exists()
+    for _ in range(3):
+        drop(inbox, "empty.jsonl", "")
+        inbox.scan()
+    names = {path.name for path in (inbox.folder / ".refused" / "human_pairs").iterdir()}
+    assert names >= {"empty.jsonl", "1-empty.jsonl", "2-empty.jsonl"}
+
+
+def test_a_file_that_goes_away_as_it_is_taken_is_no_fault(inbox: Inbox, taken: list[tuple[str, str]]) -> None:
+    """Removed between the look at it and the rename: the clock is asked in between. The other file is taken."""
+    path = drop(inbox, "a.jsonl")
+    drop(inbox, "b.jsonl")
+
+    def clock() -> float:
+        path.unlink(missing_ok=True)
+        return 0.0
+
+    inbox.clock = clock
+    told = [(item.name, item.source, item.outcome) for item in inbox.scan()]
+    assert told == [("a.jsonl", "human_pairs", "kept"), ("b.jsonl", "human_pairs", "done")]
+    assert taken == [("human_pairs", ROW)] and inbox.scan() == []
 
 
 @pytest.mark.parametrize("begun", [ROW[:10], ""], ids=["taken", "refused"])
