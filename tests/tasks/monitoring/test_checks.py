@@ -9,6 +9,7 @@ import pytest
 from tasks.monitoring.checks import MONITORS, Evidence, Reading, read
 from tasks.monitoring.observations import Observed
 from tasks.monitoring.params import MonitorParams
+from tasks.statistics.anytime import smallest_detectable_difference
 
 PARAMS = MonitorParams()
 
@@ -67,6 +68,29 @@ def test_many_monitors_share_one_alpha() -> None:
     assert alone.verdict == "finding"
     assert alone.log_e is not None and alone.log_e == pytest.approx(math.log(34.79), abs=1e-3)
     assert among["win_rate_vs_reference"].verdict == "not enough data"
+    assert "; evidence 34.8 of 20 needed" in alone.why  # 1 / 0.05
+    assert "; evidence 12.1 of 20 needed" in among["win_rate_vs_reference"].why
+
+
+def test_the_change_that_would_have_been_seen_is_at_a_thirteenth_of_alpha() -> None:
+    """Eight streams, four features of drift and freshness share alpha; the change is away from the threshold."""
+    assert len(MONITORS) == 13
+    streams = {"win_rate": Observed(((1.0, 0.0) * 50,)), "refusal": Observed(((1.0, 0.0, 0.0, 0.0) * 25,))}
+    found = readings(Evidence(streams))
+    below = smallest_detectable_difference(100, 0.05 / 13, mean=0.5, direction="below", two_sided=False)
+    above = smallest_detectable_difference(100, 0.05 / 13, mean=0.3, direction="above", two_sided=False)
+    assert found["win_rate_vs_reference"].smallest_difference == below
+    assert found["refusals"].smallest_difference == above
+    assert f"a change by {above:.3g} would have been seen" in found["refusals"].why
+
+
+@pytest.mark.parametrize(("record", "margin", "edge", "value"), [(1.0, 0.0, 1.0, 1.0), (0.02, 0.03, 0.0, 0.0)])
+def test_a_record_at_an_end_is_held_to_that_end(record: float, margin: float, edge: float, value: float) -> None:
+    """All wins against a record of 1, all losses against one of 0: neither is below it."""
+    evidence = Evidence({"win_rate": Observed(((value,) * 40,))}, recorded_win_rate_low=record)
+    reading = readings(evidence, MonitorParams(win_rate_margin=margin))["win_rate_vs_record"]
+    assert (reading.verdict, reading.threshold, reading.value) == ("fine", edge, value)
+    assert reading.smallest_difference is not None and 0 < reading.smallest_difference <= 1
 
 
 def test_drift_needs_more_than_one_odd_day() -> None:
@@ -77,6 +101,6 @@ def test_drift_needs_more_than_one_odd_day() -> None:
 
 def test_freshness_is_counted_in_days() -> None:
     old = readings(Evidence({}, data_age_days=31, newest_batch_days=2))["freshness"]
-    assert old.verdict == "finding"
+    assert (old.verdict, old.value, old.n, old.threshold) == ("finding", 31, 1, 30)
     assert "31.0 days old" in old.why and "newest batch is 2.0 days" in old.why
     assert readings(Evidence({}, data_age_days=29))["freshness"].verdict == "fine"

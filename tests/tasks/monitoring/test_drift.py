@@ -51,7 +51,15 @@ def test_each_feature_finds_its_drift_and_counts_examples() -> None:
     assert "CYRILLIC 10 of 40 (were 0)" in other.words
     law = shifts(pool, prompts(60, 2, ["tort", "clause", "liability", "court", "appeal"]), 0)["vocabulary"]
     assert law.p < 1e-6
-    assert "of 60" in law.words
+    assert law.words.count(" of 60") == 5  # words as examples
+
+
+def test_lengths_and_signs_are_told_by_median_and_by_how_many_lie_outside() -> None:
+    """Lengths 1 to 101: the middle 90 % is 6 to 96, its ends included. Two of five are longer."""
+    found = shifts(["x" * n for n in range(1, 102)], ["x" * n for n in (6, 51, 96, 200, 300)], 0)
+    assert found["length"].words == "median length in characters 96 (was 51), 2 of 5 outside the middle 90 %"
+    signs = shifts(["ab 1", "a b;"] * 20, ["1234", "ab.!", "ab 2"], 0)["symbols"].words
+    assert signs == "median share of digits and signs 0.5 (was 0.25), 2 of 3 outside the middle 90 %"
 
 
 def test_prompts_without_words_or_letters_do_not_break_it() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from data_contracts.interactions import Answer, Interaction, InteractionFeedback
 from data_contracts.records import Message
-from tasks.monitoring.live_report import ROWS, Judged, Logged, Row, as_html, compare, mirrored
+from tasks.monitoring.live_report import ROWS, Judged, Logged, Row, as_html, compare, mirrored, table
+from tasks.statistics.anytime import Interval, smallest_detectable_difference
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -77,6 +79,9 @@ def test_clicks_belong_to_the_answer_that_was_shown() -> None:
     alone = row_of(compare(logged[400:], "none", 0.05), "click-through")
     assert alone.name.endswith("champion alone")
     assert alone.interval.mean == pytest.approx(0.1)
+    assert alone.conclusion == "an estimate from 400 answers shown"
+    # a difference of means of 400 and 400 varies as the mean of 200 does, at a 15th of alpha
+    assert row.smallest == smallest_detectable_difference(200, 0.05 / 15, mean=0.1, direction="above")
 
 
 def test_percentiles_of_latency_by_hand() -> None:
@@ -127,6 +132,17 @@ def test_without_a_canary_latencies_in_shadow_are_said_to_be_so() -> None:
     row = row_of(compare(logged, "none", 0.05), "latency p95, challenger in shadow less")
     assert (row.interval.mean, row.interval.n, row.smallest) == (0, 9, None)
     assert row.conclusion == "no difference shown by 9 mirrored pairs, a smaller one may be there"
+
+
+def test_a_row_as_text_has_its_unit_where_it_has_one() -> None:
+    shown = Row("p50", "answers", Interval(300.0, 250.0, 350.26, 400), 0.0, "lower", 40.0, "ms")
+    rate = Row("clicks", "answers", Interval(0.25, 0.2, 0.3, 8), 0.25, "higher", None)
+    empty = Row("clicks", "answers", Interval(math.nan, -math.inf, math.inf, 0), 0.0, "higher", None, "ms")
+    assert table({"rows": [shown.as_json(), rate.as_json(), empty.as_json()]}) == [
+        ["p50", "300 ms", "250 to 350.3", "400", "40 ms", "the challenger is worse, by these 400 answers"],
+        ["clicks", "0.25", "0.2 to 0.3", "8", "", "no difference shown by 8 answers, a smaller one may be there"],
+        ["clicks", "-", "", "0", "", "nothing to compare: no answers"],
+    ]
 
 
 def test_the_page_is_whole_and_escapes() -> None:
