@@ -103,7 +103,8 @@ def test_the_budget_of_a_week_holds_and_comes_back(engine: Engine) -> None:
             assert answer.run_key is not None
             finish(engine, answer.run_key, outcome="rejected", model_uri=None, detail="")
     assert "budget is spent: 3 runs of 3" in answer.reason
-    assert ask(engine, at(1000 + 7 * 86_400 + 1), k3=10).admitted
+    assert not ask(engine, at(1000 + 7 * 86_400 - 1), k3=10).admitted
+    assert ask(engine, at(1000 + 7 * 86_400), k3=10).admitted  # a week to the second: it counts no more
 
 
 def test_a_failed_run_is_tried_again_later_and_not_for_ever(engine: Engine) -> None:
@@ -185,6 +186,11 @@ def test_a_batch_that_a_model_was_trained_on_needs_no_run(engine: Engine) -> Non
     batch(engine, "a")
     state = FreshState(covered_by={"a": "models:/m/4"}, event_key="a")
     assert "a had its run (models:/m/4 is the answer to it)" in consider(engine, PARAMS, state=state, now=at(61)).reason
+
+
+def test_an_event_whose_key_is_not_there_is_told_so(engine: Engine) -> None:
+    state = FreshState(event_key="lost")
+    assert consider(engine, PARAMS, state=state, now=NOW).reason == "nothing new waits; lost is not in the outbox"
 
 
 def test_finish_is_repeatable_and_knows_its_runs(engine: Engine) -> None:
