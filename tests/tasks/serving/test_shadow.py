@@ -9,9 +9,12 @@ from typing import Any
 
 import httpx
 
-from tasks.serving.chat import BackendError
-from tasks.serving.shadow import falls_into, first_held
-from tests.tasks.serving.conftest import Running, Scripted, wait_for
+from data_contracts.interactions import Answer, Interaction
+from data_contracts.records import Message
+from tasks.serving.chat import BackendError, ChatRequest
+from tasks.serving.shadow import Mirror, falls_into, first_held
+from tasks.serving.slots import Slot
+from tests.tasks.serving.conftest import Clock, Registry, Running, Scripted, wait_for
 from tests.tasks.serving.test_app import post
 
 Start = Callable[..., Running]
@@ -30,6 +33,77 @@ def test_a_share_is_about_its_size_and_lies_within_every_larger_one() -> None:
     assert tenth < third
     assert not any(falls_into(0.0, "shadow", key) for key in keys)
     assert all(falls_into(1.0, "shadow", key) for key in keys)
+
+
+REQUEST = ChatRequest((Message(role="user", content="hi"),))
+
+
+def answered(name: str, uri: str = "models:/a/1") -> Interaction:
+    """A request that a version answered."""
+    answer = Answer(
+        side="champion", model_uri=uri, text="yes", tokens=1, latency_ms=1.0, finish_reason="stop", refusal=False,
+        violation=False,
+    )  # fmt: skip
+    return Interaction(id=name, received_at=Clock()(), prompt=REQUEST.messages, canary=False, answers=(answer,))
+
+
+def shadow_slot(backend: Scripted | None) -> Slot:
+    """A slot with version 2 in it, or empty."""
+    held = {"shadow": "models:/a/2"} if backend else {}
+    return Registry({**held}, {"models:/a/2": backend}).slot("shadow", "shadow")
+
+
+def test_a_share_of_requests_is_mirrored_chosen_by_their_ids() -> None:
+    """The first 8 bytes of the digest of "shadow", a new line and the id, as a part of 2^64, lie below the share."""
+    names = [f"r{number}" for number in range(60)]
+    places = {name: int(hashlib.sha256(f"shadow\n{name}".encode()).hexdigest()[:16], 16) / 2**64 for name in names}
+    seen: list[str] = []
+    mirror = Mirror(shadow_slot(Scripted()), 0.3, 100, lambda item, *_: seen.append(item.id))
+    offered = [name for name in names if mirror.offer(REQUEST, answered(name)) is True]
+    assert mirror.wait_idle(30)
+    mirror.close()
+    assert seen == offered == [name for name in names if places[name] < 0.3]
+    assert (mirror.answered, mirror.dropped, mirror.failed) == (len(offered), 0, 0)
+
+
+def test_nothing_is_mirrored_to_nobody_or_to_the_version_that_answered() -> None:
+    for slot, uri in ((shadow_slot(None), "models:/a/1"), (shadow_slot(Scripted()), "models:/a/2")):
+        mirror = Mirror(slot, 1.0, 10, lambda *_: None)
+        assert mirror.offer(REQUEST, answered("r", uri)) is False
+        assert mirror.wait_idle(30)
+        mirror.close()
+        assert (mirror.answered, mirror.dropped) == (0, 0)
+
+
+def test_a_version_closes_after_its_last_mirrored_answer_and_what_finds_the_slot_empty_is_dropped() -> None:
+    """One is being answered, one waits, a third finds the queue full; then the slot is emptied."""
+    gate, seen = threading.Event(), list[str]()
+    backend = Scripted(gate=gate)
+    slot = shadow_slot(backend)
+    mirror = Mirror(slot, 1.0, 1, lambda item, *_: seen.append(item.id))
+    assert mirror.offer(REQUEST, answered("first"))
+    wait_for(lambda: len(backend.asked) == 1, "the first answer to begin")
+    assert mirror.offer(REQUEST, answered("second"))
+    assert mirror.offer(REQUEST, answered("third")) is False
+    assert not mirror.wait_idle(0.02)
+    slot.clear()
+    assert not backend.closed
+    gate.set()
+    assert mirror.wait_idle(30)
+    mirror.close()
+    assert (seen, mirror.answered, mirror.dropped) == (["first"], 1, 2)
+    assert backend.closed
+
+
+def test_a_version_whose_mirrored_answer_failed_closes_as_well() -> None:
+    backend, errors = Scripted(fails=BackendError("out of memory")), list[str | None]()
+    slot = shadow_slot(backend)
+    mirror = Mirror(slot, 1.0, 10, lambda _, answer, __: errors.append(answer.error))
+    mirror.offer(REQUEST, answered("r"))
+    assert mirror.wait_idle(30)
+    mirror.close()
+    slot.clear()
+    assert (errors, backend.closed) == (["out of memory"], True)
 
 
 def test_both_answers_are_logged_under_one_id(serving: Start) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from data_contracts.errors import SignatureError
-from tasks.serving.slots import Slot
+from tasks.serving.slots import Slot, Watcher
 from tests.tasks.serving.conftest import Registry, Running, Scripted, wait_for
 from tests.tasks.serving.test_app import post
 
@@ -140,3 +140,23 @@ def test_a_backend_that_died_is_loaded_anew() -> None:
     assert slot.refresh()
     served = slot.begin()
     assert served is not None and served.backend is second
+
+
+def test_a_duty_that_fails_is_an_alert_until_it_succeeds_and_the_others_go_on() -> None:
+    mended, done = threading.Event(), list[int]()
+
+    def fail() -> None:
+        if not mended.is_set():
+            raise ValueError("the registry is away")
+
+    watcher = Watcher({"champion": (0.005, fail), "shadow": (0.005, lambda: done.append(1))})
+    assert watcher.alerts() == []
+    watcher.start()
+    wait_for(lambda: watcher.alerts() == ["champion: ValueError: the registry is away"], "the alert")
+    before = len(done)
+    wait_for(lambda: len(done) > before + 3, "the other duty")
+    mended.set()
+    wait_for(lambda: watcher.alerts() == [], "the alert to end")
+    watcher.stop()
+    after = len(done)
+    assert not any(thread.is_alive() for thread in watcher._threads) and len(done) == after
