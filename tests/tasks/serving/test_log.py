@@ -118,10 +118,10 @@ def test_a_database_that_refuses_is_tried_again_and_a_full_queue_counts(engine: 
     writer = LogWriter(sink, 2)
     assert [writer.put(interaction(f"r{number}")) for number in range(4)] == [True, True, False, False]
     wait_for(lambda: writer.trouble is not None, "the refusal")
-    assert (writer.dropped, writer.full, writer.trouble) == (2, True, "disk full")
+    assert (writer.dropped, writer.waiting, writer.full, writer.trouble) == (2, 2, True, "disk full")
     down.clear()
     assert writer.flush(30)
-    assert (writer.trouble, len(list(log.interactions(engine)))) == (None, 2)
+    assert (writer.trouble, writer.waiting, writer.full, len(list(log.interactions(engine)))) == (None, 0, False, 2)
     writer.close(1)
 
 
@@ -139,6 +139,8 @@ def test_what_would_be_refused_for_ever_is_set_aside_and_the_rest_is_written(eng
     assert writer.refused is not None and "poison: ValueError: A string" in writer.refused
     assert [item.id for item, _ in log.interactions(engine)] == ["a", "b"]
     assert writer.put(interaction("c")) and writer.flush(30)
+    assert writer.put(interaction("poison")) and writer.flush(5)  # the last one in the queue leaves it too
+    assert (writer.set_aside, writer.waiting) == (2, 0)
     writer.close(1)
 
 

@@ -155,4 +155,5 @@ def test_explained_variance_by_hand() -> None:
     assert explained_variance(torch.full_like(returns, 8.0), returns, mask) == pytest.approx(0.0)
     assert explained_variance(returns + 7, returns, mask) == pytest.approx(1.0)
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)
+    assert explained_variance(-returns / 1000, returns / 1000, mask) == pytest.approx(-3.0)  # however small
     assert math.isnan(explained_variance(returns, torch.ones_like(returns), mask))
