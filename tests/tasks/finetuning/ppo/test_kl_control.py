@@ -55,6 +55,7 @@ def test_the_ramp_is_linear_and_gives_way_to_the_adaptive_rule() -> None:
     assert each.update(0.15, 10) == pytest.approx(0.255)
     assert each.log()["beta_ramp"] == 0.0
     assert each.update(0.3, 10) == pytest.approx(0.3825)
+    assert each.update(2.0 * 0.1, 10) == pytest.approx(0.3825 * 1.02)  # at twice the target, not above it
     without = controller(ramp_at=None)
     assert without.update(0.3, 10) == pytest.approx(0.102)
 

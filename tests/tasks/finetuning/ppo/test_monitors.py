@@ -107,10 +107,10 @@ def test_rewards_between_two_evaluations_are_averaged() -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "before", "below", "beyond"),
     [
-        ("response_length", "length", 10.0, 19.9, 20.1),
-        ("response_length", "length", 10.0, 5.1, 4.9),
+        ("response_length", "length", 10.0, 20.0, 20.1),
+        ("response_length", "length", 10.0, 5.0, 4.9),
         ("repetition", "repetition", 0.1, 0.29, 0.31),
-        ("entropy", "entropy", 2.0, 0.41, 0.39),
+        ("entropy", "entropy", 2.0, 0.4, 0.39),
     ],
 )
 def test_drifts_by_hand(name: str, kind: str, before: float, below: float, beyond: float) -> None:
@@ -140,10 +140,12 @@ def test_a_sign_is_told_once_until_it_is_gone() -> None:
 
 def test_findings_are_bounded() -> None:
     monitor = HackingMonitor(MonitorParams())
+    told = 0
     for update in range(400):
-        monitor.observe(update, training_reward=0.0, response_length=10.0 if update // 3 % 2 == 0 else 30.0)
+        length = 10.0 if update // 3 % 2 == 0 else 30.0
+        told += len(monitor.observe(update, training_reward=0.0, response_length=length))
     assert len(monitor.findings) == MOST_FINDINGS
-    assert monitor.found > MOST_FINDINGS
+    assert monitor.found == told > MOST_FINDINGS
     assert len(json.dumps(monitor.state())) < 20_000
 
 
