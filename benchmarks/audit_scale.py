@@ -112,7 +112,7 @@ def _manifest(number: int, dataset: tuple[str, str, int]) -> dict[str, Any]:
     def md5(what: str) -> str:
         return hashlib.md5(f"{what} {number}".encode(), usedforsecurity=False).hexdigest() + ".dir"
 
-    def stage(out: str, md5_: str, **deps: str) -> dict[str, Any]:
+    def stage(out: str, md5_: str | None, **deps: str | None) -> dict[str, Any]:
         reads = {path: {"md5": value} for path, value in deps.items()}
         return {"cmd": "x", "params": {}, "deps": reads, "outs": {out: {"md5": md5_}}, "artifact": None}
 

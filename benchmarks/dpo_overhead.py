@@ -65,6 +65,7 @@ def time_ours(reference: Path, pairs: list[Any], folder: Path, *, validate: bool
     held_out = pairs[: 256 if validate else 1]
     (folder / "draft").mkdir(parents=True)
     inputs = FinetuneInputs(
+        start=reference,
         reference=reference,
         train=pairs,
         validation=held_out,

@@ -16,11 +16,12 @@ prompts, and a stack's lead over each of its methods alone, on the same prompts 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="*", default=[], dest="settings", help="Params, KEY=VALUE.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    tell = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
+    tell: Callable[[str], None] = (lambda _: None) if options.json else functools.partial(print, flush=True)
     results: dict[str, dict[str, Any]] = {}
     outcomes: dict[str, list[np.ndarray]] = {stack: [] for stack in options.methods}
     for workspace in options.workspace:

@@ -27,8 +27,8 @@ def linear_shapes(config: Any) -> list[tuple[int, int]]:
 
 def episode_flops(config: Any, lengths: Sequence[tuple[int, int]], ppo_epochs: int) -> dict[str, float]:
     """Floating-point operations of episodes with (prompt, response) `lengths`, by phase."""
-    weights = config.num_hidden_layers * sum(inside * outside for inside, outside in linear_shapes(config))
-    width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    weights: int = config.num_hidden_layers * sum(inside * outside for inside, outside in linear_shapes(config))
+    width: int = config.num_hidden_layers * config.num_attention_heads * config.head_dim
 
     def body(tokens: list[int]) -> float:
         pairs = sum(count * (count + 1) / 2 for count in tokens)

@@ -34,7 +34,7 @@ def make_trainer(job: dict[str, Any]) -> Any:
 
     seed_everything(job["seed"], job["threads"])
     if job["plain_linears"]:
-        fast_linear.onednn_is_faster = lambda: False
+        fast_linear.onednn_is_faster = lambda: False  # type: ignore[assignment]
     tokenizer = load_tokenizer(job["policy"])
     reward_model = RewardModel.load(Path(job["reward"]), batch_size=job["episodes_per_update"])
     term = RewardModelTermParams(kind="reward_model", normalise="none", clip=None)
@@ -83,9 +83,9 @@ def make_trainer(job: dict[str, Any]) -> Any:
         train_dataset=Dataset.from_dict({"prompt": job["messages"]}),
         processing_class=tokenizer,
     )
-    trainer.create_optimizer()
+    optimizer = trainer.create_optimizer()
     updates = job["episodes"] // job["episodes_per_update"]
-    trainer.lr_scheduler = LambdaLR(trainer.optimizer, lambda step: 1 - step // args.steps_per_update / updates)
+    trainer.lr_scheduler = LambdaLR(optimizer, lambda step: 1 - step // args.steps_per_update / updates)
     return trainer
 
 

@@ -150,8 +150,11 @@ def _with_rewards(inputs: FinetuneInputs) -> FinetuneInputs:
 def _params(method: str) -> Any:
     from tasks.finetuning.params import FinetuneParams
 
-    shared = {"max_new_tokens": NEW_TOKENS, "validation": {"prompts": VALIDATION, "max_new_tokens": NEW_TOKENS}}
-    sections = {
+    shared: dict[str, Any] = {
+        "max_new_tokens": NEW_TOKENS,
+        "validation": {"prompts": VALIDATION, "max_new_tokens": NEW_TOKENS},
+    }
+    sections: dict[str, dict[str, Any]] = {
         "ppo": {
             "episodes": 1536,
             "critic_init": "reference",
