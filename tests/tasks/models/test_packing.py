@@ -102,6 +102,12 @@ def test_the_model_is_left_as_found() -> None:
     assert not model.model.layers[-1].mlp._forward_pre_hooks
 
 
+def test_a_model_in_training_is_probed_without_its_dropout_and_goes_on_training() -> None:
+    model = make_qwen3(attention_dropout=0.5).train()
+    assert can_pack(model)
+    assert model.training and model.model.layers[-1].mlp.training
+
+
 def test_models_that_packing_would_change_are_refused() -> None:
     """A window of 2 tokens hides what packing would show; GPT-2 in eager mode does not call registered functions."""
     windowed = make_qwen3(use_sliding_window=True, sliding_window=2, max_window_layers=0)

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete
 
+from data_contracts.errors import RegistryError
 from data_contracts.interactions import Answer, Interaction, InteractionFeedback
 from data_contracts.records import Message
 from tasks.database import writing
 from tasks.serving import evidence, log
-from tasks.serving.canary import Canary, sticky_key
+from tasks.serving.canary import Canary, canaries, sticky_key, worse
 from tasks.serving.chat import ChatRequest
 from tasks.serving.collect import LEFT
 from tasks.serving.params import CanaryParams
+from tasks.statistics.anytime import rate_difference_sequence
 from tests.tasks.serving.conftest import Clock, Registry, Scripted
 
 ONE, TWO = "models:/a/1", "models:/a/2"
@@ -105,6 +107,56 @@ def test_each_figure_sends_a_worse_challenger_back(engine: Engine) -> None:
         assert set(evidence["figures"]) == {figure}
         assert evidence["figures"][figure]["challenger"] == 0.4
         assert reason == canary.returned
+
+
+def test_the_figures_share_alpha_and_a_difference_is_held_to_its_margin() -> None:
+    """Each of five intervals is at a fifth of alpha; where its end reaches the margin, but no further, nothing is shown."""
+    figures = ("violation", "refusal", "error", "slow", "thumb_down")
+    assert tuple(sorted(PARAMS.margins.model_dump())) == tuple(sorted(figures))
+    good = dict.fromkeys(figures, (0, 150))
+    interval = rate_difference_sequence(60, 150, 0, 150, alpha=PARAMS.alpha / 5)
+    found = worse({**good, "violation": (60, 150)}, good, PARAMS)
+    assert found["violation"] == {
+        "challenger": 0.4,
+        "challenger_n": 150,
+        "champion": 0.0,
+        "champion_n": 150,
+        "difference": pytest.approx(0.4),
+        "low": interval.low,
+        "high": interval.high,
+        "margin": PARAMS.margins.violation,
+    }
+    at_margin = PARAMS.model_copy(update={"margins": PARAMS.margins.model_copy(update={"violation": interval.low})})
+    assert set(found) == {"violation"}
+    assert worse({**good, "violation": (60, 150)}, good, at_margin) == {}
+    assert worse({**good, "violation": (0, 0)}, good, PARAMS) == {}  # nobody was answered yet
+
+
+def test_a_champion_is_no_challenger_of_itself(engine: Engine) -> None:
+    clock, told = Clock(), Told()
+    canary = make(engine, told, clock, challenger=ONE)
+    write(engine, clock, 150, canary=False)
+    write(engine, clock, 150, canary=True, uri=ONE, bad=100, violation=True)
+    assert not canary.check()
+    assert (users(canary), canaries(engine), told) == (set(), [], [])
+    assert canary.state() == {"challenger": ONE, "serving": False, "returned": None}
+
+
+def test_a_return_that_the_ledger_refuses_holds_all_the_same_and_says_so(engine: Engine) -> None:
+    def refuse(*_: object) -> None:
+        raise RegistryError("the ledger is not whole")
+
+    clock = Clock()
+    registry = Registry({"champion": ONE, "challenger": TWO}, {ONE: Scripted(), TWO: Scripted()})
+    slots = registry.slot("canary", "challenger"), registry.slot("champion", "champion")
+    canary = Canary(engine, *slots, PARAMS, refuse, clock)
+    canary.check()
+    write(engine, clock, 150, canary=False)
+    write(engine, clock, 150, canary=True, bad=100, violation=True)
+    assert canary.check()
+    assert canary.returned is not None
+    assert canary.returned.endswith("It could not be put on the ledger: the ledger is not whole")
+    assert users(canary) == set() and canary.state()["serving"] is False
 
 
 def test_thumbs_count_once_each(engine: Engine) -> None:
@@ -225,8 +277,13 @@ def test_a_return_survives_a_restart_is_told_once_and_holds_for_this_version_alo
     assert (users(other), users(restarted), len(told)) == (set(), set(), 1)
     assert restarted.returned is not None and "violation 0.667 against 0.000" in restarted.returned
     next_version = make(engine, told, clock, challenger="models:/a/3")
-    next_version.check()
+    assert not next_version.check()
     assert users(next_version)
+    assert not one.check() and not restarted.check()  # it ended at an earlier look
+    first, second = canaries(engine)
+    assert (first.challenger, first.reason, first.started_at < str(first.returned_at)) == (TWO, one.returned, True)
+    assert first.evidence is not None and set(first.evidence["figures"]) == {"violation"}
+    assert (second.challenger, second.returned_at, second.reason, second.evidence) == ("models:/a/3", None, None, None)
 
 
 def _clear(engine: Engine) -> None:
