@@ -87,7 +87,14 @@ def test_other_norms_stay_as_they_are(calls: list[int]) -> None:
         def forward(self, hidden_states: Tensor) -> Tensor:
             return hidden_states - hidden_states.mean(-1, keepdim=True)
 
-    others = nn.ModuleList([drawn(GemmaRMSNorm(8)), MeanRMSNorm(8), nn.LayerNorm(8)])
+    class GridRMSNorm(LlamaRMSNorm):  # type: ignore[misc]
+        """One weight a head and channel, not one a channel."""
+
+        def __init__(self) -> None:
+            super().__init__(8)
+            self.weight = nn.Parameter(torch.ones(4, 8))
+
+    others = nn.ModuleList([drawn(GemmaRMSNorm(8)), MeanRMSNorm(8), GridRMSNorm(), nn.LayerNorm(8)])
     fast_norm.use_fast_norms(others)
     for norm in others:
         assert "forward" not in vars(norm)

@@ -58,6 +58,13 @@ def test_too_long_sequences_are_refused_with_their_number(tiny: tuple[Any, Any])
         token_logps(tiny[0], [([1, 4], [5]), ([1, 4, 5, 6], [7, 2])], max_length=5, batch_size=2)
 
 
+def test_a_prompt_of_one_token_is_enough_and_one_of_none_is_refused(tiny: tuple[Any, Any]) -> None:
+    found = token_logps(tiny[0], [([4], [5, 7]), ([1, 4, 6], [5])], max_length=8, batch_size=2)
+    torch.testing.assert_close(found[0], naive_logps(tiny[0], [4], [5, 7], 1.0), atol=1e-5, rtol=0)
+    with pytest.raises(ModelError, match="A prompt has no tokens"):
+        token_logps(tiny[0], [([4], [5]), ([], [5])], max_length=8, batch_size=2)
+
+
 def test_the_mode_of_the_model_is_left_as_found(tiny: tuple[Any, Any]) -> None:
     model = tiny[0].train()
     token_logps(model, [([1, 4], [5])], max_length=8, batch_size=1)

@@ -110,7 +110,7 @@ def test_each_figure_sends_a_worse_challenger_back(engine: Engine) -> None:
 
 
 def test_the_figures_share_alpha_and_a_difference_is_held_to_its_margin() -> None:
-    """Each of five intervals is at a fifth of alpha; where its end reaches the margin, but no further, nothing is shown."""
+    """Each of five intervals is at a fifth of alpha. One whose end is at the margin, no further, shows nothing yet."""
     figures = ("violation", "refusal", "error", "slow", "thumb_down")
     assert tuple(sorted(PARAMS.margins.model_dump())) == tuple(sorted(figures))
     good = dict.fromkeys(figures, (0, 150))

@@ -224,6 +224,16 @@ def test_e_values_are_the_naive_product_and_do_not_hang_on_batches() -> None:
     assert many.mean == pytest.approx(values.mean())
 
 
+def test_a_day_without_values_changes_nothing() -> None:
+    test = SequentialTest(reference=0.5, alpha=ALPHA, restarting=True)
+    assert test.extend([]) == 1.0
+    assert test.n == 0 and math.isnan(test.mean) and not test.decided
+    test.extend([0.0] * 10)
+    before = (test.e_value, test.n, test.mean, test.decided)
+    assert test.extend([]) == before[0]
+    assert (test.e_value, test.n, test.mean, test.decided) == before
+
+
 def test_a_decision_stays_when_the_values_come_back() -> None:
     test = SequentialTest(reference=0.5, alpha=ALPHA)
     test.extend([0.0] * 30)
