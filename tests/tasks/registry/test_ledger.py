@@ -120,6 +120,13 @@ def test_an_alias_moved_outside_is_named_and_left_alone(three: Any) -> None:
     assert moved_outside(three.ledger, three.store) == {}
 
 
+def test_an_alias_put_back_in_mlflow_to_the_holder_before_the_last_line_is_noticed(three: Any) -> None:
+    """Only a line that is not carried out yet explains the holder before it; the last one is."""
+    move(three, "champion", "2", "1")
+    three.store.client.set_registered_model_alias(three.name, "champion", "1")
+    assert moved_outside(three.ledger, three.store) == {"champion": {"ledger": "2", "mlflow": "1"}}
+
+
 @pytest.mark.parametrize("alias", ["shadow", "champion"])
 def test_an_alias_given_or_taken_in_mlflow_is_noticed(three: Any, alias: str) -> None:
     if alias == "shadow":
