@@ -58,7 +58,7 @@ class Run:
     def log_stage(self, record: Finished) -> str:
         """Log one stage as a child run: settings and figures of its artifact, its curve; return the run id."""
         end = _now()
-        tags = {
+        tags = _owner() | {
             "mlflow.parentRunId": self.run_id,
             "plumbline.stage": record.name,
             "plumbline.reused": str(record.reused).lower(),
@@ -76,19 +76,21 @@ class Run:
 
     def seconds_of(self, stage: str, digest: str) -> float | None:
         """How long the run of a stage took that made the artifact with this digest; None where none is logged."""
-        made = (
-            f"tags.`plumbline.stage` = '{stage}' and tags.`plumbline.artifact` = '{digest}' "
-            "and tags.`plumbline.reused` = 'false'"
-        )
+        tags = {"stage": stage, "artifact": digest, "reused": "false"}
+        # one that a kill left without its figures is not FINISHED
+        made = [
+            "attributes.status = 'FINISHED'",
+            *(f"tags.`plumbline.{tag}` = '{value}'" for tag, value in tags.items()),
+        ]
         with self._lock, refusals(f"time of stage {stage}"):
-            runs = self.store.client.search_runs([self.experiment_id], made, max_results=1)
+            runs = self.store.client.search_runs([self.experiment_id], " and ".join(made), max_results=1)
         return float(runs[0].data.metrics["seconds"]) if runs else None
 
     def log_variant(self, name: str, folder: Path, settings: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         """Log one trial of a comparison as a child run: its settings, figures and the curve in `folder`."""
         from mlflow.entities import Param
 
-        tags = {"mlflow.parentRunId": self.run_id, "plumbline.variant": name}
+        tags = _owner() | {"mlflow.parentRunId": self.run_id, "plumbline.variant": name}
         params = [Param(_key(key), str(value)[:_PARAM_CHARACTERS]) for key, value in settings.items()]
         with self._lock, refusals(f"variant {name}"):
             client = self.store.client
@@ -168,12 +170,12 @@ def open_run(
 ) -> Iterator[Run]:
     """Open the parent run of a flow, named so; it ends FINISHED, FAILED on an exception, or KILLED on an interrupt.
 
-    A run that a killed process of this host left open is closed as KILLED first.
+    Runs that a killed process of this host left open, those of stages included, are closed as KILLED first.
     """
     store = Store(root, params)
     experiment_id = store.experiment_id()
     _close_orphans(store, experiment_id)
-    tags = {_HOST: socket.gethostname(), _PID: str(os.getpid())}
+    tags = _owner()
     if flow_run_id is not None:
         tags["prefect.flow_run_id"] = flow_run_id
     with refusals("opening a run"):
@@ -188,6 +190,11 @@ def open_run(
         raise
     with refusals("closing the run"):
         store.client.set_terminated(run.run_id, "FINISHED")
+
+
+def _owner() -> dict[str, str]:
+    """Tags that tell which process a run is open in."""
+    return {_HOST: socket.gethostname(), _PID: str(os.getpid())}
 
 
 def _close_orphans(store: Store, experiment_id: str) -> None:

@@ -84,6 +84,33 @@ def test_a_run_of_a_killed_process_is_closed_and_that_of_a_living_one_is_not(roo
     assert statuses == ["KILLED", "RUNNING"]
 
 
+def test_a_stage_whose_process_was_killed_while_it_was_logged_is_closed_and_tells_no_time(
+    root: Path, artifact: Artifact
+) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(root), str(artifact.path)], check=False)
+    assert done.returncode == -9
+    with open_run(root, PARAMS) as run:
+        assert run.seconds_of("killed", artifact.digest) is None
+        run.log_stage(StageRecord("killed", 2.5, False, artifact))
+        assert run.seconds_of("killed", artifact.digest) == 2.5
+        open_ones = run.store.client.search_runs([run.experiment_id], "attributes.status = 'RUNNING'")
+        assert "killed" not in {each.info.run_name for each in open_ones}
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_contracts.artifact import read_artifact
+from tasks.registry.params import RegistryParams
+from tasks.registry.runs import open_run
+from tasks.stage import StageRecord
+
+with open_run(Path(sys.argv[1]), RegistryParams()) as run:
+    run.store.client.log_batch = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    run.log_stage(StageRecord("killed", 2.5, False, read_artifact(Path(sys.argv[2]))))
+"""
+
+
 def test_an_unreachable_store_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is not a database, however long the text may go on" * 20)
     params = RegistryParams(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
