@@ -68,14 +68,13 @@ def pack(ids: Tensor, lengths: Tensor) -> Packing:
     columns = torch.arange(ids.shape[1], device=ids.device)
     real = columns < lengths.unsqueeze(1)  # (B, L)
     widths = [int(part.max()) for part in torch.split(lengths, GRID_ROWS)]
-    grids = tuple((len(part), width) for part, width in zip(torch.split(real, GRID_ROWS), widths, strict=True))
-    laid = [part[:, :width].flatten() for part, width in zip(torch.split(real, GRID_ROWS), widths, strict=True)]
+    laid = [part[:, :width] for part, width in zip(torch.split(real, GRID_ROWS), widths, strict=True)]
     return Packing(
         ids=ids[real].unsqueeze(0),
         positions=columns.expand_as(real)[real].unsqueeze(0),
         starts=lengths.cumsum(0) - lengths,
-        grids=grids,
-        cells=torch.cat(laid).nonzero().squeeze(1),
+        grids=tuple((len(part), width) for part, width in zip(laid, widths, strict=True)),
+        cells=torch.cat([part.flatten() for part in laid]).nonzero().squeeze(1),
     )
 
 
@@ -90,8 +89,8 @@ def hidden_states(blocks: nn.Module, packing: Packing, places: Tensor) -> Tensor
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
-    """The transformer blocks of a model with a head."""
-    blocks: nn.Module = getattr(model, model.base_model_prefix)
+    """The transformer blocks under a model's head; a model without a head is its own."""
+    blocks: nn.Module = getattr(model, model.base_model_prefix, model)
     return blocks
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from data_contracts.nesting import deeper_than, levels
 
-TEXTS = st.sampled_from(['"', "\\", "[", "]{", '\\"', '",["', ""])
+TRICKY = st.sampled_from(['"', "\\", "[", "]{", ",", '\\"', '",["', "\u2028", ""])
 VALUES = st.recursive(
-    st.none() | st.integers(-5, 5) | TEXTS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
-    max_leaves=15,
+    st.none() | st.integers(-5, 5) | TRICKY,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TRICKY, inner, max_size=4),
+    max_leaves=25,
 )
 
 

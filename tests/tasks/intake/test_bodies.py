@@ -11,19 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.intake.bodies import JSON, NDJSON, Refusal, Row, Shape, check_types, parse_rows, unzip
+from tests.data_contracts.test_nesting import TRICKY, VALUES, depth
 
 WIDE = Shape(max_rows=1000, max_values=10**6, max_depth=200)
-TRICKY = st.sampled_from(['"', "\\", "[", "]{", ",", '\\"', '",["', "\u2028", ""])
-VALUES = st.recursive(
-    st.none() | st.integers(-5, 5) | TRICKY,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TRICKY, inner, max_size=4),
-    max_leaves=25,
-)
-
-
-def depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max((depth(each) for each in inner), default=0)
 
 
 def count(value: Any) -> int:
