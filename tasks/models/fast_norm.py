@@ -26,7 +26,7 @@ def use_fast_norms(model: nn.Module) -> None:
     """Let the RMS norms of a model compute their gradients analytically where they can."""
     for module in model.modules():
         if (epsilon := _epsilon(module)) is not None:
-            module._rms_epsilon = epsilon  # type: ignore[assignment]
+            module._rms_epsilon = torch.tensor(epsilon)
             module.forward = MethodType(_forward, module)
 
 
@@ -42,7 +42,7 @@ def _epsilon(module: nn.Module) -> float | None:
     probe = torch.linspace(-1, 2, 2 * len(weight), dtype=weight.dtype, device=weight.device).view(2, -1)
     with torch.no_grad():
         expected = type(module).forward(module, probe).float()
-        found = _normed(probe.float(), weight.float(), epsilon)[0]
+        found = _normed(probe.float(), weight.float(), torch.tensor(epsilon, device=probe.device))[0]
     # rounding of a half-precision model is far above the tolerance for float32
     tolerance = max(PROBE_TOLERANCE, 4 * torch.finfo(weight.dtype).eps) * float(weight.float().abs().max().clamp(min=1))
     return epsilon if bool((expected - found).abs().max() <= tolerance) else None
@@ -67,7 +67,7 @@ class _RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, values: Tensor, weight: Tensor, epsilon: Tensor) -> Tensor:
         flat = values.reshape(-1, values.shape[-1])  # (N, C)
         normed, scale = _normed(flat, weight, epsilon)
         ctx.save_for_backward(flat, weight, scale)
@@ -84,8 +84,8 @@ class _RMSNorm(torch.autograd.Function):
         return inward.view(gradient.shape), torch.mv(products.t(), scale.squeeze(1)), None
 
 
-def _normed(values: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def _normed(values: Tensor, weight: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
     """Values (..., C) over their root mean square, times weight (C,); and one over that root (..., 1)."""
-    scale = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-    scale = scale.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
+    length = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    scale = torch.addcmul(epsilon, length, length, value=1 / values.shape[-1]).rsqrt_()
     return (values * scale).mul_(weight), scale

@@ -5,9 +5,11 @@ the same hidden states and gradients. What is done differently here:
 
 1. every linear layer, norm and activation runs on the N real tokens, as one row of N; rotary and absolute positions
    follow `position_ids`;
-2. attention alone sees rows: queries, keys and values are put into padded grids of a few rows each, where the causal
+2. what several sequences begin with (a system prompt, the same prompt again) is one set of tokens among the N: in a
+   causal model the states of a beginning do not depend on what follows it;
+3. attention alone sees rows: queries, keys and values are shown in padded grids of a few rows each, where the causal
    rule hides the padding on the right (so no mask is needed), and its output is taken back;
-3. nothing looks at a token behind the last attention but that token itself, so the last feed-forward layer runs only
+4. nothing looks at a token behind the last attention but that token itself, so the last feed-forward layer runs only
    where a hidden state is wanted.
 
 This reaches into models through the attention function that transformers lets one register and a hook on one module,
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tasks.models.fast_rotary import fast_rotary
 
@@ -45,37 +48,77 @@ grid took 5 % off the time of an update over one grid of 64, and 8 no more than 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """B sequences laid end to end: N tokens in all.
+    """B sequences laid end to end, common beginnings once: N tokens in all.
 
-    ids and positions (1, N): token ids, and the place of each in its own sequence. starts (B,): where each sequence
-    begins among the N. What attention sees are grids of rows x width cells, some neighbouring sequences each, one grid
-    behind the other: grids names their shapes, cells (N,) the cell of each token.
+    ids and positions (1, N): token ids, and the place of each in its own sequence. starts (B,): a sequence's token at
+    position p is the (starts + p)-th of the N, for every p behind what it shares with a sequence before it.
+
+    What attention sees are grids of rows x width cells, some neighbouring sequences each, one grid behind the other, C
+    cells in all: grids names their shapes, shown (C,) the token in each cell, any token where a row has ended. cells
+    (N,) names one cell of each token; repeated, the cells (R,) that show a token once more, and those tokens (R,).
     """
 
     ids: Tensor
     positions: Tensor
     starts: Tensor
     grids: tuple[tuple[int, int], ...]
+    shown: Tensor
     cells: Tensor
+    repeated: tuple[Tensor, Tensor] | None
 
     def places(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Index among the N tokens (M,) of given rows (M,) and positions in them (M,)."""
+        """Index among the N tokens (M,) of given rows (M,) and positions in them (M,), none of them shared."""
         return self.starts[rows] + positions
 
 
-def pack(ids: Tensor, lengths: Tensor) -> Packing:
-    """Pack the first `lengths` (B,) tokens of each row of `ids` (B, L), padded on the right."""
-    columns = torch.arange(ids.shape[1], device=ids.device)
+def pack(ids: Tensor, lengths: Tensor, shareable: Tensor) -> Packing:
+    """Pack the first `lengths` (B,) tokens of each row of `ids` (B, L), padded on the right.
+
+    Of its first `shareable` (B,) tokens a row shares those with which another row begins as well. Where a hidden state
+    is wanted, or an id does not tell all of a token, nothing may be shared.
+    """
+    count, columns = len(ids), torch.arange(ids.shape[1], device=ids.device)
     real = columns < lengths.unsqueeze(1)  # (B, L)
-    widths = [int(part.max()) for part in torch.split(lengths, GRID_ROWS)]
-    laid = [part[:, :width] for part, width in zip(torch.split(real, GRID_ROWS), widths, strict=True)]
+    owners = _owners(ids, torch.minimum(shareable, lengths))  # (B, L)
+    own = real & (owners == torch.arange(count, device=ids.device).unsqueeze(1))
+    counts = own.sum(1)
+    starts = counts.cumsum(0) - lengths  # what a row shares is its beginning, so its own tokens end where it ends
+    tokens = torch.where(real, starts[owners] + columns, 0)
+    spans = [slice(start, start + GRID_ROWS) for start in range(0, count, GRID_ROWS)]
+    widths = [int(lengths[span].max()) for span in spans]
+
+    def cut(cells: Tensor) -> Tensor:
+        return torch.cat([cells[span, :width].flatten() for span, width in zip(spans, widths, strict=True)])
+
+    shown, repeated = cut(tokens), cut(real & ~own).nonzero().squeeze(1)
     return Packing(
-        ids=ids[real].unsqueeze(0),
-        positions=columns.expand_as(real)[real].unsqueeze(0),
-        starts=lengths.cumsum(0) - lengths,
-        grids=tuple((len(part), width) for part, width in zip(laid, widths, strict=True)),
-        cells=torch.cat([part.flatten() for part in laid]).nonzero().squeeze(1),
+        ids=ids[own].unsqueeze(0),
+        positions=columns.expand_as(own)[own].unsqueeze(0),
+        starts=starts,
+        grids=tuple((len(lengths[span]), width) for span, width in zip(spans, widths, strict=True)),
+        shown=shown,
+        cells=cut(own).nonzero().squeeze(1),
+        repeated=(repeated, shown[repeated]) if len(repeated) else None,
     )
+
+
+def _owners(ids: Tensor, shareable: Tensor) -> Tensor:
+    """Of each token of ids (B, L), the row (B, L) of which it is taken: its own, or one with the same beginning.
+
+    Rows with the same beginning are neighbours in the order of a dictionary, where the first of them owns it.
+    """
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    beginnings = ids.masked_fill(columns >= shareable.unsqueeze(1), -1)
+    rows = beginnings.tolist()
+    order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__), device=ids.device)
+    laid = beginnings[order]
+    alike = (laid[1:] == laid[:-1]) & (laid[1:] >= 0)
+    alike = alike.long().cumprod(1).bool()  # up to the first token that differs
+    first = torch.arange(len(rows), device=ids.device).unsqueeze(1).repeat(1, ids.shape[1])
+    first[1:].masked_fill_(alike, 0)
+    owners = torch.empty_like(first)
+    owners[order] = order[first.cummax(0).values]
+    return owners
 
 
 def hidden_states(blocks: nn.Module, packing: Packing, places: Tensor) -> Tensor:
@@ -94,24 +137,30 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return blocks
 
 
+def attends_plainly(model: PreTrainedModel) -> bool:
+    """Whether every layer sees all tokens before it, by a registered function that takes a bool mask (SDPA)."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    windows = set(kinds) - {"full_attention"} if kinds else getattr(config, "sliding_window", None)
+    registered = getattr(model, "_supports_attention_backend", False)
+    return not windows and bool(registered) and config._attn_implementation == "sdpa"
+
+
 @torch.no_grad()
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether packing gives this model's own hidden states, found by a probe of two short sequences."""
-    config = model.config.get_text_config()
-    windows = {kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"}
-    if windows or config._attn_implementation != "sdpa" or not getattr(model, "_supports_attention_backend", False):
+    """Whether packing gives this model's own hidden states, found by a probe of three short sequences."""
+    if not attends_plainly(model):
         return False
     blocks = backbone(model)
     device = next(model.parameters()).device
-    ids = torch.tensor([[0, 1, 2, 3], [2, 1, 0, 0]], device=device)
-    lengths = torch.tensor([4, 2], device=device)
-    places = torch.tensor([1, 3, 5], device=device)
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 0, 0], [2, 1, 0, 0]], device=device)
+    lengths = torch.tensor([4, 3, 2], device=device)
     was_training = model.training
     model.eval()
     try:
         rows = [blocks(input_ids=row[None, :length], use_cache=False) for row, length in zip(ids, lengths, strict=True)]
-        naive = torch.cat([row.last_hidden_state[0] for row in rows])[places]
-        packed = hidden_states(blocks, pack(ids, lengths), places)
+        naive = torch.stack([row.last_hidden_state[0, -1] for row in rows])
+        packed = hidden_states(blocks, packing := pack(ids, lengths, lengths - 1), packing.starts + lengths - 1)
     except TypeError:  # its forward hands no further arguments down to attention, or its feed-forward gives no tensor
         return False
     finally:
@@ -226,10 +275,14 @@ def _attend(
     """Causal attention of packed rows: query (1, heads, N, D), keys and values alike, to (1, N, heads, D)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    # (1, heads, N, D) to (rows, heads, width, D) a grid, zero where there is no token
-    padded = [_padded(states[0].transpose(0, 1), packing) for states in (query, key, value)]
+    # (1, heads, N, D) to (rows, heads, width, D) a grid; a query's output is read in one cell, so it has no gradient
+    # in others
+    laid = [
+        _in_grids(states[0].transpose(0, 1), packing, packing.repeated if seen_by_all else None)
+        for states, seen_by_all in ((query, False), (key, True), (value, True))
+    ]
     outputs = []
-    for states in zip(*padded, strict=True):
+    for states in zip(*laid, strict=True):
         output, _weights = sdpa_attention_forward(
             module, *states, attention_mask=None, dropout=dropout, scaling=scaling, is_causal=True
         )  # (rows, width, heads, D)
@@ -237,10 +290,31 @@ def _attend(
     return take(torch.cat(outputs), packing.cells).view(1, -1, *query.shape[1::2]), None
 
 
-def _padded(states: Tensor, packing: Packing) -> list[Tensor]:
+def _in_grids(states: Tensor, packing: Packing, repeated: tuple[Tensor, Tensor] | None) -> list[Tensor]:
     """(N, heads, D) to (rows, heads, width, D) a grid."""
-    sizes = [rows * width for rows, width in packing.grids]
-    parts = torch.split(put(states.flatten(1), packing.cells, sum(sizes)), sizes)
+    cells: Tensor = _Shown.apply(states.flatten(1), packing.shown, packing.cells, repeated)  # type: ignore[no-untyped-call]
+    parts = torch.split(cells, [rows * width for rows, width in packing.grids])
     return [
         part.view(*shape, *states.shape[1:]).transpose(1, 2) for part, shape in zip(parts, packing.grids, strict=True)
     ]
+
+
+class _Shown(torch.autograd.Function):
+    """Tokens (N, C) in the cells that show them: a token's gradient is that of its cell, and of the repeated ones."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, shown: Tensor, cells: Tensor, repeated: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        ctx.save_for_backward(cells, *(repeated or ()))
+        return values.index_select(0, shown)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        cells, *repeated = ctx.saved_tensors
+        whole = gradient.index_select(0, cells)
+        if repeated:
+            again, tokens = repeated
+            whole.index_add_(0, tokens, gradient.index_select(0, again))
+        return whole, None, None, None

@@ -24,7 +24,8 @@ from data_contracts.progress import Progress, silent
 from data_contracts.records import Message
 from tasks.models.chat import encode_prompts, end_token_id
 from tasks.models.loading import context_length
-from tasks.models.logps import accepts, length_sorted_batches
+from tasks.models.logps import accepts, distributions, length_sorted_batches
+from tasks.models.packing import attends_plainly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -147,8 +148,12 @@ def _sample_batch(
     ids, mask = _pad_left(heads)
     ids, mask, draws = ids.to(device), mask.to(device), draws.to(device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
+    width = mask.shape[1]
     # without padding no mask is needed, and attention takes its faster causal path
-    padded: torch.Tensor | None = mask if not bool(mask.all()) else None
+    padded = not bool(mask.all())
+    attended = torch.cat([mask.bool(), mask.new_ones((len(heads), max(limits)), dtype=torch.bool)], dim=1)
+    # the mask of a step as every layer wants it: transformers would take a tenth of the step's time to make it
+    ready = attends_plainly(model)
     limit = torch.tensor(limits, device=device)
     live = torch.arange(len(heads), device=device)
     tokens = torch.zeros((len(heads), max(limits)), dtype=torch.long, device=device)
@@ -161,7 +166,10 @@ def _sample_batch(
     for step in range(max(limits)):
         if takes_positions:
             extra["position_ids"] = positions
-        output = model(input_ids=ids, attention_mask=padded, past_key_values=cache, use_cache=True, **extra)
+        if padded:
+            seen = attended[:, : width + step]
+            extra["attention_mask"] = seen[:, None, None] if ready and step > 0 else seen
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, **extra)
         cache = output.past_key_values
         drawn, drawn_logps = _draw(output.logits[:, -1], draws[live, step], settings)  # (B,), (B,)
         tokens[live, step] = drawn
@@ -175,12 +183,10 @@ def _sample_batch(
             keep = stay.nonzero().squeeze(1)
             if keep.numel() == 0:
                 break
-            live, drawn, positions = live[keep], drawn[keep], positions[keep]
-            padded = padded[keep] if padded is not None else None
-            cache.batch_select_indices(keep)
+            live, drawn, positions, attended = live[keep], drawn[keep], positions[keep], attended[keep]
+            # for beams, but any rows will do; `batch_select_indices` takes five times as long on CPU
+            cache.reorder_cache(keep)
         ids = drawn.unsqueeze(1)
-        if padded is not None:
-            padded = torch.cat([padded, padded.new_ones((len(live), 1))], dim=1)
     counts = lengths.tolist()
     return [
         (row_tokens[:count], row_logps[:count], stop)
@@ -192,19 +198,19 @@ def _sample_batch(
 
 def _draw(logits: torch.Tensor, draws: torch.Tensor, settings: _Settings) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row from logits (B, V) and uniform draws (B,), with its log-probability before top-p."""
-    temperature = settings.temperature or 1.0
-    all_logps = torch.log_softmax(logits.float() / temperature, dim=-1)  # (B, V)
+    logits = logits.float() / (settings.temperature or 1.0)
+    chances, shift = distributions(logits)  # (B, V), (B, 1)
     if settings.temperature == 0:
-        drawn = all_logps.argmax(dim=-1)
+        drawn = logits.argmax(dim=-1)
     elif settings.top_p < 1:
-        sorted_probs, order = all_logps.exp().sort(dim=-1, descending=True, stable=True)
+        sorted_probs, order = chances.sort(dim=-1, descending=True, stable=True)
         # nucleus: the fewest tokens whose mass reaches top_p, so a token stays while the mass before it is below
         before = sorted_probs.cumsum(-1) - sorted_probs
         chosen = invert_cdf(sorted_probs * (before < settings.top_p), draws)
         drawn = order.gather(1, chosen.unsqueeze(1)).squeeze(1)
     else:
-        drawn = invert_cdf(all_logps.exp(), draws)
-    return drawn, all_logps.gather(1, drawn.unsqueeze(1)).squeeze(1)
+        drawn = invert_cdf(chances, draws)
+    return drawn, (logits.gather(1, drawn.unsqueeze(1)) + shift).squeeze(1)
 
 
 def invert_cdf(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

@@ -155,7 +155,7 @@ def _padded_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) 
 def _packed_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[float]:
     ids, mask = (each.to(model.device) for each in pad_right(sequences, 0))
     lengths = mask.sum(1)
-    packing = pack(ids, lengths)
+    packing = pack(ids, lengths, lengths - 1)
     states = hidden_states(backbone(model), packing, packing.starts + lengths - 1)  # (B, H)
     rewards: list[float] = model.score(states)[:, 0].float().tolist()
     return rewards

@@ -72,7 +72,8 @@ def value_loss(
     values, old_values, returns = _kept(mask, values, old_values, returns)
     plain = clipped = (values - returns).square()  # (M,)
     if clip_range is not None:
-        near = old_values + (values - old_values).clamp(-clip_range, clip_range)
+        # a value inside the range is itself, so that rounding never counts as clipped
+        near = values.clamp(old_values - clip_range, old_values + clip_range)
         clipped = (near - returns).square()
     return ValueLoss(
         sum=0.5 * torch.maximum(plain, clipped).sum(),

@@ -3,7 +3,8 @@
 What a forward pass of a micro-batch returns is flat over its M response tokens: nothing is computed for prompts
 and padding beyond the transformer blocks themselves.
 
-1. Sequences are packed end to end, so no padding is computed (`packing`; found by a probe where a model takes it).
+1. Sequences are packed end to end, so no padding is computed, and what several prompts begin with is computed once
+   (`packing`; found by a probe where a model takes it).
    Otherwise they are padded on the right and no attention mask is passed: in a causal model no token sees what follows
    it, so padding changes nothing, and attention takes its faster path.
 2. The hidden states that predict response tokens are gathered first, and the vocabulary head runs on those alone.
@@ -45,8 +46,8 @@ class Layout:
     """A batch as policy, critic and reference read it, made once for all of them.
 
     ids (B, L), right-padded. rows, positions (M,) place the response tokens, row by row. packing: the rows without
-    their padding, where models take it; each is read up to the token before its last response token, since nothing
-    looks back from what is left out.
+    their padding, where models take it, and what prompts begin with once; each is read up to the token before its last
+    response token, since nothing looks back from what is left out.
     """
 
     ids: Tensor
@@ -59,8 +60,10 @@ class Layout:
         """The layout of ids (B, L) with response tokens at rows, positions (M,): every row has one, and rows ascend."""
         if not packed:
             return cls(ids, rows, positions, None)
-        ends = torch.searchsorted(rows, torch.arange(len(ids), device=ids.device), right=True) - 1  # (B,)
-        return cls(ids, rows, positions, pack(ids, positions[ends]))
+        every = torch.arange(len(ids), device=ids.device)
+        first, behind = torch.searchsorted(rows, every), torch.searchsorted(rows, every, right=True)  # (B,)
+        # states are wanted from the token before the first response token on
+        return cls(ids, rows, positions, pack(ids, positions[behind - 1], positions[first] - 1))
 
 
 class TokenOutputs(NamedTuple):
@@ -112,6 +115,12 @@ class ActorCritic(nn.Module):
         if critic:
             values = response_values(self.critic, layout)
         return TokenOutputs(logps, spread, values)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch both networks; the Trainer does so before each micro-batch, mostly with nothing to switch."""
+        if any(each.training is not mode for each in (self, self.policy, self.critic)):
+            super().train(mode)
+        return self
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations of both networks in the backward pass."""

@@ -23,7 +23,7 @@ from tasks.models.chat import encode_prompts
 from tasks.models.fast_linear import use_fast_linears
 from tasks.models.fast_norm import use_fast_norms
 from tasks.models.judging import Answers, Reward, Scored
-from tasks.models.logps import length_sorted_batches
+from tasks.models.logps import length_sorted_batches, target_logps
 from tasks.models.sampling import Completion, sample_ids, stop_token_ids
 
 if TYPE_CHECKING:
@@ -270,8 +270,8 @@ class RolloutMaker:
                 targets = place.pop("targets")
                 layout = Layout.of(**place, packed=self.model.packed)
                 logits = response_logits(reference, layout, direct=self.model.direct)
-                logits = logits.float() / temperature
-                found = torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
+                logits = logits.float() if temperature == 1 else logits.float() / temperature
+                found = target_logps(logits, targets)
                 logps[batch] = torch.zeros(len(batch), mask.shape[1]).masked_scatter(mask[batch], found.cpu())
                 found = response_values(self.model.critic, layout)
                 values[batch] = torch.zeros(len(batch), mask.shape[1]).masked_scatter(mask[batch], found.cpu())

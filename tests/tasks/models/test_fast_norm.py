@@ -75,7 +75,7 @@ def test_a_gradient_by_hand() -> None:
     """
     values = torch.tensor([[3.0, 4.0]], requires_grad=True)
     weight = torch.ones(2, requires_grad=True)
-    output = fast_norm._RMSNorm.apply(values, weight, 0.0)
+    output = fast_norm._RMSNorm.apply(values, weight, torch.tensor(0.0))
     inward, of_weight = torch.autograd.grad(output[0, 0], (values, weight))
     torch.testing.assert_close(output, torch.tensor([[0.848528, 1.131371]]))
     torch.testing.assert_close(inward, torch.tensor([[0.181019, -0.135765]]), atol=1e-5, rtol=0)

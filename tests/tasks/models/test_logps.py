@@ -102,6 +102,15 @@ def test_the_gradient_of_target_logps_is_that_of_the_naive_form() -> None:
     torch.testing.assert_close(gradient, torch.tensor([[-0.5, 0.5]]))
 
 
+def test_a_token_whose_probability_is_no_float32_has_its_log_probability_still() -> None:
+    """Logits (1000, 800): the second has e^-200, which float32 holds as 0, and log p = -200, with gradient (-1, 1)."""
+    logits = torch.tensor([[1000.0, 800.0]], requires_grad=True)
+    for logp in (target_logps(logits, torch.tensor([1])), logps_and_entropies(logits, torch.tensor([1]))[0]):
+        (gradient,) = torch.autograd.grad(logp.sum(), logits)
+        assert logp.tolist() == [-200]
+        assert gradient.tolist() == [[-1, 1]]
+
+
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.7, -0.3)])
 def test_entropies_and_their_gradient_are_those_of_the_naive_form(weights: tuple[float, float]) -> None:
     torch.manual_seed(0)

@@ -4,11 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tasks.models.logps import pad_right
 from tasks.models.packing import can_pack, hidden_states, pack, put, take
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [4, 5, 0, 0, 0], [9, 8, 7, 0, 0]])
 LENGTHS = torch.tensor([5, 2, 3])
+NONE = torch.tensor([0, 0, 0])
+"""No token is shared with another row."""
 
 
 def make_qwen3(key_value_heads: int = 2, **changed: Any) -> Any:
@@ -51,7 +56,7 @@ def test_hidden_states_and_gradients_equal_a_forward_a_sequence(
     """Places 0, 3, 5, 6 and 9 are the 1st and 4th token of row 0, both of row 1, and the last of row 2."""
     monkeypatch.setattr("tasks.models.packing.GRID_ROWS", grid_rows)
     model = make()
-    packing = pack(IDS, LENGTHS)
+    packing = pack(IDS, LENGTHS, NONE)
     rows, positions = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 3, 0, 1, 2])
     places = packing.places(rows, positions)
     assert places.tolist() == [0, 3, 5, 6, 9]
@@ -70,16 +75,90 @@ def test_hidden_states_and_gradients_equal_a_forward_a_sequence(
 def test_packing_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 5 and 2 tokens in a grid of 2 x 5, row 1 from cell 5 on; the row of 3 in a grid behind those 10 cells."""
     monkeypatch.setattr("tasks.models.packing.GRID_ROWS", 2)
-    packing = pack(IDS, LENGTHS)
+    packing = pack(IDS, LENGTHS, NONE)
     assert packing.ids.tolist() == [[5, 6, 7, 8, 9, 4, 5, 9, 8, 7]]
     assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2]]
     assert packing.starts.tolist() == [0, 5, 7]
     assert packing.grids == ((2, 5), (1, 3))
     assert packing.cells.tolist() == [0, 1, 2, 3, 4, 5, 6, 10, 11, 12]
+    assert packing.shown[packing.cells].tolist() == list(range(10))
+    assert packing.repeated is None
+
+
+SHARED = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 0, 0], [5, 6, 8, 8, 0], [4, 5, 6, 0, 0], [5, 6, 7, 8, 9]])
+SHARED_LENGTHS = torch.tensor([5, 3, 4, 3, 5])
+SHAREABLE = torch.tensor([4, 2, 3, 1, 4])
+
+
+def test_what_rows_begin_with_is_packed_once_by_hand() -> None:
+    """In the order of a dictionary: row 3 (4 5 6), row 1 (5 6 | 7), rows 0 and 4 (5 6 7 8 | 9), row 2 (5 6 8 | 8).
+
+    Row 1 owns 5 6, of which 2 may be shared; row 0 has 7 8 9 of its own; row 4, after it, shares 5 6 7 8 and has 9; row
+    2 shares 5 6 and has 8 8. Laid end to end row by row: 7 8 9 | 5 6 7 | 8 8 | 4 5 6 | 9, tokens 0 to 11.
+    """
+    packing = pack(SHARED, SHARED_LENGTHS, SHAREABLE)
+    assert packing.ids.tolist() == [[7, 8, 9, 5, 6, 7, 8, 8, 4, 5, 6, 9]]
+    assert packing.positions.tolist() == [[2, 3, 4, 0, 1, 2, 2, 3, 0, 1, 2, 4]]
+    last = packing.places(torch.arange(5), SHARED_LENGTHS - 1)
+    assert last.tolist() == [2, 5, 7, 10, 11]
+    rows = packing.shown.view(5, 5).tolist()
+    assert [row[:length] for row, length in zip(rows, SHARED_LENGTHS, strict=True)] == [
+        *([3, 4, 0, 1, 2], [3, 4, 5], [3, 4, 6, 7], [8, 9, 10], [3, 4, 0, 1, 11])
+    ]
+    assert packing.repeated is not None
+    cells, tokens = packing.repeated
+    assert cells.tolist() == [0, 1, 10, 11, 20, 21, 22, 23]
+    assert tokens.tolist() == [3, 4, 3, 4, 3, 4, 0, 1]
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=6), min_size=1, max_size=40),
+    kept=st.integers(1, 6),
+)
+def test_every_cell_shows_its_token_and_every_beginning_is_packed_once(rows: list[list[int]], kept: int) -> None:
+    """Naive: the set of all beginnings of up to `length - kept` tokens, and each token behind them on its own."""
+    ids, mask = pad_right(rows, 0)
+    lengths = mask.sum(1)
+    shareable = (lengths - kept).clamp(min=0)
+    packing = pack(ids, lengths, shareable)
+    shown = torch.split(packing.shown, [count * width for count, width in packing.grids])
+    laid = [row for cells, shape in zip(shown, packing.grids, strict=True) for row in cells.view(shape)]
+    for row, cells in zip(rows, laid, strict=True):
+        assert packing.ids[0, cells[: len(row)]].tolist() == row
+        assert packing.positions[0, cells[: len(row)]].tolist() == list(range(len(row)))
+    own = [packing.places(torch.tensor(number), torch.arange(len(row))[-kept:]) for number, row in enumerate(rows)]
+    assert len(set(torch.cat(own).tolist())) == sum(map(len, own))
+    beginnings = {tuple(row[:end]) for row in rows for end in range(1, len(row) - kept + 1)}
+    assert packing.ids.shape[1] == len(beginnings) + sum(map(len, own))
+
+
+@pytest.mark.parametrize("grid_rows", [16, 2])
+@pytest.mark.parametrize("make", [make_qwen3, lambda: make_qwen3(key_value_heads=1), make_llama])
+def test_states_and_gradients_of_shared_beginnings_equal_a_forward_a_sequence(
+    make: Any, grid_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.models.packing.GRID_ROWS", grid_rows)
+    model = make()
+    wanted = [(row, place) for row in range(5) for place in range(int(SHAREABLE[row]), int(SHARED_LENGTHS[row]))]
+    rows, positions = torch.tensor(wanted).unbind(1)
+    packing = pack(SHARED, SHARED_LENGTHS, SHAREABLE)
+    found = hidden_states(model.model, packing, packing.places(rows, positions))
+    each = [
+        model.model(input_ids=ids[None, :length]).last_hidden_state[0]
+        for ids, length in zip(SHARED, SHARED_LENGTHS, strict=True)
+    ]
+    expected = torch.stack([each[row][position] for row, position in wanted])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    parameters = list(model.model.parameters())
+    ours = torch.autograd.grad((found * weights).sum(), parameters)
+    theirs = torch.autograd.grad((expected * weights).sum(), parameters)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_columns_behind_the_longest_row_are_cut() -> None:
-    packing = pack(IDS, LENGTHS - 1)
+    packing = pack(IDS, LENGTHS - 1, NONE)
     assert (packing.grids[0][1], packing.ids.tolist()) == (4, [[5, 6, 7, 8, 4, 9, 8]])
 
 
@@ -88,13 +167,13 @@ def test_the_last_feed_forward_runs_where_a_state_is_wanted_and_every_other_on_a
     seen: list[int] = []
     for layer in model.model.layers:
         layer.mlp.gate_proj.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[1]))
-    hidden_states(model.model, pack(IDS, LENGTHS), torch.tensor([0, 4, 9]))
+    hidden_states(model.model, pack(IDS, LENGTHS, NONE), torch.tensor([0, 4, 9]))
     assert seen == [10, 3]
 
 
 def test_the_model_is_left_as_found() -> None:
     model = make_qwen3()
-    hidden_states(model.model, pack(IDS, LENGTHS), torch.tensor([0]))
+    hidden_states(model.model, pack(IDS, LENGTHS, NONE), torch.tensor([0]))
     assert model.config._attn_implementation == "sdpa"
     mask = torch.tensor([[0, 1]])
     assert model(input_ids=IDS[:1, :2], attention_mask=mask).logits.shape == (1, 2, 16)

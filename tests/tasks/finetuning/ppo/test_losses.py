@@ -113,6 +113,16 @@ def test_value_loss_equals_a_loop_over_tokens(seed: int, epsilon: float) -> None
     assert int(plain.clipped) == 0
 
 
+def test_rounding_does_not_count_as_a_clipped_value() -> None:
+    """A critic that moved by less than ε is not clipped; V_old + (V - V_old) is V but for the last bit of some."""
+    old = 0.19 * torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    moved = 0.01 * torch.rand(1000, generator=torch.Generator().manual_seed(1))
+    assert int((old + (moved - old) != moved).sum()) > 0
+    result = value_loss(moved, old, torch.zeros(1000), clip_range=0.2)
+    assert int(result.clipped) == 0
+    assert float(result.sum) == float(value_loss(moved, old, torch.zeros(1000), clip_range=None).sum)
+
+
 @given(st.integers(0, 999))
 def test_padding_changes_nothing_and_gets_no_gradient(seed: int) -> None:
     """(N, T) with NaN under the mask gives the sums, and the gradient, of the flat kept tokens."""

@@ -299,7 +299,10 @@ def test_a_later_stage_is_tied_to_the_reference_not_to_its_start(
 
 
 def test_trajectory_is_the_recorded_one(whole: Whole) -> None:
-    """Guards refactors. After a deliberate change, or for other versions: PLUMBLINE_RECORD=1 pytest THIS_FILE."""
+    """Guards refactors. After a deliberate change, or for other versions: PLUMBLINE_RECORD=1 pytest THIS_FILE.
+
+    Processors sum in orders of their own: what one recorded, another gives within float32's rounding.
+    """
     _, folder = whole
     names = ("step", "loss", "policy_loss", "value_loss", "reward", "kl_per_token", "beta", "grad_norm", "entropy")
     trajectory = [{name: row[name] for name in names} for row in rows(folder)]
@@ -310,7 +313,7 @@ def test_trajectory_is_the_recorded_one(whole: Whole) -> None:
         pytest.skip(f"recorded for {recorded['versions']}, this is {ppo._libraries()}")
     assert len(trajectory) == len(recorded["rows"])
     for row, expected in zip(trajectory, recorded["rows"], strict=True):
-        assert row == pytest.approx(expected, abs=1e-6)
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_long_prompts_are_set_aside_and_counted(
