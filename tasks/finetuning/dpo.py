@@ -36,7 +36,9 @@ from tasks.finetuning.params import DpoParams
 from tasks.finetuning.tokens import of_passes
 from tasks.finetuning.validation import Validation
 from tasks.models.length_groups import GroupsByLength
+from tasks.models.packed_head import read_packed
 from tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pairs
+from tasks.models.responses import unadapted
 from tasks.models.trainer_args import trainer_config
 
 METHOD = "dpo"
@@ -50,6 +52,11 @@ class PairTrainer(Measured, GroupsByLength, DPOTrainer):  # type: ignore[misc]
     (TRL would render, tokenise and score again, and keep the scores in the Hugging Face cache) and what
     an evaluation measures.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        weights = ("log_sum_sq_probs",) if self.use_weighting else ()
+        read_packed(unadapted(self.model), ("log_probs", "entropy", "mean_logits", "is_top1", *weights))
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset

@@ -40,7 +40,9 @@ from tasks.finetuning.tokens import of_passes
 from tasks.finetuning.validation import Validation
 from tasks.models.chat import encode_all
 from tasks.models.length_groups import LengthGroups
+from tasks.models.packed_head import read_packed
 from tasks.models.pairs import TokenPair, digest_of_tokens, tokenise_pairs
+from tasks.models.responses import unadapted
 from tasks.models.trainer_args import trainer_config
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ class Example:
 
 class UnpairedTrainer(Measured, KTOTrainer):  # type: ignore[misc]
     """TRL's KTOTrainer on examples that are tokens already, mismatched and scored under π_ref."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        read_packed(unadapted(self.model), ("log_probs", "entropy", "mean_logits"))
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset

@@ -1,8 +1,9 @@
 """Log-probabilities without most of the padding: rows of similar length go through the model together.
 
 TRL pads a whole rollout to its longest prompt and its longest completion, and scores every position of that rectangle
-on CPU; on the sample world three quarters of it is padding. The naive equivalent is TRL's own method, which is still
-what computes, on narrower rectangles.
+on CPU; on the sample world three quarters of it is padding. A model that can be packed reads none of it, nor the prompt
+of a group more than once (`models.packed_head`), and gets the rectangle whole. For others the naive equivalent, TRL's
+own method, computes narrower rectangles.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
+from tasks.models.packed_head import packs
+from tasks.models.responses import unadapted
+
+Scores = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 _ROWS_TOGETHER = 16
 """Rows of one pass on CPU, where work grows with positions; on an accelerator a pass is as wide as TRL makes it."""
@@ -28,7 +34,7 @@ class WithoutPadding:
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
         **images: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> Scores:
         """(N, T) log-probabilities and, if asked for, entropies of the last `logits_to_keep` positions; 0 on padding.
 
         input_ids, attention_mask (N, P + T): prompts padded on the left, completions on the right; 1 = a token. An
@@ -36,11 +42,10 @@ class WithoutPadding:
         """
         naive = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
         options = {"compute_entropy": compute_entropy, **images}
-        if compute_aux_loss or any(value is not None for value in images.values()):
+        packed = packs(unadapted(getattr(model, "module", model)))  # DDP keeps it under that name
+        if packed or compute_aux_loss or any(value is not None for value in images.values()):
             options |= {"batch_size": batch_size, "compute_aux_loss": compute_aux_loss}
-            whole: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = naive(
-                model, input_ids, attention_mask, logits_to_keep, **options
-            )
+            whole: Scores = naive(model, input_ids, attention_mask, logits_to_keep, **options)
             return whole
         heads = attention_mask[:, :-logits_to_keep].sum(dim=1)  # (N,) prompt tokens
         tails = attention_mask[:, -logits_to_keep:].sum(dim=1).clamp(min=1)  # (N,) completion tokens

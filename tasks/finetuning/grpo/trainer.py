@@ -7,7 +7,7 @@ one reward function hands the advantages on, `scale_rewards="none"` leaves them 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from tasks.finetuning.grpo.rollouts import ADVANTAGE, REWARD, JudgedRollouts
 from tasks.finetuning.ppo.kl_control import KlController, check_kl_sign
 from tasks.finetuning.ppo.monitors import repeated_share
 from tasks.models.judging import Floats
+from tasks.models.packed_head import read_packed
+from tasks.models.responses import unadapted
 from tasks.models.sampling import Completion, stop_token_ids
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class JudgedTrainer(WithoutPadding, GRPOTrainer):  # type: ignore[misc]
         self.steps_a_rollout = steps_a_rollout
         self.best_within_kl = best_within_kl
         super().__init__(reward_funcs=[judged_advantage], rollout_func=rollouts, **kwargs)
+        for model, outputs in self._heads():
+            read_packed(model, outputs, self.temperature)
         # TRL knows the tokenizer's and the config's; a chat template may end a turn with another
         self.eos_token_ids = stop_token_ids(self.model, rollouts.tokenizer)
         self._forwards = self._forwards_by_temperature(rollouts.temperatures)
@@ -110,19 +114,22 @@ class JudgedTrainer(WithoutPadding, GRPOTrainer):  # type: ignore[misc]
         for model, forward in self._forwards.get(temperature, []):
             model.forward = forward
 
+    def _heads(self) -> Iterator[tuple[PreTrainedModel, tuple[str, ...]]]:
+        """The models that TRL gave a fused head, and what it was asked for."""
+        yield unadapted(self.model), ("log_probs", "entropy")
+        if self.ref_model is not None:
+            yield self.ref_model, ("log_probs",)
+
     def _forwards_by_temperature(self, temperatures: Sequence[float]) -> dict[float, list[tuple[PreTrainedModel, Any]]]:
         """The forward of policy and reference with a head of each temperature; empty if there is but one."""
         if set(temperatures) == {self.temperature}:
             return {}
-        policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        heads: list[tuple[PreTrainedModel, tuple[str, ...]]] = [(policy, ("log_probs", "entropy"))]
-        if self.ref_model is not None:
-            heads.append((self.ref_model, ("log_probs",)))
         forwards: dict[float, list[tuple[PreTrainedModel, Any]]] = {}
         for temperature in temperatures:
-            for model, outputs in heads:
+            for model, outputs in self._heads():
                 del model.forward  # the one that TRL set on the instance: back to that of the class
                 add_fused_lm_head(model, temperature=temperature, outputs=outputs)
+                read_packed(model, outputs, temperature)
                 forwards.setdefault(temperature, []).append((model, model.forward))
         return forwards
 

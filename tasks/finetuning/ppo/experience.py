@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tasks.models.judging import Scored
+from tasks.models.responses import located
 from tasks.models.sampling import Completion
 
 
@@ -83,20 +84,6 @@ class Experience:
     def tokens(self, rows: torch.Tensor) -> int:
         """Response tokens of `rows`."""
         return int(self.mask[rows].sum())
-
-
-def located(
-    ids: torch.Tensor, prompt_lengths: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Ids (B, longest), and for each of the M response tokens its row, position and id, each (M,), row by row."""
-    rows, steps = mask.nonzero(as_tuple=True)
-    positions = prompt_lengths[rows] + steps
-    return {
-        "ids": ids[:, : int(lengths.max())],
-        "rows": rows,
-        "positions": positions,
-        "targets": ids[rows, positions],
-    }
 
 
 def joined(

@@ -1,21 +1,12 @@
 """Policy and critic in one module, so that the Trainer, DDP and an optimiser step see one model.
 
 What a forward pass of a micro-batch returns is flat over its M response tokens: nothing is computed for prompts
-and padding beyond the transformer blocks themselves.
-
-1. Sequences are packed end to end, so no padding is computed, and what several prompts begin with is computed once
-   (`packing`; found by a probe where a model takes it).
-   Otherwise they are padded on the right and no attention mask is passed: in a causal model no token sees what follows
-   it, so padding changes nothing, and attention takes its faster path.
-2. The hidden states that predict response tokens are gathered first, and the vocabulary head runs on those alone.
-   Models that change logits behind the head (Gemma's soft-capping, Cohere's scale) are found by a probe, and their own
-   forward is used.
-3. Dropout is off: PPO's ratio compares a policy with itself, not with a thinned one (sampler and update must agree).
+and padding beyond the transformer blocks themselves (`responses`). Dropout is off: PPO's ratio compares a policy with
+itself, not with a thinned one (sampler and update must agree).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
@@ -28,42 +19,15 @@ from tasks.models.fast_linear import use_fast_linears
 from tasks.models.fast_norm import use_fast_norms
 from tasks.models.loading import load_reward
 from tasks.models.logps import logps_and_entropies, target_logps
-from tasks.models.packing import Packing, backbone, can_pack, hidden_states, pack
+from tasks.models.packing import backbone, can_pack
+from tasks.models.responses import Layout, head_is_last, response_logits, response_states, unadapted
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PROBE_TOLERANCE = 1e-4
-"""Largest difference of logits, relative to their largest, for the head to count as the last step of a model."""
-
 _PROBE = (Message(role="system", content="Be brief."), Message(role="user", content="Is 2 < 10?"))
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A batch as policy, critic and reference read it, made once for all of them.
-
-    ids (B, L), right-padded. rows, positions (M,) place the response tokens, row by row. packing: the rows without
-    their padding, where models take it, and what prompts begin with once; each is read up to the token before its last
-    response token, since nothing looks back from what is left out.
-    """
-
-    ids: Tensor
-    rows: Tensor
-    positions: Tensor
-    packing: Packing | None
-
-    @classmethod
-    def of(cls, ids: Tensor, rows: Tensor, positions: Tensor, *, packed: bool) -> Self:
-        """The layout of ids (B, L) with response tokens at rows, positions (M,): every row has one, and rows ascend."""
-        if not packed:
-            return cls(ids, rows, positions, None)
-        every = torch.arange(len(ids), device=ids.device)
-        first, behind = torch.searchsorted(rows, every), torch.searchsorted(rows, every, right=True)  # (B,)
-        # states are wanted from the token before the first response token on
-        return cls(ids, rows, positions, pack(ids, positions[behind - 1], positions[first] - 1))
 
 
 class TokenOutputs(NamedTuple):
@@ -131,49 +95,10 @@ class ActorCritic(nn.Module):
                 network.enable_input_require_grads()
 
 
-def response_logits(policy: PreTrainedModel, layout: Layout, *, direct: bool) -> Tensor:
-    """Logits (M, V) that predict each response token: those one position before it."""
-    inner = unadapted(policy)
-    if not direct:
-        logits: Tensor = inner(input_ids=layout.ids, use_cache=False).logits
-        return logits[layout.rows, layout.positions - 1]
-    chosen: Tensor = inner.get_output_embeddings()(response_states(backbone(inner), layout))
-    return chosen
-
-
 def response_values(critic: PreTrainedModel, layout: Layout) -> Tensor:
     """Values (M,) float32 of the state before each response token: prompt and response up to it, without it."""
     values: Tensor = critic.score(response_states(backbone(critic), layout))
     return values.squeeze(-1).float()
-
-
-def response_states(blocks: nn.Module, layout: Layout) -> Tensor:
-    """Last hidden states (M, H) one position before each response token."""
-    before = layout.positions - 1
-    if layout.packing is not None:
-        return hidden_states(blocks, layout.packing, layout.packing.places(layout.rows, before))
-    hidden: Tensor = blocks(input_ids=layout.ids, use_cache=False).last_hidden_state  # (B, L, H)
-    return hidden[layout.rows, before]
-
-
-def unadapted(model: PreTrainedModel) -> PreTrainedModel:
-    """The model under its adapters, whose layers stay in place."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
-@torch.no_grad()
-def head_is_last(policy: PreTrainedModel) -> bool:
-    """Whether logits are the output head on the last hidden state and nothing more, found by a probe of two tokens."""
-    inner = unadapted(policy)
-    if inner.get_output_embeddings() is None or not hasattr(inner, inner.base_model_prefix):
-        return False
-    was_training = inner.training
-    inner.eval()
-    ids = torch.tensor([[0, 1]], device=inner.device)
-    whole = inner(input_ids=ids, use_cache=False).logits.float()
-    direct = inner.get_output_embeddings()(backbone(inner)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    inner.train(was_training)
-    return whole.shape == direct.shape and bool((whole - direct).abs().max() <= PROBE_TOLERANCE * whole.abs().max())
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -17,13 +17,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from data_contracts.errors import ParamsError, StageError
 from data_contracts.records import Message
-from tasks.finetuning.ppo.experience import Episodes, joined, located, padded
-from tasks.finetuning.ppo.model import ActorCritic, Layout, response_logits, response_values
+from tasks.finetuning.ppo.experience import Episodes, joined, padded
+from tasks.finetuning.ppo.model import ActorCritic, response_values
 from tasks.models.chat import encode_prompts
 from tasks.models.fast_linear import use_fast_linears
 from tasks.models.fast_norm import use_fast_norms
 from tasks.models.judging import Answers, Reward, Scored
 from tasks.models.logps import length_sorted_batches, target_logps
+from tasks.models.responses import Layout, located, response_logits
 from tasks.models.sampling import Completion, sample_ids, stop_token_ids
 
 if TYPE_CHECKING:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
+from tasks.finetuning.grpo import padding
 from tasks.finetuning.grpo.padding import WithoutPadding
 from tasks.models.loading import load_policy
 from tasks.models.logps import pad_right
+from tasks.models.packed_head import read_packed
 
 
 class Naive:
@@ -33,14 +35,15 @@ class Trimmed(WithoutPadding, Naive):
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, int]:
-    """40 rows with prompts of 2 to 9 and completions of 1 to 12 tokens, padded as TRL pads them; T = 15 leaves
-    columns that no row needs."""
+    """40 rows, of 4 each with one prompt, of 2 to 9 tokens, completions of 1 to 12, padded as TRL pads them; T = 15
+    leaves columns that no row needs."""
     draw = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
         return torch.randint(2, 18, (count,), generator=draw).tolist()
 
-    heads = [tokens(2 + row % 8) for row in range(40)]
+    prompts = [tokens(2 + number % 8) for number in range(10)]
+    heads = [prompts[row // 4] for row in range(40)]
     tails = [tokens(1 + row * 7 % 12) for row in range(40)]
     flipped, head_mask = pad_right([head[::-1] for head in heads], 0)
     tail_ids, tail_mask = pad_right([*tails, [2] * 15], 0)
@@ -48,12 +51,20 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, int]:
     return ids, torch.cat([head_mask.flip(1), tail_mask[:-1]], dim=1), 15
 
 
-def test_trimmed_log_probabilities_and_gradients_are_those_of_the_whole_rectangle(reference: Path) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_log_probabilities_and_gradients_are_those_of_the_whole_rectangle(
+    reference: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """A model that reads packed sequences gets the rectangle as it is; for others it is cut."""
+    if not packed:
+        monkeypatch.setattr(padding, "packs", lambda _: False)
     ids, mask, keep = batch()
     found, gradients, shapes = [], [], []
     for method in (Naive(), Trimmed()):
         model = load_policy(reference)
         add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        if packed and isinstance(method, Trimmed):
+            read_packed(model, ("log_probs", "entropy"))
         logps, entropies, _ = method._get_per_token_logps_and_entropies(model, ids, mask, keep, compute_entropy=True)
         inside = mask[:, -keep:].bool()
         assert logps.shape == entropies.shape == (40, keep)
@@ -66,8 +77,11 @@ def test_trimmed_log_probabilities_and_gradients_are_those_of_the_whole_rectangl
         assert torch.allclose(whole, trimmed, atol=1e-5)
     assert torch.allclose(gradients[0], gradients[1], atol=1e-4)
     assert shapes[0] == [(40, 24)]
-    assert [rows for rows, _ in shapes[1]] == [16, 16, 8], "a second pass would be twice the work"
-    assert sum(rows * width for rows, width in shapes[1]) < 0.9 * 40 * 24
+    if packed:
+        assert shapes[1] == [(40, 24)]
+    else:
+        assert [rows for rows, _ in shapes[1]] == [16, 16, 8], "a second pass would be twice the work"
+        assert sum(rows * width for rows, width in shapes[1]) < 0.9 * 40 * 24
 
 
 def test_an_auxiliary_loss_keeps_the_batch_whole(reference: Path) -> None:

@@ -655,7 +655,10 @@ def test_bf16_samples_and_trains_in_one_precision_over_float32_weights(
 
 
 def test_recorded_trajectory(whole: tuple[dict[str, Any], Path]) -> None:
-    """The curve of `quick` under the versions it was recorded with; PLUMBLINE_RECORD=1 records it anew."""
+    """The curve of `quick` under the versions it was recorded with; PLUMBLINE_RECORD=1 records it anew.
+
+    Processors sum in orders of their own: what one recorded, another gives within float32's rounding.
+    """
     facts, folder = whole
     found = {"libraries": facts["libraries"], "rows": rows(folder)}
     if os.environ.get("PLUMBLINE_RECORD"):
@@ -663,7 +666,8 @@ def test_recorded_trajectory(whole: tuple[dict[str, Any], Path]) -> None:
     recorded = json.loads(RECORDED.read_text())
     if recorded["libraries"] != found["libraries"]:
         pytest.skip(f"recorded under {recorded['libraries']}")
-    assert found["rows"] == recorded["rows"]
+    for row, expected in zip(found["rows"], recorded["rows"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_nothing_is_printed(judged: FinetuneInputs, quick: GrpoParams, capfd: pytest.CaptureFixture[str]) -> None:
