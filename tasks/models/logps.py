@@ -1,21 +1,22 @@
 """Token log-probabilities of given completions under a policy.
 
 The naive equivalent (one sequence at a time, a full forward, log-softmax over every position) stands in
-the tests. What is done differently here: sequences are sorted by length and batched with right padding,
-logits are computed from the first completion position on, and the log-softmax runs over completion
-positions only, in float32.
+the tests. What is done differently here: sequences are sorted by length, and packed without padding where a model
+takes it (`responses`), else batched with right padding; the log-softmax runs over completion positions only, in
+float32.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from data_contracts.errors import ModelError
+from tasks.models.distributions import target_logps
+from tasks.models.responses import Layout, packs, response_logits, unadapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,98 +87,25 @@ def accepts(model: PreTrainedModel, argument: str) -> bool:
     return argument in inspect.signature(inner.forward).parameters
 
 
-def target_logps(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities (M,), nats, of targets (M,) under logits (M, V), with an analytic gradient.
-
-    Naive equivalent: `log_softmax(logits).gather(targets)`, whose backward pass takes the exponential of every
-    log-probability once more, fills a gradient of zeros (M, V) and sums its rows. Once differentiable.
-    """
-    logps: torch.Tensor = _TargetLogps.apply(logits, targets.unsqueeze(1))  # type: ignore[no-untyped-call]
-    return logps
-
-
-def distributions(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities (M, V) of logits (M, V), and what added to logits makes them log-probabilities, (M, 1): -log Σ exp.
-
-    The largest probability is exp(0) over the sum that softmax divides by, so its logarithm tells that sum.
-    """
-    chances = torch.softmax(logits, dim=-1)
-    return chances, chances.amax(1, keepdim=True).log_().sub_(logits.amax(1, keepdim=True))
-
-
-class _TargetLogps(torch.autograd.Function):
-    """d log p(target) / d logits = onehot(target) - p."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        chances, shift = distributions(logits)
-        ctx.save_for_backward(chances, targets)
-        return logits.gather(1, targets).add_(shift).squeeze(1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        chances, targets = ctx.saved_tensors
-        gradient = gradient.unsqueeze(1)
-        return (chances * -gradient).scatter_add_(1, targets, gradient), None
-
-
-def logps_and_entropies(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `target_logps`, with the entropies (M,), nats, of the distributions; the gradient of both is analytic.
-
-    Where no gradient comes back to the entropies, as when they are only watched, none is computed for them.
-    """
-    found: tuple[torch.Tensor, torch.Tensor] = _LogpsAndEntropies.apply(  # type: ignore[no-untyped-call]
-        logits, targets.unsqueeze(1)
-    )
-    return found
-
-
-class _LogpsAndEntropies(torch.autograd.Function):
-    """d log p(target) / d logits = onehot(target) - p, and dH / d logits = -p·(log p + H)."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        chances, shift = distributions(logits)
-        logps = logits + shift  # (M, V)
-        entropies = -torch.linalg.vecdot(chances, logps)
-        ctx.save_for_backward(logps, chances, targets, entropies)
-        ctx.set_materialize_grads(False)
-        return logps.gather(1, targets).squeeze(1), entropies
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, of_logps: torch.Tensor | None, of_entropies: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, None]:
-        logps, chances, targets, entropies = ctx.saved_tensors
-        pull: torch.Tensor | None = None
-        if of_logps is not None:
-            weight = of_logps.unsqueeze(1)
-            pull = (chances * -weight).scatter_add_(1, targets, weight)
-        if of_entropies is not None:
-            spread = (logps + entropies.unsqueeze(1)).mul_(chances).mul_(-of_entropies.unsqueeze(1))
-            pull = spread if pull is None else pull.add_(spread)
-        return pull, None
-
-
 @torch.no_grad()
 def _batch_logps(
     model: PreTrainedModel, pairs: Sequence[tuple[Tokens, Tokens]], temperature: float
 ) -> list[torch.Tensor]:
+    if not all(head for head, _ in pairs):
+        raise ModelError("A prompt has no tokens, so its completion has no first log-probability. Give it a prompt.")
     ids, mask = pad_right([[*head, *tail] for head, tail in pairs], padding_id=0)  # (B, T)
     ids, mask = ids.to(model.device), mask.to(model.device)
-    # the logits at position t predict token t + 1, so those of a completion start one before it
-    first = min(len(head) for head, _ in pairs) - 1
-    if first < 0:
-        raise ModelError("A prompt has no tokens, so its completion has no first log-probability. Give it a prompt.")
-    keep = ids.shape[1] - first
-    shortcut = {"logits_to_keep": keep} if accepts(model, "logits_to_keep") else {}
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **shortcut).logits[:, -keep:]  # (B, K, V)
-    rows = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(tail) for _, tail in pairs]))
-    positions = torch.cat([torch.arange(len(head), len(head) + len(tail)) for head, tail in pairs])
-    rows, positions = rows.to(ids.device), positions.to(ids.device)
-    picked = logits[rows, positions - 1 - first].float() / temperature  # (N, V), N completion tokens of the batch
-    targets = ids[rows, positions].unsqueeze(1)
-    logps = torch.log_softmax(picked, dim=-1).gather(1, targets).squeeze(1).cpu()  # (N,) float32, nats
-    return list(torch.split(logps, [len(tail) for _, tail in pairs]))
+    tails = [len(tail) for _, tail in pairs]
+    rows = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor(tails)).to(ids.device)
+    positions = torch.cat([torch.arange(len(head), len(head) + len(tail)) for head, tail in pairs]).to(ids.device)
+    if packs(unadapted(model)) and all(tails):
+        logits = response_logits(model, Layout.of(ids, rows, positions, packed=True), direct=True)  # (N, V)
+    else:
+        # the logits at position t predict token t + 1, so those of a completion start one before it
+        first = min(len(head) for head, _ in pairs) - 1
+        keep = ids.shape[1] - first
+        shortcut = {"logits_to_keep": keep} if accepts(model, "logits_to_keep") else {}
+        whole = model(input_ids=ids, attention_mask=mask, use_cache=False, **shortcut).logits[:, -keep:]  # (B, K, V)
+        logits = whole[rows, positions - 1 - first]
+    logps = target_logps(logits.float() / temperature, ids[rows, positions]).cpu()  # (N,) float32, nats
+    return list(torch.split(logps, tails))

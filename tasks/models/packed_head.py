@@ -18,16 +18,14 @@ import functools
 from collections.abc import Collection
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tasks.models.distributions import logps_and_entropies, target_logps
 from tasks.models.fast_linear import use_fast_linears
 from tasks.models.fast_norm import use_fast_norms
-from tasks.models.logps import logps_and_entropies, target_logps
-from tasks.models.packing import can_pack
-from tasks.models.responses import Layout, head_is_last, response_logits
+from tasks.models.responses import Layout, packs, response_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,8 +34,6 @@ ROWS = 64
 """Rows of one packed pass: several groups of candidates, and logits of a few thousand tokens."""
 
 _READ = {"input_ids", "attention_mask", "labels", "use_cache", "num_items_in_batch"}
-
-_packable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def read_packed(model: PreTrainedModel, outputs: Collection[str], temperature: float = 1.0) -> None:
@@ -58,24 +54,6 @@ def read_packed(model: PreTrainedModel, outputs: Collection[str], temperature: f
         return fused(*args, fused_lm_head=fused_lm_head, **kwargs)
 
     model.forward = MethodType(forward, model)
-
-
-def packs(model: PreTrainedModel) -> bool:
-    """Whether a model can be packed, its head is its last step, and passing it over twice gives the same."""
-    if model.device.type != "cpu" or model.dtype != torch.float32 or model.is_activation_checkpointing:
-        return False
-    if model not in _packable:
-        routed = getattr(model.config.get_text_config(), "output_router_logits", False)
-        _packable[model] = not routed and not _thins(model) and can_pack(model) and head_is_last(model)
-    return _packable[model]
-
-
-def _thins(model: PreTrainedModel) -> bool:
-    """Whether any dropout is on in training: what two rows share, they would share with its gaps."""
-    rates = [each.p for each in model.modules() if isinstance(each, nn.Dropout)]
-    for each in model.modules():  # and the rates that attention functions read
-        rates += [value for name, value in vars(each).items() if "dropout" in name and isinstance(value, float)]
-    return any(rate > 0 for rate in rates)
 
 
 class Labelled(NamedTuple):

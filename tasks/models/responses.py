@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from tasks.models.packing import Packing, backbone, hidden_states, pack
+from tasks.models.packing import Packing, backbone, can_pack, hidden_states, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE_TOLERANCE = 1e-4
 """Largest difference of logits, relative to their largest, for the head to count as the last step of a model."""
+
+_packable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +104,26 @@ def head_is_last(policy: PreTrainedModel) -> bool:
     direct = inner.get_output_embeddings()(backbone(inner)(input_ids=ids, use_cache=False).last_hidden_state).float()
     inner.train(was_training)
     return whole.shape == direct.shape and bool((whole - direct).abs().max() <= PROBE_TOLERANCE * whole.abs().max())
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether a model, as it is now, can be packed, on CPU in float32, its head being its last step.
+
+    Found by probes, once a model. Not in training with dropout on: what two rows share, they would share with its gaps.
+    """
+    if model.device.type != "cpu" or model.dtype != torch.float32 or model.is_activation_checkpointing:
+        return False
+    if model not in _packable:
+        routed = getattr(model.config.get_text_config(), "output_router_logits", False)
+        _packable[model] = not routed and can_pack(model) and head_is_last(model)
+    return _packable[model] and not (model.training and _thins(model))
+
+
+def _thins(model: PreTrainedModel) -> bool:
+    """Whether any dropout is on, in modules or in the rates that attention functions read."""
+    return any(
+        value > 0
+        for each in model.modules()
+        for name, value in vars(each).items()
+        if isinstance(value, float) and ("dropout" in name or (name == "p" and isinstance(each, nn.Dropout)))
+    )

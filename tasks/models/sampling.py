@@ -23,8 +23,9 @@ from data_contracts.errors import ModelError
 from data_contracts.progress import Progress, silent
 from data_contracts.records import Message
 from tasks.models.chat import encode_prompts, end_token_id
+from tasks.models.distributions import distributions
 from tasks.models.loading import context_length
-from tasks.models.logps import accepts, distributions, length_sorted_batches
+from tasks.models.logps import accepts, length_sorted_batches
 from tasks.models.packing import attends_plainly
 
 if TYPE_CHECKING:

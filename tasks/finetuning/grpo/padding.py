@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from tasks.models.packed_head import packs
-from tasks.models.responses import unadapted
+from tasks.models.responses import packs, unadapted
 
 Scores = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 

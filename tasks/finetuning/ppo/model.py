@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from data_contracts.errors import ModelError
 from data_contracts.records import Message
 from tasks.models.chat import render_pair
+from tasks.models.distributions import logps_and_entropies, target_logps
 from tasks.models.fast_linear import use_fast_linears
 from tasks.models.fast_norm import use_fast_norms
 from tasks.models.loading import load_reward
-from tasks.models.logps import logps_and_entropies, target_logps
 from tasks.models.packing import backbone, can_pack
 from tasks.models.responses import Layout, head_is_last, response_logits, response_states, unadapted
 

@@ -20,10 +20,11 @@ from data_contracts.records import Message
 from tasks.finetuning.ppo.experience import Episodes, joined, padded
 from tasks.finetuning.ppo.model import ActorCritic, response_values
 from tasks.models.chat import encode_prompts
+from tasks.models.distributions import target_logps
 from tasks.models.fast_linear import use_fast_linears
 from tasks.models.fast_norm import use_fast_norms
 from tasks.models.judging import Answers, Reward, Scored
-from tasks.models.logps import length_sorted_batches, target_logps
+from tasks.models.logps import length_sorted_batches
 from tasks.models.responses import Layout, located, response_logits
 from tasks.models.sampling import Completion, sample_ids, stop_token_ids
 

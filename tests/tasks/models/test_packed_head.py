@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from tasks.models import packed_head
 from tasks.models.logps import pad_right
-from tasks.models.packed_head import packs, read_packed
+from tasks.models.packed_head import read_packed
+from tasks.models.responses import packs
 from tests.tasks.models.test_packing import make_llama, make_qwen3
 
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
@@ -153,7 +155,13 @@ def test_batches_that_do_not_fit_are_left_to_the_fused_head(change: Any) -> None
 def test_models_that_do_not_fit_are_left_to_the_fused_head() -> None:
     assert packs(make_qwen3())
     assert not packs(make_qwen3(use_sliding_window=True, sliding_window=2, max_window_layers=0))
-    assert not packs(make_qwen3(attention_dropout=0.1))
+    thinned = make_qwen3(attention_dropout=0.1)
+    assert packs(thinned)  # in evaluation
+    assert not packs(thinned.train())
+    adapted = make_qwen3()
+    assert packs(adapted)
+    get_peft_model(adapted, LoraConfig(r=2, lora_dropout=0.1, target_modules=["q_proj"])).train()
+    assert not packs(adapted)
     assert not packs(make_qwen3().to(torch.bfloat16))
     recomputing = make_qwen3().train()
     assert packs(recomputing)
