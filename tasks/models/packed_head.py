@@ -47,10 +47,11 @@ def read_packed(model: PreTrainedModel, outputs: Collection[str], temperature: f
 
     @functools.wraps(type(model).forward)
     def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        if fused_lm_head and not args and kwargs.keys() <= _READ and packs(self):
-            batch = Labelled.of(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs["labels"])
+        given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names what it has not
+        if fused_lm_head and not args and given.keys() <= _READ and packs(self):
+            batch = Labelled.of(given["input_ids"], given.get("attention_mask"), given["labels"])
             if batch is not None:
-                return _score(self, batch, outputs, temperature, kwargs.get("num_items_in_batch"))
+                return _score(self, batch, outputs, temperature, given.get("num_items_in_batch"))
         return fused(*args, fused_lm_head=fused_lm_head, **kwargs)
 
     model.forward = MethodType(forward, model)

@@ -162,3 +162,13 @@ def naive_logps() -> Callable[..., list[float]]:
         return found
 
     return naive
+
+
+@pytest.fixture
+def only_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's own fused head is an error: on CPU the trainers read packed sequences."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("TRL's fused head ran over a padded rectangle")
+
+    monkeypatch.setattr("trl.trainer.utils._ChunkedLogProbFunction.apply", refuse)

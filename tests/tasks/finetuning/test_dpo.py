@@ -446,6 +446,12 @@ def test_long_pairs_are_set_aside_and_counted(inputs: FinetuneInputs, pairs: Cal
     assert facts["pairs"]["train"] == 25
 
 
+@pytest.mark.usefixtures("only_packed")
+@pytest.mark.parametrize("lora", [None, LoraParams(r=2, dropout=0.0)])
+def test_training_and_evaluation_read_packed_sequences(inputs: FinetuneInputs, lora: LoraParams | None) -> None:
+    assert dpo.run(inputs, QUICK.model_copy(update={"lora": lora}))["steps"]["run"] > 0
+
+
 def test_no_pair_fits(inputs: FinetuneInputs) -> None:
     with pytest.raises(StageError, match=r"training pairs of at most 8 tokens .* found none among 48"):
         train = [pair.model_copy(update={"chosen": "yes" + " cat" * 20}) for pair in inputs.train]

@@ -51,6 +51,11 @@ def thumbs(count: int, desirable: bool, words: str = "yes") -> list[UnpairedResp
     ]
 
 
+@pytest.mark.usefixtures("only_packed")
+def test_training_reads_packed_sequences(inputs: FinetuneInputs) -> None:
+    assert kto.run(inputs, ONE_STEP)["steps"]["run"] > 0
+
+
 def test_first_loss_at_the_reference_is_a_half(inputs: FinetuneInputs) -> None:
     """Where policy = reference each r is 0, and so is z: 1 - sigmoid(0) = 1/2 for either kind, weights 1."""
     row = first_row(inputs)

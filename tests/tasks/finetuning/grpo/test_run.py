@@ -670,6 +670,15 @@ def test_recorded_trajectory(whole: tuple[dict[str, Any], Path]) -> None:
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.usefixtures("only_packed")
+@pytest.mark.parametrize("temperatures", [(), (0.7, 1.0)])
+def test_steps_read_packed_sequences(
+    judged: FinetuneInputs, quick: GrpoParams, temperatures: tuple[float, ...]
+) -> None:
+    """At one temperature, and where the head changes with it."""
+    assert grpo.run(dataclasses.replace(judged, temperatures=temperatures), quick)["steps"]["run"] > 0
+
+
 def test_nothing_is_printed(judged: FinetuneInputs, quick: GrpoParams, capfd: pytest.CaptureFixture[str]) -> None:
     grpo.run(judged, quick)
     assert capfd.readouterr().out == ""
