@@ -70,7 +70,7 @@ class GrpoParams(EvaluatedOptimisation):
         "hardly any token moves take whole steps on noise. On the sample world it bears a higher rate and wins more.",
     )
     epochs: float = Field(
-        0.14,
+        0.18,
         gt=0,
         le=100,
         description="Passes over the distinct training prompts; a fraction takes that share of them.",
@@ -122,7 +122,7 @@ class GrpoParams(EvaluatedOptimisation):
         0.0, ge=0, le=1, description="Weight of the mean token entropy (nats), which is added to the objective."
     )
     kl: KlParams = Field(
-        default_factory=lambda: KlParams(beta=0.15, beta_min=0.1, target=0.15),
+        default_factory=lambda: KlParams(beta=0.15, beta_min=0.1, target=0.16),
         description="The tie to π_ref, and its control. β weighs a nat against gains of unit spread, so it stands "
         "higher than beside a reward. On the way to the target it must not fall far: from 0.04 it fell to 0.003, the "
         "policy ran past the target, and no β brought it back.",
