@@ -83,8 +83,7 @@ def pad_right(sequences: Sequence[Tokens], padding_id: int) -> tuple[torch.Tenso
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:
     """Whether a model's forward takes an argument, seen through adapters (PEFT)."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-    return argument in inspect.signature(inner.forward).parameters
+    return argument in inspect.signature(unadapted(model).forward).parameters
 
 
 @torch.no_grad()
