@@ -9,8 +9,8 @@ the same hidden states and gradients. What is done differently here:
    causal model the states of a beginning do not depend on what follows it;
 3. attention alone sees rows: queries, keys and values are shown in padded grids of a few rows each, where the causal
    rule hides the padding on the right (so no mask is needed), and its output is taken back;
-4. nothing looks at a token behind the last attention but that token itself, so the last feed-forward layer runs only
-   where a hidden state is wanted.
+4. nothing looks at a token behind the last attention but that token itself, so all that follows it (output projection,
+   norms, feed-forward) runs only where a hidden state is wanted.
 
 This reaches into models through the attention function that transformers lets one register and a hook on one module,
 so it works for every causal model that takes registered functions (`can_pack`). Not covered: sliding windows,
@@ -20,10 +20,11 @@ activation checkpointing (which would run the forward again outside of the regis
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from tasks.models.fast_rotary import fast_rotary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 ATTENTION = "plumbline_packed"
 """Name under which the attention of packed rows is registered with transformers."""
@@ -48,10 +49,11 @@ grid took 5 % off the time of an update over one grid of 64, and 8 no more than 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """B sequences laid end to end, common beginnings once: N tokens in all.
+    """B sequences of up to L tokens laid end to end, common beginnings once: N tokens in all.
 
-    ids and positions (1, N): token ids, and the place of each in its own sequence. starts (B,): a sequence's token at
-    position p is the (starts + p)-th of the N, for every p behind what it shares with a sequence before it.
+    ids and positions (1, N): token ids, and the place of each in its own sequence. tokens (B, L): which of the N stands
+    at each position of each sequence, 0 behind its end. starts (B,): a sequence's token at position p is the
+    (starts + p)-th of the N, for every p behind what it shares with a sequence before it.
 
     What attention sees are grids of rows x width cells, some neighbouring sequences each, one grid behind the other, C
     cells in all: grids names their shapes, shown (C,) the token in each cell, any token where a row has ended. cells
@@ -60,6 +62,7 @@ class Packing:
 
     ids: Tensor
     positions: Tensor
+    tokens: Tensor
     starts: Tensor
     grids: tuple[tuple[int, int], ...]
     shown: Tensor
@@ -94,6 +97,7 @@ def pack(ids: Tensor, lengths: Tensor, shareable: Tensor) -> Packing:
     return Packing(
         ids=ids[own].unsqueeze(0),
         positions=columns.expand_as(own)[own].unsqueeze(0),
+        tokens=tokens,
         starts=starts,
         grids=tuple((len(lengths[span]), width) for span, width in zip(spans, widths, strict=True)),
         shown=shown,
@@ -126,9 +130,34 @@ def hidden_states(blocks: nn.Module, packing: Packing, places: Tensor) -> Tensor
 
     `blocks` are those of a model that `can_pack` accepts.
     """
-    with _packed_attention(blocks), _last_feed_forward_at(blocks, places), fast_rotary(blocks):
-        output = blocks(input_ids=packing.ids, position_ids=packing.positions, use_cache=False, packing=packing)
-    return take(output.last_hidden_state[0], places)
+    return _states(blocks, packing, places, None)
+
+
+@torch.no_grad()
+def prefill(blocks: nn.Module, ids: Tensor, lengths: Tensor, cache: Cache) -> Tensor:
+    """Last hidden states (B, H) behind the first `lengths` (B,) tokens of rows `ids` (B, L), padded on the right.
+
+    Keys and values (B, heads, L, D) of each layer go into `cache`, row by row; behind the end of a row they are another
+    token's, so that a mask has to hide them.
+    """
+    packing = pack(ids, lengths, lengths - 1)
+    return _states(blocks, packing, packing.starts + lengths - 1, cache)
+
+
+def _states(blocks: nn.Module, packing: Packing, places: Tensor, cache: Cache | None) -> Tensor:
+    narrow = ends_plainly(blocks)
+    states = _run(blocks, packing, cache, _tail_at(blocks, places) if narrow else nullcontext())
+    return states if narrow else take(states, places)
+
+
+def _run(blocks: nn.Module, packing: Packing, cache: Cache | None, tail: AbstractContextManager[None]) -> Tensor:
+    """Last hidden states (N, H), or of the tokens that `tail` leaves."""
+    with _packed_attention(blocks), tail, fast_rotary(blocks):
+        output = blocks(
+            input_ids=packing.ids, position_ids=packing.positions, use_cache=False, packing=packing, filled=cache
+        )
+    states: Tensor = output.last_hidden_state[0]
+    return states
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
@@ -161,25 +190,17 @@ def can_pack(model: PreTrainedModel) -> bool:
         rows = [blocks(input_ids=row[None, :length], use_cache=False) for row, length in zip(ids, lengths, strict=True)]
         naive = torch.stack([row.last_hidden_state[0, -1] for row in rows])
         packed = hidden_states(blocks, packing := pack(ids, lengths, lengths - 1), packing.starts + lengths - 1)
-    except TypeError:  # its forward hands no further arguments down to attention, or its feed-forward gives no tensor
+    except TypeError:  # its forward hands no further arguments down to attention
         return False
     finally:
         model.train(was_training)
-    # rounding of a half-precision model is far above the tolerance for float32
-    tolerance = max(PROBE_TOLERANCE, 4 * torch.finfo(naive.dtype).eps)
-    return bool((naive - packed).abs().max() <= tolerance * naive.abs().max())
+    return _close(packed, naive)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
     """Rows (M, C) of `values` (N, C) at `index` (M,), none named twice: then the gradient is a copy, not a sum."""
     taken: Tensor = _Take.apply(values, index)  # type: ignore[no-untyped-call]
     return taken
-
-
-def put(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """The inverse of `take`: (size, C), zero but for `values` (M, C) at `index` (M,), none named twice."""
-    whole: Tensor = _Put.apply(values, index, size)  # type: ignore[no-untyped-call]
-    return whole
 
 
 class _Take(torch.autograd.Function):
@@ -192,23 +213,7 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        return _scattered(gradient, index, ctx.size), None
-
-
-class _Put(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, index: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(index)
-        return _scattered(values, index, size)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = ctx.saved_tensors
-        return gradient.index_select(0, index), None, None
-
-
-def _scattered(values: Tensor, index: Tensor, size: int) -> Tensor:
-    return values.new_zeros((size, *values.shape[1:])).index_copy_(0, index, values)
+        return gradient.new_zeros((ctx.size, *gradient.shape[1:])).index_copy_(0, index, gradient), None
 
 
 @contextmanager
@@ -224,32 +229,72 @@ def _packed_attention(model: nn.Module) -> Iterator[None]:
         config._attn_implementation = before
 
 
-@contextmanager
-def _last_feed_forward_at(blocks: nn.Module, places: Tensor) -> Iterator[None]:
-    """Let the last layer's `mlp` see the tokens at `places` (M,) only; it adds nothing to the others."""
-    layers = getattr(blocks, "layers", None)
-    last = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) else None
-    if last is None:
-        yield
-        return
-    size = 0
+_plain_ends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
-    def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal size
-        size = inputs[0].shape[1]
+
+@torch.no_grad()
+def ends_plainly(blocks: nn.Module) -> bool:
+    """Whether the last layer is what `_tail_at` takes it for, found by a probe of three tokens, once a model."""
+    if blocks not in _plain_ends:
+        layers = getattr(blocks, "layers", None)
+        last = layers[-1] if isinstance(layers, nn.ModuleList) else None
+        # a forward of its own in place of its class's, as accelerate's offloading sets one, stays as it is
+        known = all(hasattr(last, name) for name in _PARTS) and "forward" not in vars(last)
+        _plain_ends[blocks] = known and _same_at_the_end(blocks)
+    return _plain_ends[blocks]
+
+
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+
+
+def _same_at_the_end(blocks: nn.Module) -> bool:
+    device = next(blocks.parameters()).device
+    length = torch.tensor([3], device=device)
+    packing = pack(torch.tensor([[0, 1, 2]], device=device), length, length)
+    places = torch.tensor([2, 0], device=device)
+    was_training = blocks.training
+    blocks.eval()
+    try:
+        whole = _run(blocks, packing, None, nullcontext())[places]
+        narrow = _run(blocks, packing, None, _tail_at(blocks, places))
+    except (TypeError, AttributeError):  # layers of the same names, put together otherwise
+        return False
+    finally:
+        blocks.train(was_training)
+    return whole.shape == narrow.shape and _close(narrow, whole)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    # rounding of a half-precision model is far above the tolerance for float32
+    tolerance = max(PROBE_TOLERANCE, 4 * torch.finfo(expected.dtype).eps)
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@contextmanager
+def _tail_at(blocks: nn.Module, places: Tensor) -> Iterator[None]:
+    """Let the last layer, behind its attention, and what follows it see the tokens at `places` (M,) only.
+
+    Naive equivalent: the layer's own forward, h + mlp(norm(h)) with h = x + attention(norm(x)), as in Llama, Mistral,
+    Qwen and their like.
+    """
+    layer: Any = blocks.layers[-1]  # type: ignore[index]
+
+    def narrowed(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (take(inputs[0][0], places).unsqueeze(0), *inputs[1:])
 
-    def widen(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise TypeError(f"Expected a tensor from a feed-forward layer, found {type(output).__name__}.")
-        return put(output[0], places, size).unsqueeze(0)
+    def forward(hidden_states: Tensor, **arguments: Any) -> Tensor:
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **arguments)
+        hidden = take(hidden_states[0], places).unsqueeze(0) + attended
+        passed: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return passed
 
-    handles = [last.register_forward_pre_hook(narrow), last.register_forward_hook(widen)]
+    handle = layer.self_attn.o_proj.register_forward_pre_hook(narrowed)
+    layer.forward = forward
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        del layer.forward
+        handle.remove()
 
 
 @cache
@@ -268,6 +313,7 @@ def _attend(
     attention_mask: Tensor | None,
     *,
     packing: Packing,
+    filled: Cache | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **_: Any,
@@ -275,6 +321,8 @@ def _attend(
     """Causal attention of packed rows: query (1, heads, N, D), keys and values alike, to (1, N, heads, D)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if filled is not None:
+        filled.update(*(_by_row(states[0], packing.tokens) for states in (key, value)), module.layer_idx)
     # (1, heads, N, D) to (rows, heads, width, D) a grid; a query's output is read in one cell, so it has no gradient
     # in others
     laid = [
@@ -288,6 +336,12 @@ def _attend(
         )  # (rows, width, heads, D)
         outputs.append(output.flatten(0, 1).flatten(1))
     return take(torch.cat(outputs), packing.cells).view(1, -1, *query.shape[1::2]), None
+
+
+def _by_row(states: Tensor, tokens: Tensor) -> Tensor:
+    """States (heads, N, D) of the tokens (B, L): (B, heads, L, D)."""
+    flat = states.transpose(0, 1).flatten(1)  # (N, heads · D)
+    return flat.index_select(0, tokens.flatten()).view(*tokens.shape, len(states), -1).transpose(1, 2)
 
 
 def _in_grids(states: Tensor, packing: Packing, repeated: tuple[Tensor, Tensor] | None) -> list[Tensor]:

@@ -3,7 +3,8 @@
 The naive equivalent (one prompt at a time, a full forward a token) stands in the tests; given the same
 uniform draws both pick the same tokens. What is done differently here:
 
-1. prompts are sorted by length and batched with left padding, so a batch holds little of it;
+1. prompts are sorted by length and read packed, what several begin with once (`packing`), where a model takes it; else
+   they are batched with left padding, so a batch holds little of it;
 2. a row that is finished leaves the batch and the cache;
 3. a token is drawn by the inverse of the cumulative distribution (one cumsum, one search), not `multinomial`.
 
@@ -25,8 +26,9 @@ from data_contracts.records import Message
 from tasks.models.chat import encode_prompts, end_token_id
 from tasks.models.distributions import distributions
 from tasks.models.loading import context_length
-from tasks.models.logps import accepts, length_sorted_batches
-from tasks.models.packing import attends_plainly
+from tasks.models.logps import accepts, length_sorted_batches, pad_right
+from tasks.models.packing import attends_plainly, backbone, prefill
+from tasks.models.responses import packs, unadapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -146,9 +148,10 @@ def _sample_batch(
 ) -> list[tuple[list[int], list[float], bool]]:
     """Token ids, log-probabilities and finished flag of each row of one batch."""
     device = model.device
-    ids, mask = _pad_left(heads)
+    packed = packs(unadapted(model))
+    ids, mask = pad_right(heads, 0) if packed else _pad_left(heads)
     ids, mask, draws = ids.to(device), mask.to(device), draws.to(device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # under padding on the right, its row's last
     width = mask.shape[1]
     # without padding no mask is needed, and attention takes its faster causal path
     padded = not bool(mask.all())
@@ -157,44 +160,59 @@ def _sample_batch(
     ready = attends_plainly(model)
     limit = torch.tensor(limits, device=device)
     live = torch.arange(len(heads), device=device)
-    tokens = torch.zeros((len(heads), max(limits)), dtype=torch.long, device=device)
-    logps = torch.zeros((len(heads), max(limits)), device=device)
-    lengths = torch.zeros(len(heads), dtype=torch.long, device=device)
-    stopped = torch.zeros(len(heads), dtype=torch.bool, device=device)
+    steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # rows, tokens, log-probabilities
     cache: Any = None
+    if packed:
+        logits, cache = _read(unadapted(model), ids, mask.sum(1))
     extra: dict[str, Any] = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
     takes_positions = accepts(model, "position_ids")
     for step in range(max(limits)):
-        if takes_positions:
-            extra["position_ids"] = positions
-        if padded:
-            seen = attended[:, : width + step]
-            extra["attention_mask"] = seen[:, None, None] if ready and step > 0 else seen
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, **extra)
-        cache = output.past_key_values
-        drawn, drawn_logps = _draw(output.logits[:, -1], draws[live, step], settings)  # (B,), (B,)
-        tokens[live, step] = drawn
-        logps[live, step] = drawn_logps
-        lengths[live] = step + 1
-        stops = torch.isin(drawn, settings.stops)
-        stopped[live] = stops
-        stay = ~stops & (limit[live] > step + 1)
+        if step > 0 or not packed:
+            if takes_positions:
+                extra["position_ids"] = positions
+            if padded:
+                seen = attended[:, : width + step]
+                extra["attention_mask"] = seen[:, None, None] if ready and step > 0 else seen
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True, **extra)
+            logits, cache = output.logits[:, -1], output.past_key_values
+        drawn, logps = _draw(logits, draws[:, step], settings)  # (B,), (B,)
+        steps.append((live, drawn, logps))
+        stay = ~torch.isin(drawn, settings.stops) & (limit > step + 1)
         positions = positions[:, -1:] + 1
         if not bool(stay.all()):
             keep = stay.nonzero().squeeze(1)
             if keep.numel() == 0:
                 break
-            live, drawn, positions, attended = live[keep], drawn[keep], positions[keep], attended[keep]
+            live, drawn, positions, attended, draws, limit = (
+                each.index_select(0, keep) for each in (live, drawn, positions, attended, draws, limit)
+            )
             # for beams, but any rows will do; `batch_select_indices` takes five times as long on CPU
             cache.reorder_cache(keep)
         ids = drawn.unsqueeze(1)
-    counts = lengths.tolist()
-    return [
-        (row_tokens[:count], row_logps[:count], stop)
-        for row_tokens, row_logps, count, stop in zip(
-            tokens.tolist(), logps.tolist(), counts, stopped.tolist(), strict=True
-        )
-    ]
+    return _by_row(len(heads), steps, settings.stops.tolist())
+
+
+def _by_row(
+    count: int, steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], stops: list[int]
+) -> list[tuple[list[int], list[float], bool]]:
+    """Token ids, log-probabilities and finished flag of each row, from those of each step for the rows that lived."""
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    logps: list[list[float]] = [[] for _ in range(count)]
+    for step in steps:
+        for row, token, logp in zip(*(each.tolist() for each in step), strict=True):
+            tokens[row].append(token)
+            logps[row].append(logp)
+    return [(ids, said, ids[-1] in stops) for ids, said in zip(tokens, logps, strict=True)]
+
+
+def _read(model: PreTrainedModel, ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Logits (B, V) behind the prompts, `ids` (B, L) padded on the right, and the cache that holds them."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    states = prefill(backbone(model), ids, lengths, cache)
+    logits: torch.Tensor = model.get_output_embeddings()(states)
+    return logits, cache
 
 
 def _draw(logits: torch.Tensor, draws: torch.Tensor, settings: _Settings) -> tuple[torch.Tensor, torch.Tensor]:

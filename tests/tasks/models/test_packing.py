@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.logps import pad_right
-from tasks.models.packing import can_pack, hidden_states, pack, put, take
+from tasks.models.packing import can_pack, ends_plainly, hidden_states, pack, prefill, take
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [4, 5, 0, 0, 0], [9, 8, 7, 0, 0]])
 LENGTHS = torch.tensor([5, 2, 3])
@@ -40,6 +40,25 @@ def make_llama() -> Any:
     torch.manual_seed(0)
     size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=16, initializer_range=0.5, **size)).eval()
+
+
+def make_granite() -> Any:
+    """Layers of the same names, which scale what they add to the residual stream."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = GraniteConfig(vocab_size=16, initializer_range=0.5, residual_multiplier=0.3, **size)
+    return GraniteForCausalLM(config).eval()
+
+
+def make_olmo2() -> Any:
+    """Norms behind attention and feed-forward, none of them named as Llama's first."""
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Olmo2ForCausalLM(Olmo2Config(vocab_size=16, initializer_range=0.5, pad_token_id=0, **size)).eval()
 
 
 def naive(model: Any) -> torch.Tensor:
@@ -157,28 +176,74 @@ def test_states_and_gradients_of_shared_beginnings_equal_a_forward_a_sequence(
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [make_qwen3, lambda: make_qwen3(key_value_heads=1), make_llama, make_olmo2])
+def test_a_prefill_leaves_the_states_and_the_cache_of_a_forward_a_sequence(make: Any) -> None:
+    """Row 4 is row 0 once more: but for its last token all of it is read in row 0."""
+    from transformers import DynamicCache
+
+    model = make()
+    cache = DynamicCache(config=model.config)
+    states = prefill(model.model, SHARED, SHARED_LENGTHS, cache)
+    assert pack(SHARED, SHARED_LENGTHS, SHARED_LENGTHS - 1).ids.shape[1] == 5 + 1 + 2 + 3 + 1
+    for row, (ids, length) in enumerate(zip(SHARED, SHARED_LENGTHS, strict=True)):
+        expected = model.model(input_ids=ids[None, :length], use_cache=True)
+        torch.testing.assert_close(states[row], expected.last_hidden_state[0, -1], atol=1e-5, rtol=1e-5)
+        for ours, theirs in zip(cache.layers, expected.past_key_values.layers, strict=True):
+            torch.testing.assert_close(ours.keys[row, :, :length], theirs.keys[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(ours.values[row, :, :length], theirs.values[0], atol=1e-5, rtol=1e-5)
+
+
 def test_columns_behind_the_longest_row_are_cut() -> None:
     packing = pack(IDS, LENGTHS - 1, NONE)
     assert (packing.grids[0][1], packing.ids.tolist()) == (4, [[5, 6, 7, 8, 4, 9, 8]])
 
 
-def test_the_last_feed_forward_runs_where_a_state_is_wanted_and_every_other_on_all_tokens() -> None:
+def test_what_follows_the_last_attention_runs_where_a_state_is_wanted_and_all_else_on_all_tokens() -> None:
     model = make_qwen3()
-    seen: list[int] = []
-    for layer in model.model.layers:
-        layer.mlp.gate_proj.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[1]))
+    seen: dict[str, list[int]] = {}
+    for name, module in model.model.named_modules():
+        if not list(module.children()) and name != "rotary_emb":
+            module.register_forward_hook(
+                lambda _, inputs, output, name=name: seen.setdefault(name, []).append(output.shape[1])
+            )
     hidden_states(model.model, pack(IDS, LENGTHS, NONE), torch.tensor([0, 4, 9]))
-    assert seen == [10, 3]
+    seen.clear()  # of the probe
+    hidden_states(model.model, pack(IDS, LENGTHS, NONE), torch.tensor([0, 4, 9]))
+    feed_forward = {f"mlp.{name}" for name in ("gate_proj", "up_proj", "act_fn", "down_proj")}
+    narrow = {f"layers.1.{name}" for name in feed_forward | {"self_attn.o_proj", "post_attention_layernorm"}} | {"norm"}
+    assert {name for name, widths in seen.items() if widths == [3]} == narrow
+    assert {name for name, widths in seen.items() if widths == [10]} == seen.keys() - narrow
+
+
+@pytest.mark.parametrize("make", [make_granite, make_olmo2])
+def test_models_whose_layers_are_put_together_otherwise_keep_their_last_layer(make: Any) -> None:
+    model = make()
+    assert can_pack(model)
+    assert not ends_plainly(model.model)
+    places = torch.tensor([2, 9])
+    found = hidden_states(model.model, pack(IDS, LENGTHS, NONE), places)
+    torch.testing.assert_close(found, naive(model)[places], atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
+    model = make_qwen3()
+    layer = model.model.layers[-1]
+    layer.forward = own = layer.forward
+    assert not ends_plainly(model.model)
+    assert can_pack(model)
+    assert layer.forward is own
 
 
 def test_the_model_is_left_as_found() -> None:
     model = make_qwen3()
+    assert ends_plainly(model.model)
     hidden_states(model.model, pack(IDS, LENGTHS, NONE), torch.tensor([0]))
     assert model.config._attn_implementation == "sdpa"
     mask = torch.tensor([[0, 1]])
     assert model(input_ids=IDS[:1, :2], attention_mask=mask).logits.shape == (1, 2, 16)
-    assert not model.model.layers[-1].mlp._forward_hooks
-    assert not model.model.layers[-1].mlp._forward_pre_hooks
+    last = model.model.layers[-1]
+    assert "forward" not in vars(last)
+    assert not last.self_attn.o_proj._forward_pre_hooks
 
 
 def test_a_model_in_training_is_probed_without_its_dropout_and_goes_on_training() -> None:
@@ -196,12 +261,9 @@ def test_models_that_packing_would_change_are_refused() -> None:
     assert not can_pack(eager)
 
 
-def test_take_and_put_are_inverse_and_their_gradients_copies() -> None:
+def test_the_gradient_of_take_is_a_copy() -> None:
     values = torch.arange(6.0).view(3, 2).requires_grad_()
-    index = torch.tensor([2, 0])
-    taken = take(values, index)
+    taken = take(values, torch.tensor([2, 0]))
     assert taken.tolist() == [[4, 5], [0, 1]]
-    whole = put(taken, index, 3)
-    assert whole.tolist() == [[0, 1], [0, 0], [4, 5]]
-    (gradient,) = torch.autograd.grad((whole * torch.tensor([[1.0], [10.0], [100.0]])).sum(), values)
+    (gradient,) = torch.autograd.grad((taken * torch.tensor([[100.0], [1.0]])).sum(), values)
     assert gradient.tolist() == [[1, 1], [0, 0], [100, 100]]

@@ -12,9 +12,10 @@ from data_contracts.errors import ModelError
 from data_contracts.records import Message
 from tasks.models.chat import encode_prompts
 from tasks.models.logps import token_logps
+from tasks.models.responses import packs
 from tasks.models.sampling import Completion, invert_cdf, sample, stop_token_ids
 
-TEXTS = ("one", "please refund the order", "a", "is one two", "yes", "the order is one two three please")
+TEXTS = ("one", "please refund the order", "a", "is one two", "yes", "the order is one two three please", "is one two")
 PROMPTS = [(Message(role="user", content=text),) for text in TEXTS]
 
 
@@ -54,9 +55,14 @@ def naive(model: Any, tokenizer: Any, *, steps: int, temperature: float, top_p: 
     return results
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
-def test_picks_the_tokens_of_the_naive_sampler(tiny: tuple[Any, Any], temperature: float, top_p: float) -> None:
+def test_picks_the_tokens_of_the_naive_sampler(
+    tiny: tuple[Any, Any], temperature: float, top_p: float, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer = tiny
+    assert packs(model)
+    monkeypatch.setattr("tasks.models.sampling.packs", lambda _: packed)
     found = run(model, tokenizer, temperature=temperature, top_p=top_p)
     expected = naive(model, tokenizer, steps=12, temperature=temperature, top_p=top_p, seed=3)
     assert [list(completion.token_ids) for completion in found] == expected
