@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_contracts.errors import ModelError
 from tasks.models.chat import end_token_id, set_default_template
 from tasks.models.full_disk import full_disk_named
+from tasks.models.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ _REWARD_HEAD = "score."  # the linear head of transformers' sequence-classificat
 
 
 def seed_everything(seed: int, threads: int) -> None:
-    """Seed python, numpy and torch, ask torch for deterministic kernels, and set its CPU threads."""
+    """Seed python, numpy and torch, ask torch for deterministic kernels, set its CPU threads, keep freed memory."""
     import numpy
     import torch
 
@@ -45,6 +46,7 @@ def seed_everything(seed: int, threads: int) -> None:
     # deterministic mode also fills every new tensor, a debugging aid that costs 2.4 times the step on CPU
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def resolve(source: str | Path, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
