@@ -75,12 +75,22 @@ def set_default_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> str:
     """The prompt as the text that a policy continues: template with the generation prompt on."""
-    return _render(tokenizer, prompt, add_generation_prompt=True)
+    return _render(tokenizer, [prompt], add_generation_prompt=True)[0]
 
 
 def render_pair(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str) -> str:
     """Prompt and response as one text, as the template writes it (anything behind the end token included)."""
-    return _render(tokenizer, (*prompt, Message(role="assistant", content=response)), add_generation_prompt=False)
+    return _render_pairs(tokenizer, [prompt], [response])[0]
+
+
+def _render_pairs(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], responses: Sequence[str]
+) -> list[str]:
+    answered = [
+        (*prompt, Message(role="assistant", content=response))
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    return _render(tokenizer, answered, add_generation_prompt=False)
 
 
 @lru_cache(maxsize=16)
@@ -113,7 +123,7 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
     """Token ids of each prompt, generation prompt included."""
-    return _tokenise(tokenizer, [render_prompt(tokenizer, prompt) for prompt in prompts])
+    return _tokenise(tokenizer, _render(tokenizer, prompts, add_generation_prompt=True))
 
 
 def encode_all(
@@ -122,7 +132,7 @@ def encode_all(
     """`encode` for many pairs at once (one tokenizer call)."""
     end = end_token_id(tokenizer)
     heads = encode_prompts(tokenizer, prompts)
-    wholes = _tokenise(tokenizer, [render_pair(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)])
+    wholes = _tokenise(tokenizer, _render_pairs(tokenizer, prompts, completions))
     return [_cut(head, whole, end) for head, whole in zip(heads, wholes, strict=True)]
 
 
@@ -131,7 +141,7 @@ def encode_wholes(
 ) -> list[list[int]]:
     """What `encode_all` gives, prompt and completion in one: for readers that need not tell them apart."""
     end = end_token_id(tokenizer)
-    wholes = _tokenise(tokenizer, [render_pair(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)])
+    wholes = _tokenise(tokenizer, _render_pairs(tokenizer, prompts, completions))
     return [_cut([], whole, end)[1] for whole in wholes]
 
 
@@ -161,21 +171,30 @@ def split_by_context(
     return kept, too_long
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool
+) -> list[str]:
+    if not conversations:
+        return []
     # jinja2 raises many kinds; TemplateError is their root and what `raise_exception` in a template throws
     from jinja2 import TemplateError
 
     try:
-        text: str = tokenizer.apply_chat_template(
-            as_dicts(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        texts: list[str] = tokenizer.apply_chat_template(
+            [as_dicts(messages) for messages in conversations],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
     except TemplateError as error:
-        roles = [message.role for message in messages]
+        if len(conversations) > 1:  # one by one, to name the one that is refused
+            for messages in conversations:
+                _render(tokenizer, [messages], add_generation_prompt=add_generation_prompt)
+        roles = [message.role for message in conversations[0]]
         raise ModelError(
             f"The chat template refuses a conversation with the roles {roles[:8]}: {error}. Curate such "
             "conversations out, or use a chat template that knows these roles."
         ) from error
-    return text
+    return texts
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

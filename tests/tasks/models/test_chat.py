@@ -99,6 +99,17 @@ def test_a_conversation_that_the_template_refuses_is_named(tiny: tuple[Any, Any]
         chat.render_prompt(tokenizer, TALK)
 
 
+def test_of_many_conversations_the_one_that_the_template_refuses_is_named(tiny: tuple[Any, Any]) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+        "{{ '<s>' + m['content'] + '</s>' }}{% endfor %}"
+    )
+    tokenizer = with_template(tiny[1], template)
+    assert len(chat.encode_prompts(tokenizer, [ASK, ASK])) == 2
+    with pytest.raises(ModelError, match=r"roles \['system', 'user', 'assistant', 'user'\]: No system role"):
+        chat.encode_prompts(tokenizer, [ASK, TALK, ASK])
+
+
 def test_split_by_context_looks_at_both_responses(tiny: tuple[Any, Any]) -> None:
     """With n tokens for the short answer, a pair whose other answer has n + 1 fits n + 1 and not n."""
     tokenizer = tiny[1]
