@@ -84,6 +84,16 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
         """Rows of a full minibatch on each process."""
         return self.episodes_per_update // (self.minibatches * int(self.world_size))
 
+    @property
+    def keeps_critic_pass(self) -> bool:
+        """Whether the first optimiser step of an update is one forward pass of the whole rollout, on one process.
+
+        The critic has then just made this pass, when it scored the rollout. With gradient checkpointing it is made
+        again, since what the first one holds on to would not fit.
+        """
+        whole = self.minibatches == self.gradient_accumulation_steps == self.world_size == 1
+        return bool(whole and not self.activation_checkpointing)
+
     def _accumulation(self) -> int:
         return -(-self.rows_per_process // int(self.per_device_train_batch_size))
 

@@ -23,7 +23,8 @@ class Episodes:
     """N prompts with their sampled, scored responses of up to T tokens, in the order of the update's plan.
 
     `logps` and `reference_logps` (N, T) are nats at the temperature of the update, `values` (N, T) the critic's of the
-    state before each token; all are 0 behind the end, where `mask` (N, T) is False.
+    state before each token; all are 0 behind the end, where `mask` (N, T) is False. `critic_pass`: `values` with the
+    graph of the pass that gave them, where that was asked for.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -34,6 +35,7 @@ class Episodes:
     values: torch.Tensor
     mask: torch.Tensor
     temperature: float
+    critic_pass: torch.Tensor | None = None
 
     @property
     def finished(self) -> torch.Tensor:
@@ -60,7 +62,8 @@ class Experience:
     """Episodes as tensors for the losses.
 
     ids (N, L) int64: prompt and response, padded on the right; lengths (N,) counts both. mask (N, T) bool, True = a
-    response token; the others (N, T) float32, 0 where masked.
+    response token; the others (N, T) float32, 0 where masked. `critic_pass` (N, T): the rollout's own values with their
+    graph, good for the first optimiser step, before which no weight moves.
     """
 
     ids: torch.Tensor
@@ -72,13 +75,19 @@ class Experience:
     advantages: torch.Tensor
     returns: torch.Tensor
     temperature: float
+    critic_pass: torch.Tensor | None = None
 
-    def micro_batch(self, rows: torch.Tensor) -> dict[str, Any]:
-        """What one forward pass and its losses need of `rows` (B,), flat over their M response tokens."""
+    def micro_batch(self, rows: torch.Tensor, *, first: bool = False) -> dict[str, Any]:
+        """What one forward pass and its losses need of `rows` (B,), flat over their M response tokens.
+
+        `first`: it is of the first optimiser step, so that the critic's pass of the rollout, if kept, is handed on.
+        """
         mask = self.mask[rows]
         kept: dict[str, Any] = {
             name: getattr(self, name)[rows][mask] for name in ("logps", "values", "advantages", "returns")
         }
+        if first and self.critic_pass is not None:
+            kept["critic_pass"] = self.critic_pass[rows][mask]
         return kept | located(self.ids[rows], self.prompt_lengths[rows], self.lengths[rows], mask)
 
     def tokens(self, rows: torch.Tensor) -> int:

@@ -170,7 +170,7 @@ class RolloutMaker:
         with self.accelerator.autocast(), torch.no_grad():
             completions = self._sample(self.model.policy, update, rows, temperature)
             # 2. what π_ref and the critic say of each token
-            reference_logps, values = self._score_tokens(mine, completions, temperature)
+            reference_logps, values, critic_pass = self._score_tokens(mine, completions, temperature)
         # 3. everything to every process, in the order of `rows`
         shares = self._gathered((completions, reference_logps, values))
         order = _interleaved([len(share[0]) for share in shares])
@@ -188,6 +188,7 @@ class RolloutMaker:
             values=padded(values, mask),
             mask=mask,
             temperature=temperature,
+            critic_pass=critic_pass,
         )
 
     def calibrate(self, count: int) -> None:
@@ -259,12 +260,13 @@ class RolloutMaker:
 
     def _score_tokens(
         self, rows: Sequence[int], completions: Sequence[Completion], temperature: float
-    ) -> tuple[list[list[float]], list[list[float]]]:
-        """Log π_ref (nats) and value of each token of each completion."""
+    ) -> tuple[list[list[float]], list[list[float]], torch.Tensor | None]:
+        """Log π_ref (nats) and value of each token of each completion; the values again with their graph, if kept."""
         ids, heads, lengths, mask = joined(
             [self.prompts.ids[row] for row in rows], [each.token_ids for each in completions]
         )
         logps, values = torch.zeros(mask.shape), torch.zeros(mask.shape)
+        keeps = self.args.keeps_critic_pass
         with self.as_reference() as reference:
             for batch in length_sorted_batches(lengths.tolist(), self.args.per_device_eval_batch_size):
                 place = located(ids[batch], heads[batch], lengths[batch], mask[batch])
@@ -275,12 +277,12 @@ class RolloutMaker:
                 logits = logits.float() if temperature == 1 else logits.float() / temperature
                 found = target_logps(logits, targets)
                 logps[batch] = torch.zeros(len(batch), mask.shape[1]).masked_scatter(mask[batch], found.cpu())
-                found = response_values(self.model.critic, layout)
-                values[batch] = torch.zeros(len(batch), mask.shape[1]).masked_scatter(mask[batch], found.cpu())
+                with torch.set_grad_enabled(keeps):
+                    found = response_values(self.model.critic, layout)
+                    values[batch] = torch.zeros(len(batch), mask.shape[1]).masked_scatter(mask[batch], found.cpu())
         tails = (lengths - heads).tolist()
-        return tuple(  # type: ignore[return-value]
-            [row[:tail] for row, tail in zip(part.tolist(), tails, strict=True)] for part in (logps, values)
-        )
+        said = [[row[:tail] for row, tail in zip(part.tolist(), tails, strict=True)] for part in (logps, values)]
+        return said[0], said[1], values if keeps else None
 
     def _answers(self, rows: Sequence[int], completions: Sequence[Completion]) -> Answers:
         return Answers(

@@ -239,6 +239,7 @@ class PPOTrainer(MeasuresUpdates):
             advantages,
             returns,
             episodes.temperature,
+            episodes.critic_pass,
         )
 
     def _minibatches(self, update: int, experience: Experience) -> Iterator[tuple[list[dict[str, Any]], int]]:
@@ -257,7 +258,7 @@ class PPOTrainer(MeasuresUpdates):
             )
             for everyone, mine in steps:
                 batches = [
-                    experience.micro_batch(rows)
+                    experience.micro_batch(rows, first=epoch == 0)
                     | {
                         "temperature": experience.temperature,
                         "policy": trains_policy,
@@ -280,8 +281,10 @@ class PPOTrainer(MeasuresUpdates):
         """Policy loss + value_weight · value loss - entropy_weight · entropy, over the minibatch's global tokens."""
         args = self.args
         old = {name: inputs.pop(name) for name in ("logps", "values", "advantages", "returns")}
-        outputs = model(**inputs)
-        value = value_loss(outputs.values, old["values"], old["returns"], clip_range=args.value_clip_range)
+        critic_pass = inputs.pop("critic_pass", None)
+        outputs = model(**inputs, critic=critic_pass is None)
+        values = outputs.values if critic_pass is None else critic_pass
+        value = value_loss(values, old["values"], old["returns"], clip_range=args.value_clip_range)
         total = args.value_weight * value.sum
         policy = entropy = None
         if outputs.logps is not None:
@@ -320,6 +323,17 @@ class PPOTrainer(MeasuresUpdates):
         ]
         self.figures.add_norms(norms)
         return norms[0]
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        """The policy's norm; where nothing was clipped, it is measured here, beside the critic's."""
+        if grad_norm is None:
+            norms = [
+                torch.nn.utils.get_total_norm([each.grad for each in network.parameters() if each.grad is not None])
+                for network in (self.model.policy, self.model.critic)
+            ]
+            self.figures.add_norms(norms)
+            grad_norm = norms[0]
+        return grad_norm
 
     # ---- checkpoints ----
 

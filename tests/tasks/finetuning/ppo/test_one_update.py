@@ -215,6 +215,7 @@ class Naive:
 
 CASES: dict[str, dict[str, Any]] = {
     "everything": {},
+    "one forward pass a step": {"per_device_train_batch_size": 8},
     "two minibatches, critic first": {
         "minibatches": 2,
         "per_device_train_batch_size": 2,

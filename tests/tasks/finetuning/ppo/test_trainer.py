@@ -9,6 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 
+import tasks.finetuning.ppo.model as model_module
+import tasks.finetuning.ppo.rollouts as rollouts_module
 from data_contracts.errors import ParamsError, StageError
 from tasks.finetuning.ppo.config import PPOConfig
 from tasks.finetuning.ppo.trainer import PPOTrainer
@@ -100,6 +102,46 @@ def test_accumulating_eight_single_rows_equals_one_batch_of_eight(make: Callable
             assert left.get(name) == pytest.approx(right.get(name), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, 1 + 1),  # one that scores the rollout and is the first step's, one of the second epoch
+        ({"per_device_eval_batch_size": 3}, 3 + 1),
+        ({"ppo_epochs": 1}, 1),
+        ({"bf16": True}, 1 + 1),
+        ({"critic_warmup_updates": 2}, 1 + 1),
+        ({"minibatches": 2, "per_device_train_batch_size": 4}, 1 + 4),
+        ({"per_device_train_batch_size": 4}, 1 + 4),
+    ],
+)
+def test_the_critic_reads_a_whole_rollout_once_before_its_first_step(
+    make: Callable[..., PPOTrainer], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], passes: int
+) -> None:
+    """Naive: a critic that forgets what it said of the rollout, and says it again in the first step."""
+    calls = []
+    say = model_module.response_values
+
+    def counted(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        return say(*args)
+
+    for module in (model_module, rollouts_module):
+        monkeypatch.setattr(module, "response_values", counted)
+    changes = {"per_device_eval_batch_size": 8, "optim": "sgd", "learning_rate": 0.1} | changes
+    trainer = make(**changes)
+    kept = trained(trainer)
+    assert len(calls) == 3 * passes
+
+    monkeypatch.setattr(PPOConfig, "keeps_critic_pass", False)
+    naive = trained(make(**changes))
+    start = make(**changes).model.state_dict()
+    head = "critic.score.weight"
+    assert not torch.allclose(kept[head], start[head], atol=1e-2)
+    # bfloat16 has 8 bits, and rows stand in another order in the two passes
+    atol = 1e-2 if changes.get("bf16") else 1e-6
+    assert all(torch.allclose(kept[name], naive[name], atol=atol, rtol=0) for name in kept)
+
+
 def test_first_pass_over_a_rollout_has_ratio_one(make: Callable[..., PPOTrainer]) -> None:
     """Sampler and update agree, so at the first step of an update the ratio is 1: nothing clipped, approx KL 0.
 
@@ -157,6 +199,20 @@ def test_policy_and_critic_gradients_are_clipped_apart(make: Callable[..., PPOTr
     assert norm == pytest.approx(1, rel=1e-3)
 
 
+def test_gradients_that_are_not_clipped_are_measured_all_the_same(make: Callable[..., PPOTrainer]) -> None:
+    """At a limit that nothing reaches, the same training reports the same norms of policy and critic."""
+    rows = []
+    for limit in (0.0, 1e9):
+        trainer = make(max_grad_norm=limit)
+        trainer.train()
+        rows.append(trainer.state.log_history)
+    for unclipped, clipped in zip(*rows, strict=True):
+        for name in ("grad_norm", "critic_grad_norm"):
+            assert (name in unclipped) == (name in clipped)
+            assert unclipped.get(name) == pytest.approx(clipped.get(name), rel=1e-5)
+    assert "critic_grad_norm" in rows[0][0]
+
+
 def test_standard_prompts_are_plain_text(make: Callable[..., PPOTrainer]) -> None:
     """TRL's standard format: tokenised as it stands; a reward sees a message of the user."""
     reward = Words()
@@ -181,7 +237,9 @@ def test_each_update_draws_its_temperature(make: Callable[..., PPOTrainer]) -> N
 def test_bf16_and_gradient_checkpointing_train(make: Callable[..., PPOTrainer]) -> None:
     """Recomputed activations give the same weights; bf16 autocast gives near ones."""
     plain = trained(make(episodes=8))
-    recomputed = trained(make(episodes=8, activation_checkpointing=True))
+    trainer = make(episodes=8, activation_checkpointing=True)
+    assert not trainer.args.keeps_critic_pass
+    recomputed = trained(trainer)
     assert all(torch.allclose(plain[name], recomputed[name], atol=1e-6) for name in plain)
     trainer = make(episodes=8, bf16=True)
     half = trained(trainer)
@@ -228,7 +286,7 @@ def test_prompts_by_tokens_give_smaller_updates(make: Callable[..., PPOTrainer])
 def test_a_loss_that_is_no_number_ends_the_run(
     make: Callable[..., PPOTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make()
+    trainer = make(per_device_train_batch_size=4)
     forward = trainer.model.forward
     monkeypatch.setattr(
         trainer.model,
