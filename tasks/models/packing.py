@@ -187,14 +187,19 @@ def can_pack(model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     try:
-        rows = [blocks(input_ids=row[None, :length], use_cache=False) for row, length in zip(ids, lengths, strict=True)]
-        naive = torch.stack([row.last_hidden_state[0, -1] for row in rows])
-        packed = hidden_states(blocks, packing := pack(ids, lengths, lengths - 1), packing.starts + lengths - 1)
+        with torch.autocast(device.type, enabled=False):
+            return _same_when_packed(blocks, ids, lengths)
     except TypeError:  # its forward hands no further arguments down to attention
         return False
     finally:
         model.train(was_training)
-    return _close(packed, naive)
+
+
+def _same_when_packed(blocks: nn.Module, ids: Tensor, lengths: Tensor) -> bool:
+    rows = [blocks(input_ids=row[None, :length], use_cache=False) for row, length in zip(ids, lengths, strict=True)]
+    naive = torch.stack([row.last_hidden_state[0, -1] for row in rows])
+    packing = pack(ids, lengths, lengths - 1)
+    return _close(hidden_states(blocks, packing, packing.starts + lengths - 1), naive)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -255,8 +260,9 @@ def _same_at_the_end(blocks: nn.Module) -> bool:
     was_training = blocks.training
     blocks.eval()
     try:
-        whole = _run(blocks, packing, None, nullcontext())[places]
-        narrow = _run(blocks, packing, None, _tail_at(blocks, places))
+        with torch.autocast(device.type, enabled=False):
+            whole = _run(blocks, packing, None, nullcontext())[places]
+            narrow = _run(blocks, packing, None, _tail_at(blocks, places))
     except (TypeError, AttributeError):  # layers of the same names, put together otherwise
         return False
     finally:

@@ -93,15 +93,21 @@ def unadapted(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def head_is_last(policy: PreTrainedModel) -> bool:
-    """Whether logits are the output head on the last hidden state and nothing more, found by a probe of two tokens."""
+    """Whether logits are the output head on the last hidden state and nothing more, found by a probe of two tokens.
+
+    The forward that is probed is that of the model's class, in its own precision: what a trainer puts around it on the
+    instance (autocast, a fused head) must not decide.
+    """
     inner = unadapted(policy)
     if inner.get_output_embeddings() is None or not hasattr(inner, inner.base_model_prefix):
         return False
     was_training = inner.training
     inner.eval()
     ids = torch.tensor([[0, 1]], device=inner.device)
-    whole = inner(input_ids=ids, use_cache=False).logits.float()
-    direct = inner.get_output_embeddings()(backbone(inner)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    with torch.autocast(inner.device.type, enabled=False):
+        whole = type(inner).forward(inner, input_ids=ids, use_cache=False).logits.float()
+        hidden = backbone(inner)(input_ids=ids, use_cache=False).last_hidden_state
+        direct = inner.get_output_embeddings()(hidden).float()
     inner.train(was_training)
     return whole.shape == direct.shape and bool((whole - direct).abs().max() <= PROBE_TOLERANCE * whole.abs().max())
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from tasks.models.logps import pad_right
-from tasks.models.responses import Layout, located, response_logits
+from tasks.models.responses import Layout, located, packs, response_logits
 from tests.tasks.models.test_packing import make_qwen3
 
 
@@ -31,3 +31,13 @@ def test_logits_and_gradients_are_those_of_padded_rows_where_prompts_are_alike()
     # 1 2 3 of the first prompt and 1 of the fourth are shared: 3 + 5 2 are beginnings; the rest is each row's own
     own = [2, 2, 1, 5, 1]  # the last token of a prompt, and the response but for its end
     assert layout.packing.ids.shape[1] == 3 + 2 + sum(own)
+
+
+def test_what_a_trainer_puts_around_a_forward_does_not_decide_whether_a_model_packs() -> None:
+    """accelerate wraps a forward in autocast: its bfloat16 logits are not the head's float32 ones on those states."""
+    half = torch.autocast("cpu", dtype=torch.bfloat16)
+    wrapped = make_qwen3()
+    wrapped.forward = half(wrapped.forward)
+    assert packs(wrapped)
+    with half:
+        assert packs(make_qwen3())
