@@ -22,8 +22,10 @@ _LARGEST_ON_HEAP = 32 * 2**20
 @cache
 def keep_freed_memory() -> bool:
     """Let malloc keep what is freed, once a process. False, and nothing done, where malloc is not glibc's."""
+    if not sys.platform.startswith("linux"):
+        return False
     libc = ctypes.CDLL(None)
-    if not sys.platform.startswith("linux") or not hasattr(libc, "gnu_get_libc_version"):
+    if not hasattr(libc, "gnu_get_libc_version"):
         return False
     # a threshold that is set no longer moves by itself: with the second alone, each tensor would be a mapping
     return bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST_ON_HEAP) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1))

@@ -12,8 +12,9 @@ the same hidden states and gradients. What is done differently here:
 4. nothing looks at a token behind the last attention but that token itself, so all that follows it (output projection,
    norms, feed-forward) runs only where a hidden state is wanted.
 
-This reaches into models through the attention function that transformers lets one register and a hook on one module,
-so it works for every causal model that takes registered functions (`can_pack`). Not covered: sliding windows,
+This reaches into models through the attention function that transformers lets one register, so it works for every
+causal model that takes registered functions (`can_pack`); the last layer is exchanged where it is put together as most
+are (`ends_plainly`), and else computed whole. Not covered: sliding windows,
 activation checkpointing (which would run the forward again outside of the registered function), encoder-decoders.
 """
 
