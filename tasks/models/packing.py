@@ -14,8 +14,8 @@ the same hidden states and gradients. What is done differently here:
 
 This reaches into models through the attention function that transformers lets one register, so it works for every
 causal model that takes registered functions (`can_pack`); the last layer is exchanged where it is put together as most
-are (`ends_plainly`), and else computed whole. Not covered: sliding windows,
-activation checkpointing (which would run the forward again outside of the registered function), encoder-decoders.
+are (`ends_plainly`), and else computed whole. Not covered: sliding windows, activation checkpointing (which would run
+the forward again outside of the registered function), encoder-decoders, two threads in one model at once.
 """
 
 from __future__ import annotations
