@@ -48,6 +48,12 @@ GRID_ROWS = 16
 grid took 5 % off the time of an update over one grid of 64, and 8 no more than that."""
 
 
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+"""What a last layer is made of that `_tail_at` knows how to put together."""
+
+_plain_ends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """B sequences of up to L tokens laid end to end, common beginnings once: N tokens in all.
@@ -126,12 +132,14 @@ def _owners(ids: Tensor, shareable: Tensor) -> Tensor:
     return owners
 
 
-def hidden_states(blocks: nn.Module, packing: Packing, places: Tensor) -> Tensor:
+def hidden_states(blocks: nn.Module, packing: Packing, places: Tensor, cache: Cache | None = None) -> Tensor:
     """Last hidden states (M, H) of the tokens at `places` (M,), each of them named once.
 
-    `blocks` are those of a model that `can_pack` accepts.
+    `blocks` are those of a model that `can_pack` accepts. Keys and values go into `cache`, if there is one, row by row.
     """
-    return _states(blocks, packing, places, None)
+    narrow = ends_plainly(blocks)
+    states = _run(blocks, packing, cache, _tail_at(blocks, places) if narrow else nullcontext())
+    return states if narrow else take(states, places)
 
 
 @torch.no_grad()
@@ -142,13 +150,7 @@ def prefill(blocks: nn.Module, ids: Tensor, lengths: Tensor, cache: Cache) -> Te
     token's, so that a mask has to hide them.
     """
     packing = pack(ids, lengths, lengths - 1)
-    return _states(blocks, packing, packing.starts + lengths - 1, cache)
-
-
-def _states(blocks: nn.Module, packing: Packing, places: Tensor, cache: Cache | None) -> Tensor:
-    narrow = ends_plainly(blocks)
-    states = _run(blocks, packing, cache, _tail_at(blocks, places) if narrow else nullcontext())
-    return states if narrow else take(states, places)
+    return hidden_states(blocks, packing, packing.starts + lengths - 1, cache)
 
 
 def _run(blocks: nn.Module, packing: Packing, cache: Cache | None, tail: AbstractContextManager[None]) -> Tensor:
@@ -176,7 +178,18 @@ def attends_plainly(model: PreTrainedModel) -> bool:
     return not windows and bool(registered) and config._attn_implementation == "sdpa"
 
 
-@torch.no_grad()
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Ask a model something in eval mode, in its own precision and without gradients, whatever is around."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        model.train(was_training)
+
+
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether packing gives this model's own hidden states, found by a probe of three short sequences."""
     if not attends_plainly(model):
@@ -185,22 +198,15 @@ def can_pack(model: PreTrainedModel) -> bool:
     device = next(model.parameters()).device
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 0, 0], [2, 1, 0, 0]], device=device)
     lengths = torch.tensor([4, 3, 2], device=device)
-    was_training = model.training
-    model.eval()
+    packing = pack(ids, lengths, lengths - 1)
+    pairs = zip(ids, lengths, strict=True)
     try:
-        with torch.autocast(device.type, enabled=False):
-            return _same_when_packed(blocks, ids, lengths)
+        with probing(model):
+            rows = [blocks(input_ids=row[None, :length], use_cache=False) for row, length in pairs]
+            packed = hidden_states(blocks, packing, packing.starts + lengths - 1)
     except TypeError:  # its forward hands no further arguments down to attention
         return False
-    finally:
-        model.train(was_training)
-
-
-def _same_when_packed(blocks: nn.Module, ids: Tensor, lengths: Tensor) -> bool:
-    rows = [blocks(input_ids=row[None, :length], use_cache=False) for row, length in zip(ids, lengths, strict=True)]
-    naive = torch.stack([row.last_hidden_state[0, -1] for row in rows])
-    packing = pack(ids, lengths, lengths - 1)
-    return _close(hidden_states(blocks, packing, packing.starts + lengths - 1), naive)
+    return _close(packed, torch.stack([row.last_hidden_state[0, -1] for row in rows]))
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -235,10 +241,6 @@ def _packed_attention(model: nn.Module) -> Iterator[None]:
         config._attn_implementation = before
 
 
-_plain_ends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-@torch.no_grad()
 def ends_plainly(blocks: nn.Module) -> bool:
     """Whether the last layer is what `_tail_at` takes it for, found by a probe of three tokens, once a model."""
     if blocks not in _plain_ends:
@@ -250,24 +252,17 @@ def ends_plainly(blocks: nn.Module) -> bool:
     return _plain_ends[blocks]
 
 
-_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
-
-
 def _same_at_the_end(blocks: nn.Module) -> bool:
     device = next(blocks.parameters()).device
     length = torch.tensor([3], device=device)
     packing = pack(torch.tensor([[0, 1, 2]], device=device), length, length)
     places = torch.tensor([2, 0], device=device)
-    was_training = blocks.training
-    blocks.eval()
     try:
-        with torch.autocast(device.type, enabled=False):
+        with probing(blocks):
             whole = _run(blocks, packing, None, nullcontext())[places]
             narrow = _run(blocks, packing, None, _tail_at(blocks, places))
     except (TypeError, AttributeError):  # layers of the same names, put together otherwise
         return False
-    finally:
-        blocks.train(was_training)
     return whole.shape == narrow.shape and _close(narrow, whole)
 
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tasks.models.packing import Packing, backbone, can_pack, hidden_states, pack
+from tasks.models.packing import Packing, backbone, can_pack, hidden_states, pack, probing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +91,6 @@ def unadapted(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
-@torch.no_grad()
 def head_is_last(policy: PreTrainedModel) -> bool:
     """Whether logits are the output head on the last hidden state and nothing more, found by a probe of two tokens.
 
@@ -101,14 +100,11 @@ def head_is_last(policy: PreTrainedModel) -> bool:
     inner = unadapted(policy)
     if inner.get_output_embeddings() is None or not hasattr(inner, inner.base_model_prefix):
         return False
-    was_training = inner.training
-    inner.eval()
     ids = torch.tensor([[0, 1]], device=inner.device)
-    with torch.autocast(inner.device.type, enabled=False):
+    with probing(inner):
         whole = type(inner).forward(inner, input_ids=ids, use_cache=False).logits.float()
         hidden = backbone(inner)(input_ids=ids, use_cache=False).last_hidden_state
         direct = inner.get_output_embeddings()(hidden).float()
-    inner.train(was_training)
     return whole.shape == direct.shape and bool((whole - direct).abs().max() <= PROBE_TOLERANCE * whole.abs().max())
 
 
