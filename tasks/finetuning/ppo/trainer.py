@@ -317,23 +317,19 @@ class PPOTrainer(MeasuresUpdates):
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip policy and critic apart, so that a lost critic does not slow the policy; returns the policy's norm."""
+        return self._clip_apart(self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        """The policy's norm; where nothing was clipped, it is measured here, beside the critic's."""
+        return self._clip_apart(math.inf) if grad_norm is None else grad_norm
+
+    def _clip_apart(self, limit: float) -> torch.Tensor:
         norms = [
-            torch.nn.utils.clip_grad_norm_(network.parameters(), self.args.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
             for network in (self.model.policy, self.model.critic)
         ]
         self.figures.add_norms(norms)
         return norms[0]
-
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
-        """The policy's norm; where nothing was clipped, it is measured here, beside the critic's."""
-        if grad_norm is None:
-            norms = [
-                torch.nn.utils.get_total_norm([each.grad for each in network.parameters() if each.grad is not None])
-                for network in (self.model.policy, self.model.critic)
-            ]
-            self.figures.add_norms(norms)
-            grad_norm = norms[0]
-        return grad_norm
 
     # ---- checkpoints ----
 
