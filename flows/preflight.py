@@ -14,6 +14,7 @@ from tasks.finetune_policy import STAGE as FINETUNE
 from tasks.finetune_policy import maximises_mixture
 from tasks.rewards.judge_params import JudgeParams
 from tasks.rewards.mixture_params import FunctionTermParams, SafetyTermParams, TermParams
+from tasks.stage import importable
 
 REWARD_FACTS = "reward.json"
 """What makes a folder one of a reward model (`tasks.rewards.scoring.FACTS`, which needs torch to be imported)."""
@@ -96,10 +97,11 @@ def check_teachers(root: Path, params: Params) -> None:
         from tasks.finetuning.ppo.vllm import check_vllm
 
         check_vllm()
-    if maximises_mixture(params.finetune):
-        _check_terms("mixture.terms", params.mixture.terms)
-    if "grpo" in methods:
-        _check_judge(root, params.judge)
+    with importable(root):
+        if maximises_mixture(params.finetune):
+            _check_terms("mixture.terms", params.mixture.terms)
+        if "grpo" in methods:
+            _check_judge(root, params.judge)
 
 
 def _check_terms(where: str, terms: Sequence[TermParams]) -> None:

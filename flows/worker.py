@@ -4,8 +4,11 @@ A flow run's process spends seconds on imports before it runs, and Prefect start
 prepares the code, one runs it). Here each run takes a process that waits with everything imported (`flows.standby`),
 and another takes its place. Polling, states, cancellation and the verdict on a process that died are Prefect's own.
 
-A run that a standby would not fit starts as Prefect starts it: other code or folder, pull steps, a command of its own,
-or an environment that differs (modules read it while they are imported). The next standby has that environment.
+A run that no standby fits, because its folder or environment differs (modules read it while they are imported), gets a
+process that begins then; the next standby has that environment. A run of other code, with pull steps or a command of
+its own, starts as Prefect starts it.
+
+The folder of the run is on no import path: a `tasks.py` or `random.py` there would take the place of ours or Python's.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Standbys:
     def __init__(self, count: int, folder: Path) -> None:
         self.folder = folder
         self._count = count
-        self._environment = _shared_environment({**ENVIRONMENT, "PYTHONPATH": _python_path(folder, os.environ)})
+        self._environment = _shared_environment(ENVIRONMENT)
         self._waiting: list[anyio.abc.Process] = []
         self._closed = False
         self._changing = asyncio.Lock()
@@ -63,7 +66,7 @@ class Standbys:
                 await self._end()
             self._waiting = [process for process in self._waiting if process.returncode is None]
             while len(self._waiting) < self._count and not self._closed:
-                self._waiting.append(await self._start())
+                self._waiting.append(await self.begin(self._environment, self.folder))
 
     def take(self, environment: Mapping[str, str], folder: Path) -> anyio.abc.Process | None:
         """One that waits for a run with this environment in this folder, no longer kept here; None where none fits."""
@@ -75,22 +78,23 @@ class Standbys:
                 return process
         return None
 
-    async def close(self) -> None:
-        """End those that wait, and start no more."""
-        self._closed = True
-        await self._end()
-
-    async def _start(self) -> anyio.abc.Process:
+    async def begin(self, environment: Mapping[str, str], folder: Path) -> anyio.abc.Process:
+        """Start one with this environment (but for what is told of one run) in this folder; it is not kept here."""
         # Its own session, as Prefect gives its runs: a signal to the run reaches what the run has started.
         return await anyio.open_process(
             [sys.executable, "-m", "flows.standby", *ENTRYPOINTS],
             stdin=subprocess.PIPE,
             stdout=None,
             stderr=None,
-            cwd=self.folder,
-            env=self._environment,
+            cwd=folder,
+            env=_shared(environment),
             start_new_session=True,
         )
+
+    async def close(self) -> None:
+        """End those that wait, and start no more."""
+        self._closed = True
+        await self._end()
 
     async def _end(self) -> None:
         while self._waiting:
@@ -103,12 +107,6 @@ async def _release(process: anyio.abc.Process) -> None:
         process.terminate()
     with anyio.CancelScope(shield=True):
         await process.aclose()
-
-
-def _python_path(folder: Path, environment: Mapping[str, str | None]) -> str:
-    """PYTHONPATH with the run's folder first: modules of the workspace are found by what the run starts, too."""
-    given = (environment.get("PYTHONPATH") or "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys([str(folder), *filter(None, given)]))
 
 
 def _shared_environment(given: Mapping[str, str | None]) -> dict[str, str]:
@@ -183,7 +181,7 @@ class WarmWorker(ProcessWorker, abc.ABC):  # abc.ABC: not put into Prefect's reg
             return await super().run(flow_run, configuration, task_status)
         folder = Path(configuration.working_dir or "").resolve()
         environment = _run_environment(flow_run, deployment, configuration, folder)
-        process = self._standbys.take(environment, folder)
+        process = self._standbys.take(environment, folder) or await self._begin(environment, folder)
         assert self._runs_task_group is not None
         self._runs_task_group.start_soon(self._replace, environment if folder == self._standbys.folder else None)
         if process is None:
@@ -192,6 +190,13 @@ class WarmWorker(ProcessWorker, abc.ABC):  # abc.ABC: not put into Prefect's reg
             return await _run_in(process, flow_run, deployment, environment, task_status or anyio.TASK_STATUS_IGNORED)
         finally:
             await _release(process)  # alive only where the run was cancelled before it was told
+
+    async def _begin(self, environment: Mapping[str, str], folder: Path) -> anyio.abc.Process | None:
+        try:
+            return await self._standbys.begin(environment, folder)
+        except OSError as error:  # no memory, no process left, or no such folder: Prefect says so of the run
+            self._logger.warning("no process could be started for the run: %s", error)
+            return None
 
     async def _replace(self, environment: Mapping[str, str] | None) -> None:
         await anyio.sleep(_REPLACE_AFTER_S)
@@ -223,7 +228,7 @@ def _run_environment(
     given = sanitize_subprocess_env({**os.environ, **configuration.env})
     told = {name: value for name, value in given.items() if name.startswith(_RUN_VARIABLES)}
     return {
-        **_shared_environment({**configuration.env, "PYTHONPATH": _python_path(folder, given)}),
+        **_shared_environment(configuration.env),
         **told,
         "PREFECT__FLOW_RUN_ID": str(flow_run.id),
         "PREFECT__FLOW_ENTRYPOINT": str(deployment.entrypoint),

@@ -12,7 +12,9 @@ import functools
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,11 +99,29 @@ def execute(stage: Stage, root: Path, params: Section, progress: Progress = sile
         parents = {path.relative_to(root).as_posix(): digest_of(path) for path in deps.values()}
         with writing(root / stage.out, contract=stage.contract, version=stage.version, parents=parents) as draft:
             context = StageContext(root, draft.path, work, deps, progress)
-            draft.facts = stage.body(context, **declared(stage, params))
+            with importable(root):
+                draft.facts = stage.body(context, **declared(stage, params))
         # a stage of several trainings has a folder for each
         for checkpoints in [*work.glob("run-*"), *work.glob("*/run-*")]:
             shutil.rmtree(checkpoints)
     return read_artifact(root / stage.out, contract=stage.contract)
+
+
+@contextmanager
+def importable(root: Path) -> Iterator[None]:
+    """Let modules in the workspace (reward functions that params name) be imported inside the block.
+
+    They come last on the import path: a `random.py` or `tasks.py` there never takes the place of another module.
+    """
+    folder = str(root.resolve())
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(folder)
 
 
 def fill(path: str, params: Section) -> str:

@@ -175,7 +175,8 @@ class FunctionTermParams(TermSettings):
     kind: Literal["function"] = Field("function", description="What kind of term this is.")
     function: str = Field(
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
-        description="Where it is: `module:function`, importable here, such as trl.rewards:think_format_reward.",
+        description="Where it is: `module:function`, a module of the workspace or one that is installed, such as "
+        "trl.rewards:think_format_reward.",
     )
     timeout_s: float | None = Field(
         None,

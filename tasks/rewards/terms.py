@@ -217,7 +217,7 @@ def _import(path: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ParamsError(
             f"{path}: expected an importable reward function, found {type(error).__name__}: {error}. Install the "
-            "module or put its folder on PYTHONPATH, and check the spelling of `module:function`."
+            "module, put it into the workspace or its folder on PYTHONPATH, and check the spelling of `module:function`."
         ) from error
     if not inspect.isroutine(found):
         raise ParamsError(f"{path}: expected a function, found {type(found).__name__}. Name a function.")

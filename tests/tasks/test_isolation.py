@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def leave_a_helper(context: StageContext, *, toy: Toy) -> Facts:
 def ignore_sigterm(context: StageContext, *, toy: Toy) -> Facts:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return write_word(context, toy=toy)
+
+
+def call_a_function_of_the_workspace(context: StageContext, *, toy: Toy) -> Facts:
+    import random
+
+    return {"told": import_module("house_rewards").told(), "random": str(random.__file__)}
 
 
 def toy_stage(body: object, timeout_s: float | None = None) -> Stage:
@@ -203,6 +210,36 @@ def test_no_orphan_outlives_a_killed_parent(tmp_path: Path, trains: bool) -> Non
         parent.kill()
         parent.wait()
     _until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_modules_in_the_current_folder_take_no_ones_place(tmp_path: Path, trains: bool) -> None:
+    """Of a workspace with files named as our packages and Python's own, only what params name is imported, as itself."""
+    for name in ("tasks", "flows", "data_contracts", "random", "multiprocessing"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
+    (tmp_path / "house_rewards.py").write_text("def told(): return 'hello'")
+    script = tmp_path / "elsewhere" / "parent.py"
+    script.parent.mkdir()
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys, pathlib
+        sys.path.append({str(Path(__file__).parent)!r})
+        from flows import environment
+        import dataclasses, test_isolation as t
+        if __name__ == "__main__":
+            environment.prepare()
+            stage = dataclasses.replace(t.toy_stage(t.call_a_function_of_the_workspace), trains={trains})
+            root = pathlib.Path({str(tmp_path)!r})
+            print(t.run_isolated(stage, root, t.ToyParams(), root / "log").facts)
+        """)
+    )
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'told': 'hello'" in done.stdout
+    assert str(tmp_path) not in done.stdout
 
 
 def _until(condition: object, seconds: float = 30.0) -> None:
