@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "DISABLE_MLFLOW_INTEGRATION": "TRUE",
     "MPLBACKEND": "Agg",
     # Python starts children with the current folder first on their import path: a tasks.py or random.py there would
-    # take the place of ours or of the standard library's. Modules of the workspace are found by `tasks.stage.importable`.
+    # take the place of ours or of the standard library's. `tasks.stage.importable` finds modules of the workspace.
     "PYTHONSAFEPATH": "1",
 }
 

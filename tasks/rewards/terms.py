@@ -216,8 +216,9 @@ def _import(path: str) -> Callable[..., Any]:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ParamsError(
-            f"{path}: expected an importable reward function, found {type(error).__name__}: {error}. Install the "
-            "module, put it into the workspace or its folder on PYTHONPATH, and check the spelling of `module:function`."
+            f"{path}: expected an importable reward function, found {type(error).__name__}: {error}. Put the "
+            "module into the workspace, install it, or name its folder in PYTHONPATH; check the spelling of "
+            "`module:function`."
         ) from error
     if not inspect.isroutine(found):
         raise ParamsError(f"{path}: expected a function, found {type(found).__name__}. Name a function.")

@@ -214,7 +214,7 @@ def test_no_orphan_outlives_a_killed_parent(tmp_path: Path, trains: bool) -> Non
 
 @pytest.mark.parametrize("trains", [False, True])
 def test_modules_in_the_current_folder_take_no_ones_place(tmp_path: Path, trains: bool) -> None:
-    """Of a workspace with files named as our packages and Python's own, only what params name is imported, as itself."""
+    """Of a workspace with files named as our packages and Python's own, only what params name is imported."""
     for name in ("tasks", "flows", "data_contracts", "random", "multiprocessing"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
     (tmp_path / "house_rewards.py").write_text("def told(): return 'hello'")
