@@ -60,7 +60,7 @@ def retrain(
 
     output = Output(json)
     report = runner.retrain_here(workspace_root(workspace), params or [], settings or [], output)
-    output.result(report.payload, report.renderable)
+    output.result(report.payload, report.view)
     if not report.passed:
         raise CheckFailed("the gate said no: the model is registered as rejected, with the reasons above.")
 
@@ -74,7 +74,7 @@ def compare(
 
     output = Output(json)
     report = runner.compare_here(workspace_root(workspace), params or [], settings or [], output)
-    output.result(report.payload, report.renderable)
+    output.result(report.payload, report.view)
     if report.failed:
         raise CheckFailed(f"failed: {', '.join(report.failed)}, for the reasons above; run it again to try them anew.")
 

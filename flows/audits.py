@@ -58,7 +58,7 @@ def audit(root: Path, model: str, shown: Shown, output: Output, *, rehash: bool)
     if shown.openlineage is not None and walk.graph is not None:
         _send(walk, shown.openlineage, output)
     if shown.form == "tree" and shown.out is None:
-        output.result(asdict(report), render_audit(walk))
+        output.result(asdict(report), lambda: render_audit(walk))
     else:
         _write(walk, shown, output)
     if report.verified is False:
@@ -141,12 +141,12 @@ def trace(root: Path, kind: str, key: str, output: Output) -> None:
     params, _ = load_params(root)
     if kind == "record":
         used = trace_lineage.audit_record(root, key, params.registry)
-        output.result(asdict(used), trace_lineage.render_record(used))
+        output.result(asdict(used), lambda: trace_lineage.render_record(used))
         if not used.found:
             raise CheckFailed(f"record {key}: no dataset of any registered model has it ({used.searched} searched).")
         return
     report = trace_lineage.trace(root, cast(trace_lineage.Thing, kind), key, params.registry)
-    output.result(asdict(report), trace_lineage.render_trace(report))
+    output.result(asdict(report), lambda: trace_lineage.render_trace(report))
     if not report.found:
         what = kind.replace("_", " ")
         raise CheckFailed(f"{what} {key}: no registered version rests on it ({report.searched} searched).")
@@ -167,7 +167,7 @@ def reproduce(root: Path, model: str, to: Path | None, output: Output) -> None:
     stages = list(STAGES.values())
     with exclusive_run(reproduction.workspace), Display(stages):
         report = reproduce_version(reproduction, stages, _params_of)
-    output.result(asdict(report), render_reproduction(report))
+    output.result(asdict(report), lambda: render_reproduction(report))
     if not report.equal:
         raise CheckFailed(f"{report.model_uri}: not reproduced; stage {report.first} is the first that differs.")
 

@@ -88,12 +88,18 @@ def self_play(root: Path, overlays: Sequence[Path], settings: Sequence[str], out
         with Display([verb.STAGE]):
             played = verb.self_play(root, params)
     batch = played.batch.path.relative_to(root).as_posix()
-    table = Table("prompts", "", box=None)
-    for name, count in played.counts.items():
-        table.add_row(name.replace("_", " "), str(count))
-    table.add_row("judge", f"{played.reliability['judge']}, kappa {played.reliability['kappa']:.3f} with people")
-    table.add_row("batch", f"{batch} ({'new' if played.batch.new else 'already there'})")
-    table.add_row("next", f"plumbline retrain -C {escape(str(root))}")
+
+    def view() -> Table:
+        table = Table("prompts", "", box=None)
+        for name, count in played.counts.items():
+            table.add_row(name.replace("_", " "), str(count))
+        kappa = played.reliability["kappa"]
+        agreement = "not measured" if kappa is None else f"{kappa:.3f}"
+        table.add_row("judge", f"{played.reliability['judge']}, kappa {agreement} with people")
+        table.add_row("batch", f"{batch} ({'new' if played.batch.new else 'already there'})")
+        table.add_row("next", f"plumbline retrain -C {escape(str(root))}")
+        return table
+
     output.result(
         {
             "batch": batch,
@@ -102,7 +108,7 @@ def self_play(root: Path, overlays: Sequence[Path], settings: Sequence[str], out
             "counts": played.counts,
             "judge": played.reliability,
         },
-        table,
+        view,
     )
 
 

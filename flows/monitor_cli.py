@@ -34,7 +34,7 @@ def monitor(
     root, output = workspace_root(workspace), Output(json)
     with output.working("looking"):
         report = flow(str(root), look)
-    output.result(report, _monitor_view(report))
+    output.result(report, lambda: _monitor_view(report))
     if report["findings"]:
         raise CheckFailed(f"found: {', '.join(report['findings'])}; the reasons are above and in {report['path']}.")
 
@@ -60,7 +60,7 @@ def live(
         report = report_live(root, params, since=start)
     if html is not None:
         write_bytes(html.resolve(), as_html(report).encode())
-    output.result(report, _live_view(report))
+    output.result(report, lambda: _live_view(report))
 
 
 def _moment(text: str) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -22,13 +23,24 @@ class Output:
         self.json = json
         self.remarks = Console(stderr=True, soft_wrap=True)
 
-    def result(self, payload: dict[str, Any], renderable: RenderableType) -> None:
-        """Print the command's result, once."""
-        Output.printed = True
+    def result(self, payload: dict[str, Any], renderable: RenderableType | Callable[[], RenderableType]) -> None:
+        """Print the command's result, once.
+
+        What is given as a function is built only where it is shown. A mistake in it costs the view alone: the result
+        is printed as JSON instead, and the exit code stays that of the command.
+        """
         if self.json:
+            Output.printed = True
+            _write_json(payload)
+            return
+        try:
+            shown = renderable() if callable(renderable) else renderable
+        except Exception as error:  # whatever a view does with a figure that it did not expect
+            self.remark(f"the tables could not be made ({type(error).__name__}: {error}). The result as JSON:")
             _write_json(payload)
         else:
-            Console(highlight=False, markup=not isinstance(renderable, str)).print(renderable, soft_wrap=True)
+            Console(highlight=False, markup=not isinstance(shown, str)).print(shown, soft_wrap=True)
+        Output.printed = True
 
     def raw(self, data: bytes) -> None:
         """Print a result that is a document of its own, as it is."""

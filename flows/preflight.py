@@ -37,6 +37,7 @@ def settle_params(
     params, document = load_params(root, resolve_overlays(root, overlays), settings)
     environment.prepare(params.threads)
     check_sources(params)
+    check_splits(params)
     check_trainer_arguments(params)
     variants = validated_variants(params)
     for _, own in variants:
@@ -65,6 +66,21 @@ def check_sources(params: Params) -> None:
             "reference.sft.data: found world while sample_world.enabled is false. Set it to curated, or set "
             "reference.sft.enabled: false to take the base as it is."
         )
+
+
+def check_splits(params: Params) -> None:
+    """Raise `ParamsError` where a split that a whole run needs has no share of the pairs."""
+    uses = {
+        "train": "the policy and the reward model learn from it",
+        "validation": "training chooses its best checkpoint on it",
+        "test": "the reward model is audited, and the policy evaluated, on it",
+    }
+    for split, share in params.curation.split.fractions().items():
+        if share == 0:
+            raise ParamsError(
+                f"curation.split.{split}: expected a share above 0, because {uses[split]}; found 0. A run would stop "
+                f"without it after hours of work."
+            )
 
 
 def check_trainer_arguments(params: Params) -> None:

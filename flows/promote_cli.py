@@ -60,7 +60,7 @@ def promote(
     params, _ = load_params(root)
     with output.working("verifying, comparing with the champion and timing answers"):
         promotion = verb.promote(root, params, model, alias, reason=reason, override=named)
-    output.result(promotion_payload(promotion), promotion_view(promotion))
+    output.result(promotion_payload(promotion), lambda: promotion_view(promotion))
     if not promotion.promoted:
         raise CheckFailed(refusal(promotion))
 
@@ -80,7 +80,7 @@ def rollback(
     params, _ = load_params(root)
     with output.working("verifying the version to return to"):
         returned = verb.rollback(root, params, reason=reason, to=to)
-    output.result(promotion_payload(returned), promotion_view(returned))
+    output.result(promotion_payload(returned), lambda: promotion_view(returned))
 
 
 def history(
@@ -102,7 +102,7 @@ def history(
     if anchor:
         verb.anchor_history(root, params, reason=reason)
     found = verb.promotion_history(root, params, alias)
-    output.result(history_payload(found), history_view(found))
+    output.result(history_payload(found), lambda: history_view(found))
     if found.problems:
         raise SignatureError(f"the promotion ledger is not whole: {' '.join(found.problems)} Restore the database.")
     if found.moved_outside:

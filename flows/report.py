@@ -83,13 +83,16 @@ def _metrics(metrics: Mapping[str, Any]) -> Table:
     table = Table("metric", "value", "interval", "n", box=None, title="\nOn the test split", title_justify="left")
     for path, words in HEADLINE:
         figure = _look_up(metrics, path)
-        if isinstance(figure, Mapping):
-            table.add_row(
-                words, f"{figure['value']:.3f}", f"[{figure['low']:.3f}, {figure['high']:.3f}]", str(figure["n"])
-            )
-        elif figure is not None:
-            table.add_row(words, f"{figure:.3f}", "", "")
+        if figure is not None:
+            table.add_row(words, *_cells(figure if isinstance(figure, Mapping) else {"value": figure}))
     return table
+
+
+def _cells(estimate: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Value, interval and n of an estimate. Any of them may be null: one prompt has no interval, no pair no value."""
+    value, low, high, n = (estimate.get(name) for name in ("value", "low", "high", "n"))
+    interval = "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+    return "not measured" if value is None else f"{value:.3f}", interval, "" if n is None else str(n)
 
 
 def _gate(gate: Mapping[str, Any]) -> Table:
@@ -102,11 +105,11 @@ def _gate(gate: Mapping[str, Any]) -> Table:
 def _too_long(facts: Mapping[str, Any]) -> str:
     """One line on what did not fit a model's context: set aside whole at that stage, never cut."""
     counts = {
-        "SFT conversations": facts["reference"].get("examples", {}).get("too_long", 0),
-        "reward-model training pairs": facts["reward"]["too_long"]["train"],
-        "fine-tuning examples": facts["finetune"]["too_long"]["train"],
-        "test pairs": facts["evaluate"]["metrics"]["counts"]["pairs_over_context"],
-        "test prompts": facts["evaluate"]["metrics"]["counts"]["prompts_over_context"],
+        "SFT conversations": _look_up(facts, "reference.examples.too_long"),
+        "reward-model training pairs": _look_up(facts, "reward.too_long.train"),
+        "fine-tuning examples": _look_up(facts, "finetune.too_long.train"),
+        "test pairs": _look_up(facts, "evaluate.metrics.counts.pairs_over_context"),
+        "test prompts": _look_up(facts, "evaluate.metrics.counts.prompts_over_context"),
     }
     aside = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return f"Beyond the context, set aside: {aside or 'none'}"

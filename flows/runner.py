@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class CompareReport:
 
     failed: list[str]
     payload: dict[str, Any]
-    renderable: RenderableType
+    view: Callable[[], RenderableType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class RetrainReport:
 
     passed: bool
     payload: dict[str, Any]
-    renderable: RenderableType
+    view: Callable[[], RenderableType]
 
 
 def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> RetrainReport:
@@ -57,7 +57,7 @@ def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
         registered = retrain(root=str(root))
     seconds = time.monotonic() - started
     return RetrainReport(
-        registered.passed, payload_of(registered, seconds), Group(*tables_of(registered, seconds, root))
+        registered.passed, payload_of(registered, seconds), lambda: Group(*tables_of(registered, seconds, root))
     )
 
 
@@ -76,7 +76,7 @@ def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
     _require_server()
     with Display(shown), _naming_interrupts():
         compared = compare(root=str(root))
-    return CompareReport(list(compared.failed), comparison_payload(compared), comparison_view(compared))
+    return CompareReport(list(compared.failed), comparison_payload(compared), lambda: comparison_view(compared))
 
 
 def stage_here(root: Path, name: str) -> None:

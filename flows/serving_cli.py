@@ -142,7 +142,7 @@ def canary_retry(
     root, output = workspace_root(workspace), Output(json)
     with output.working("verifying and timing answers"):
         given = retry_canary(root, load_params(root)[0], model, reason=reason, override=named)
-    output.result(promotion_payload(given), promotion_view(given))
+    output.result(promotion_payload(given), lambda: promotion_view(given))
     if not given.promoted:
         raise CheckFailed(refusal(given))
 

@@ -30,13 +30,16 @@ from data_contracts.artifact import Artifact, read_artifact, verify_artifact, wr
 from data_contracts.errors import ArtifactError, PlumblineError, StageError
 from data_contracts.params import Section
 from data_contracts.records import CuratedPair, load_jsonl
-from tasks import evaluate_policy, finetune_policy
+from tasks import decide_gate, evaluate_policy, finetune_policy
 from tasks.comparison.budget import readings_of
 from tasks.comparison.cost import Cost, Metered, read_cost
 from tasks.comparison.params import CompareParams
+from tasks.comparison.recommend import Refusal
 from tasks.comparison.report import Comparison, Shared, compare, write_report
 from tasks.comparison.table import Trial, read_outcomes
 from tasks.comparison.variants import Variant
+from tasks.evaluation.gate import decide
+from tasks.evaluation.params import GateParams
 from tasks.isolation import run_isolated
 from tasks.run_stage import Session
 from tasks.stage import Stage, StageRecord, declared, digest_of, fill
@@ -154,7 +157,8 @@ def report_comparison(
         resamples=evaluation.resamples,
         reward_seconds=session.run.seconds_of("reward", inputs[finetune_policy.STAGE.deps["reward"]]),
     )
-    comparison = compare(trials, failures, shared, params)
+    limits: GateParams = declared(decide_gate.STAGE, session.params)["gate"]
+    comparison = compare(trials, failures, shared, params, lambda metrics: refused_by(metrics, limits))
     parents = {
         f"{each.attempt.label}/policy": read_artifact(each.folder / "policy").digest for each in outcomes if each.trial
     }
@@ -164,6 +168,12 @@ def report_comparison(
         draft.facts = {"recommended": comparison.recommendation.variant, "judge": comparison.judge}
     _log(session, comparison, outcomes)
     return Compared(comparison, session.root / REPORT, outcomes, stages)
+
+
+def refused_by(metrics: Mapping[str, Any], gate: GateParams) -> list[Refusal]:
+    """What the gate of a registration says no to."""
+    said = [reason for reason in decide(metrics, gate).reasons if not reason.passed]
+    return [Refusal(reason.name, reason.value, reason.threshold, reason.text) for reason in said]
 
 
 def _run(attempt: Attempt, session: Session, folder: Path) -> Outcome:

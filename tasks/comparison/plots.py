@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.comparison.recommend import Interval
 from tasks.comparison.table import Row
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ def win_rate_against_kl(rows: Sequence[Row], judge: str, front: Sequence[str], m
         axes = figure.subplots()
         for number, row in enumerate(rows):
             win, kl = row.win[judge], row.kl
+            if win.value is None or kl.value is None:  # nowhere to put it
+                continue
             axes.errorbar(
                 kl.value,
                 win.value,
-                xerr=[[max(0.0, kl.value - kl.low)], [max(0.0, kl.high - kl.value)]],
-                yerr=[[max(0.0, win.value - win.low)], [max(0.0, win.high - win.value)]],
+                xerr=_reach(kl),
+                yerr=_reach(win),
                 fmt=_MARKS[number // len(_COLOURS) % len(_MARKS)],
                 color=_COLOURS[number % len(_COLOURS)],
                 markerfacecolor=None if row.name in front else "none",
@@ -112,6 +115,14 @@ def win_rate_over_time(rows: Sequence[Row], most_kl: float, path: Path) -> None:
             ylabel="win rate over π_ref, validation prompts",
         )
         axes.legend()
+
+
+def _reach(interval: Interval) -> list[list[float]] | None:
+    """How far an interval reaches to either side of its value, (2, 1); None where there is no interval."""
+    value, low, high = interval.value, interval.low, interval.high
+    if value is None or low is None or high is None:
+        return None
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 @contextmanager

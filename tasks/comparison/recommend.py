@@ -4,8 +4,8 @@ The rules are those of "Choosing the right method" in "what are PPO, GRPO, DPO":
 lists are judged or DPO's ceiling is too low; to PPO with a solid reward model and a need for exploration.
 
 1. What the data and the reward model allow is stated: size, pairs or lists, quality of the reward model.
-2. A variant is admitted when it beats π_ref, keeps to the KL band and the budget, and, where it learns from the
-   reward model, when that one can be relied on.
+2. A variant is admitted when it beats π_ref, passes the gate that a registration would put it to, keeps to the KL
+   band and the budget, and, where it learns from the reward model, when that one can be relied on.
 3. The ceiling is the best win rate among the admitted. What is not significantly below it is tied with it.
 4. A variant that leads a much cheaper one has to show that lead at the cheaper one's budget, by its evaluations during
    training, or is set aside: more training is no merit of a method.
@@ -22,6 +22,7 @@ from tasks.comparison.budget import Reading, win_rate_at
 from tasks.comparison.paired import Floats, Gain, paired_gain
 from tasks.comparison.params import RecommendParams
 
+_FEWEST_PROMPTS = 2  # a paired test needs a spread
 ON_POLICY = ("grpo", "ppo")
 """Methods that sample from the policy and learn from what scores the samples: exploration."""
 
@@ -33,11 +34,21 @@ def explores(methods: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate and the ends of its confidence interval; the ends are the value where there is none."""
+    """An estimate and the ends of its confidence interval. Null is what was not measured, or has no interval."""
 
-    value: float
-    low: float
-    high: float
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A check of the gate that a variant does not pass: its name, the figure, the threshold and the words."""
+
+    name: str
+    value: float | None
+    threshold: float | None
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,8 @@ class Contender:
     """One variant as measured. `outcomes` (S, n): per seed and prompt, 1 a win over π_ref, ½ a tie, 0 a loss.
 
     `kl` in nats per token; `cost` in the currency of the prices; `agreement`: how often the judge takes gold's side
-    on this policy's samples, None without gold; `readings` of each seed, its evaluations during training.
+    on this policy's samples, None without gold; `readings` of each seed, its evaluations during training;
+    `refused_by`: what the gate would say no to.
     """
 
     name: str
@@ -57,6 +69,7 @@ class Contender:
     outcomes: Floats
     agreement: float | None = None
     readings: tuple[tuple[Reading, ...], ...] = ()
+    refused_by: tuple[Refusal, ...] = ()
 
     @property
     def explores(self) -> bool:
@@ -88,19 +101,23 @@ class Reason:
 
     rule: str
     holds: bool
-    figure: float
-    threshold: float
+    figure: float | None
+    threshold: float | None
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The variant to take (None: keep π_ref) with its methods, the reasons in order, and who was tied with it."""
+    """The variant to take (None: keep π_ref) with its methods, the reasons in order, and who was tied with it.
+
+    `left_out`: the variants that were not admitted; a reason each says why.
+    """
 
     variant: str | None
     methods: tuple[str, ...]
     reasons: tuple[Reason, ...]
     tied: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def recommend(facts: Facts, params: RecommendParams) -> Recommendation:
@@ -117,12 +134,13 @@ def recommend(facts: Facts, params: RecommendParams) -> Recommendation:
         reasons += refusals
         if not refusals:
             admitted.append(contender)
+    left_out = tuple(each.name for each in facts.contenders if each not in admitted)
     if not admitted:
-        return Recommendation(None, (), tuple(reasons))
+        return Recommendation(None, (), tuple(reasons), left_out=left_out)
     level = params.alpha / max(len(admitted) - 1, 1)
     even = list(admitted)  # without those whose lead is bought
     while True:
-        best = max(even, key=lambda each: (each.win.value, each.name))
+        best = max(even, key=_rank)
         gains = {each.name: _gain(best, each, facts) for each in even if each is not best}
         tied = [each for each in even if each is best or not _clear(gains[each.name], level, params)]
         leads = [_lead(best, each, params) for each in even if each not in tied and _much_dearer(best, each, params)]
@@ -133,7 +151,7 @@ def recommend(facts: Facts, params: RecommendParams) -> Recommendation:
     chosen = _cheapest(tied, params)
     reasons += _ceiling(best, even, facts, params, level)
     reasons += _cost(chosen, best, gains, params, level)
-    return Recommendation(chosen.name, chosen.methods, tuple(reasons), tuple(each.name for each in tied))
+    return Recommendation(chosen.name, chosen.methods, tuple(reasons), tuple(each.name for each in tied), left_out)
 
 
 def _pairs(facts: Facts, params: RecommendParams) -> Reason:
@@ -157,7 +175,7 @@ def _lists(facts: Facts, params: RecommendParams) -> Reason:
 
 def _reward_model(facts: Facts, params: RecommendParams) -> list[Reason]:
     accuracy, least = facts.reward_accuracy, params.min_reward_accuracy
-    solid = accuracy.low >= least
+    solid = accuracy.low is not None and accuracy.low >= least
     return [
         Reason(
             "reward_audit",
@@ -171,7 +189,7 @@ def _reward_model(facts: Facts, params: RecommendParams) -> list[Reason]:
             solid,
             accuracy.low,
             least,
-            f"reward model is right on {accuracy.value:.3f} of held-out pairs, at least {accuracy.low:.3f} "
+            f"reward model is right on {_number(accuracy.value)} of held-out pairs, at least {_number(accuracy.low)} "
             f"({'≥' if solid else '<'} {least:g}): {'solid' if solid else 'not solid'} enough for PPO and GRPO",
         ),
     ]
@@ -188,14 +206,21 @@ def _refusals(each: Contender, facts: Facts, params: RecommendParams, trusted: b
     """Why a contender is not admitted; empty when it is."""
     found: list[Reason] = []
 
-    def refuse(rule: str, figure: float, threshold: float, words: str) -> None:
+    def refuse(rule: str, figure: float | None, threshold: float | None, words: str) -> None:
         found.append(Reason(rule, False, figure, threshold, f"{each.name} is out: {words}"))
 
-    if each.win.low <= 0.5:
-        words = f"its {facts.metric} win rate over π_ref is {each.win.value:.3f}, at least {each.win.low:.3f} (≤ 0.5)"
+    prompts = each.outcomes.shape[1]
+    if prompts < _FEWEST_PROMPTS:
+        words = f"too few prompts were judged for all variants: {prompts}, a paired test needs {_FEWEST_PROMPTS}"
+        refuse("shared_prompts", prompts, _FEWEST_PROMPTS, words)
+    if each.win.low is None or each.win.low <= 0.5:
+        low = "without an interval" if each.win.low is None else f"at least {each.win.low:.3f} (≤ 0.5)"
+        words = f"its {facts.metric} win rate over π_ref is {_number(each.win.value)}, {low}"
         refuse("beats_reference", each.win.low, 0.5, words)
-    if each.kl.value > params.max_kl_nats_per_token:
-        words = f"KL {each.kl.value:.3f} nats per token leaves the band (> {params.max_kl_nats_per_token:g})"
+    for said in each.refused_by:
+        refuse("gate", said.value, said.threshold, f"the gate would refuse it ({said.name}): {said.text}")
+    if each.kl.value is None or each.kl.value > params.max_kl_nats_per_token:
+        words = f"KL {_number(each.kl.value)} nats per token leaves the band (> {params.max_kl_nats_per_token:g})"
         refuse("kl_band", each.kl.value, params.max_kl_nats_per_token, words)
     limit = facts.budget_cpu_seconds
     if limit is not None and each.cpu_seconds > limit:
@@ -209,6 +234,15 @@ def _refusals(each: Contender, facts: Facts, params: RecommendParams, trusted: b
         words = f"judge and gold agree on {each.agreement:.3f} of its samples (< {params.min_judge_agreement:g})"
         refuse("judge_agreement", each.agreement, params.min_judge_agreement, words)
     return found
+
+
+def _rank(each: Contender) -> tuple[float, str]:
+    """By win rate, then by name. What is admitted has a win rate."""
+    return (-math.inf if each.win.value is None else each.win.value, each.name)
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
 
 
 def _gain(one: Contender, other: Contender, facts: Facts) -> Gain:
@@ -247,7 +281,9 @@ def _lead(dear: Contender, cheap: Contender, params: RecommendParams) -> Reason:
 def _cheapest(tied: Sequence[Contender], params: RecommendParams) -> Contender:
     limit = min(each.cost for each in tied) * params.same_cost
     cheap = [each for each in tied if each.cost <= limit]
-    return min(cheap, key=lambda each: (-each.win.value, each.kl.value, each.name))
+    return min(
+        cheap, key=lambda each: (-_rank(each)[0], math.inf if each.kl.value is None else each.kl.value, each.name)
+    )
 
 
 def _ceiling(
@@ -262,15 +298,17 @@ def _ceiling(
             if others
             else "no offline variant is admitted, with a lead that counts"
         )
-        words = f"need for exploration not measured: {missing}; the ceiling is {best.name} with {best.win.value:.3f}"
+        words = (
+            f"need for exploration not measured: {missing}; the ceiling is {best.name} with {_number(best.win.value)}"
+        )
         return [Reason("exploration", False, best.win.value, 0.5, words)]
-    top, base = (max(side, key=lambda each: (each.win.value, each.name)) for side in (explorers, others))
+    top, base = (max(side, key=_rank) for side in (explorers, others))
     gain = _gain(top, base, facts)
     needed = _clear(gain, level, params)
     words = "lifts the ceiling" if needed else "does not lift the ceiling beyond chance"
     text = (
-        f"exploration {words}: {top.name} {top.win.value:.3f} against {base.name} {base.win.value:.3f}, difference "
-        f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on {gain.n} prompts, p = {gain.p:.2g} "
+        f"exploration {words}: {top.name} {_number(top.win.value)} against {base.name} {_number(base.win.value)}, "
+        f"difference {gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on {gain.n} prompts, p = {gain.p:.2g} "
         f"(needs p < {level:.2g} and ≥ {params.min_gain:g}, of one sign in each seed)"
     )
     return [Reason("exploration", needed, gain.difference, params.min_gain, text)]
@@ -282,8 +320,8 @@ def _cost(
     cost = f"{chosen.cost:.2g} ({chosen.cpu_seconds:.1f} CPU s)"
     if chosen is best:
         text = (
-            f"{chosen.name} has the best win rate, {chosen.win.value:.3f}, at a cost of {cost}; nothing tied with it "
-            f"is cheaper by more than a factor of {params.same_cost:g}"
+            f"{chosen.name} has the best win rate, {_number(chosen.win.value)}, at a cost of {cost}; nothing tied with "
+            f"it is cheaper by more than a factor of {params.same_cost:g}"
         )
         return [Reason("cost", True, chosen.cost, best.cost, text)]
     gain = gains[chosen.name]

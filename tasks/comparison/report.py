@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from data_contracts.records import CuratedPair
 from tasks.comparison import plots
 from tasks.comparison.budget import Spread
 from tasks.comparison.params import CompareParams
-from tasks.comparison.recommend import Contender, Facts, Interval, Recommendation, explores, recommend
+from tasks.comparison.recommend import Contender, Facts, Interval, Recommendation, Refusal, explores, recommend
 from tasks.comparison.table import (
     Row,
     Trial,
@@ -25,6 +25,9 @@ from tasks.comparison.table import (
     time_ratios,
 )
 
+Gate = Callable[[Mapping[str, Any]], Sequence[Refusal]]
+"""What the gate of a registration says no to, of a trial's metrics."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -34,7 +37,7 @@ class Shared:
     """
 
     train: Sequence[CuratedPair]
-    reward_audit: Mapping[str, Any]
+    reward_audit: Mapping[str, Any] | None
     inputs: Mapping[str, str]
     seed: int
     confidence: float
@@ -53,12 +56,14 @@ class Comparison:
     facts: Mapping[str, Any]
 
 
-def compare(trials: Sequence[Trial], failures: Mapping[str, str], shared: Shared, params: CompareParams) -> Comparison:
-    """Sum up trials, find the Pareto front and recommend one."""
+def compare(
+    trials: Sequence[Trial], failures: Mapping[str, str], shared: Shared, params: CompareParams, gate: Gate
+) -> Comparison:
+    """Sum up trials, find the Pareto front and recommend one that `gate` would let pass."""
     rows = rows_of(trials, params, confidence=shared.confidence, resamples=shared.resamples, seed=shared.seed)
     judge = headline_judge(trials)
     front = pareto_front(rows, judge)
-    found = recommend(_facts(rows, trials, judge, shared, params), params.recommend)
+    found = recommend(_facts(rows, trials, judge, shared, params, gate), params.recommend)
     facts = {
         "judge": judge,
         "variants": [as_json(row) for row in rows],
@@ -81,7 +86,7 @@ def write_report(comparison: Comparison, trials: Sequence[Trial], params: Compar
     plots.win_rate_against_kl(rows, comparison.judge, comparison.front, most_kl, plot / "win_rate_kl.png")
     bins: dict[str, Any] = {}
     for trial in trials:
-        bins.setdefault(trial.variant, trial.metrics["calibration"]["bins"])
+        bins.setdefault(trial.variant, (trial.metrics.get("calibration") or {}).get("bins") or ())
     plots.reliability(bins, rows, plot / "reliability.png")
     plots.training_time(rows, plot / "training_time.png")
     plots.win_rate_over_time(rows, most_kl, plot / "win_rate_time.png")
@@ -91,23 +96,27 @@ def verdict(comparison: Comparison) -> str:
     """The recommendation and its reasons as text, a line each."""
     found = comparison.recommendation
     named = f"{found.variant} ({' → '.join(found.methods)})" if found.variant else "keep π_ref: no variant is admitted"
-    lines = [f"Recommended: {named}", *(f"  {reason.rule}: {reason.text}" for reason in found.reasons)]
+    left_out = [f"Left out: {', '.join(found.left_out)}"] if found.left_out else []
+    lines = [f"Recommended: {named}", *left_out, *(f"  {reason.rule}: {reason.text}" for reason in found.reasons)]
     return "\n".join([*lines, *_ratio_lines(comparison), *_failure_lines(comparison)])
 
 
-def _facts(rows: Sequence[Row], trials: Sequence[Trial], judge: str, shared: Shared, params: CompareParams) -> Facts:
+def _facts(
+    rows: Sequence[Row], trials: Sequence[Trial], judge: str, shared: Shared, params: CompareParams, gate: Gate
+) -> Facts:
     outcomes = shared_outcomes(trials, judge)
     responses: dict[Any, set[str]] = {}
     for pair in shared.train:
         responses.setdefault(pair.prompt, set()).update((pair.chosen, pair.rejected))
-    accuracy = shared.reward_audit["accuracy"]
+    audit = shared.reward_audit or {}
+    accuracy = audit.get("accuracy") or {}
     return Facts(
         metric=judge,
         pairs=len(shared.train),
         prompts=len(responses),
         listed_prompts=sum(len(texts) >= 3 for texts in responses.values()),
-        reward_passed=bool(shared.reward_audit["passed"]),
-        reward_accuracy=Interval(accuracy["value"], accuracy["low"], accuracy["high"]),
+        reward_passed=bool(audit.get("passed")),
+        reward_accuracy=Interval(accuracy.get("value"), accuracy.get("low"), accuracy.get("high")),
         contenders=[
             Contender(
                 row.name,
@@ -119,12 +128,22 @@ def _facts(rows: Sequence[Row], trials: Sequence[Trial], judge: str, shared: Sha
                 outcomes[row.name],
                 row.agreement,
                 row.readings,
+                _refused(row.name, trials, gate),
             )
             for row in rows
         ],
         confidence=shared.confidence,
         budget_cpu_seconds=params.budget_cpu_seconds,
     )
+
+
+def _refused(name: str, trials: Sequence[Trial], gate: Gate) -> tuple[Refusal, ...]:
+    """What the gate says no to under any seed of a variant; the first seed's words for each check."""
+    found: dict[str, Refusal] = {}
+    for trial in trials:
+        for said in gate(trial.metrics) if trial.variant == name else ():
+            found.setdefault(said.name, said)
+    return tuple(found.values())
 
 
 def _budget(rows: Sequence[Row], shared: Shared, params: CompareParams) -> dict[str, Any]:

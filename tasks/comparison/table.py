@@ -6,6 +6,7 @@ rate that of the prompts' mean outcomes; other intervals reach from the lowest e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class Row:
     refused: float | None
     over_refused: float | None
     agreement: float | None
+    finished: float | None
+    finished_reference: float | None
     wall_seconds: float
     cpu_seconds: float
     sessions: int
@@ -98,13 +101,13 @@ def rows_of(
 def shared_outcomes(trials: Sequence[Trial], judge: str) -> dict[str, Floats]:
     """Outcomes (S, n) of each variant on the n prompts that all trials were judged on, in one order.
 
-    Raises `StageError` when fewer than two prompts are shared.
+    Raises `StageError` when no prompt is shared.
     """
     shared = set.intersection(*(set(trial.outcomes[judge]) for trial in trials))
-    if len(shared) < 2:
+    if not shared:
         raise StageError(
-            f"Expected variants to share two or more prompts with a verdict by {judge}, found {len(shared)}. Raise "
-            f"evaluation.max_prompts, or feed more pairs."
+            f"Expected variants to share prompts with a verdict by {judge}, found none. Raise evaluation.max_prompts, "
+            f"or feed more pairs."
         )
     ids = sorted(shared)
     found: dict[str, list[list[float]]] = {}
@@ -123,7 +126,9 @@ def pareto_front(rows: Sequence[Row], judge: str) -> list[str]:
 
     A row is off the front when another is at least as good in all three and better in one.
     """
-    points = {row.name: (-row.win[judge].value, row.kl.value, row.cpu_seconds) for row in rows}
+    points = {
+        row.name: (-_or(row.win[judge].value, -math.inf), _or(row.kl.value, math.inf), row.cpu_seconds) for row in rows
+    }
     return [
         name
         for name, mine in points.items()
@@ -168,6 +173,7 @@ HEADER = (
     "variant",
     "gold win rate",
     "judge win rate",
+    "answers ended / π_ref's",
     "pref. accuracy",
     "ECE",
     "KL nats/token",
@@ -188,6 +194,7 @@ def cells(rows: Sequence[Row], front: Sequence[str]) -> list[tuple[str, ...]]:
             row.name,
             _with_ends(row.win.get("gold")),
             _with_ends(row.win.get("judge")),
+            f"{_share(row.finished)} / {_share(row.finished_reference)}",
             _with_ends(row.accuracy),
             "-" if row.ece is None else f"{row.ece:.3f}",
             _with_ends(row.kl),
@@ -223,12 +230,14 @@ def _row(group: Sequence[Trial], params: CompareParams, confidence: float, resam
         win_by_seed={
             judge: tuple(float(np.mean(list(trial.outcomes[judge].values()))) for trial in group) for judge in judges
         },
-        accuracy=_envelope([trial.metrics["preference"]["accuracy"] for trial in group]),
-        ece=_mean([trial.metrics["calibration"]["ece"] for trial in group]),
-        kl=_envelope([trial.metrics["divergence"]["kl_nats_per_token"] for trial in group]),
-        refused=_mean([_safety(trial, "refusal_accuracy") for trial in group]),
-        over_refused=_mean([_safety(trial, "over_refusal") for trial in group]),
-        agreement=_mean([_agreement(trial) for trial in group]),
+        accuracy=_envelope([_at(trial, "preference.accuracy") for trial in group]),
+        ece=_mean([_at(trial, "calibration.ece") for trial in group]),
+        kl=_envelope([_at(trial, "divergence.kl_nats_per_token") for trial in group]),
+        refused=_mean([_at(trial, "safety.policy.refusal_accuracy.value") for trial in group]),
+        over_refused=_mean([_at(trial, "safety.policy.over_refusal.value") for trial in group]),
+        agreement=_mean([_at(trial, "gold.judge_agreement.value") for trial in group]),
+        finished=_mean([_at(trial, "text.policy.finished.value") for trial in group]),
+        finished_reference=_mean([_at(trial, "text.reference.finished.value") for trial in group]),
         wall_seconds=float(np.mean([cost.wall_seconds for cost in costs])),
         cpu_seconds=float(np.mean([cost.cpu_seconds for cost in costs])),
         sessions=sum(cost.sessions for cost in costs),
@@ -241,25 +250,32 @@ def _row(group: Sequence[Trial], params: CompareParams, confidence: float, resam
 
 def _win(group: Sequence[Trial], judge: str, confidence: float, resamples: int, seed: int) -> Interval:
     (outcomes,) = shared_outcomes(group, judge).values()
-    return Interval(*paired_bootstrap(outcomes.mean(axis=0), confidence, resamples, seed))
+    value, low, high = paired_bootstrap(outcomes.mean(axis=0), confidence, resamples, seed)
+    return Interval(value, low, high) if math.isfinite(low) else Interval(value, None, None)  # one prompt has no spread
 
 
-def _envelope(estimates: Sequence[Mapping[str, Any]]) -> Interval:
-    """Mean of estimates {"value", "low", "high"}; the interval reaches from the lowest end to the highest."""
-    values = [float(each["value"]) for each in estimates]
-    lows = [float(each["value"] if each["low"] is None else each["low"]) for each in estimates]
-    highs = [float(each["value"] if each["high"] is None else each["high"]) for each in estimates]
-    return Interval(float(np.mean(values)), min(lows), max(highs))
+def _envelope(estimates: Sequence[Mapping[str, Any] | None]) -> Interval:
+    """Mean of estimates {"value", "low", "high"}; the interval reaches from the lowest end to the highest.
+
+    Null where one of them was not measured, or has no interval.
+    """
+    known = [each or {} for each in estimates]
+    lows, highs = ([each[end] for each in known if each.get(end) is not None] for end in ("low", "high"))
+    whole = len(lows) == len(highs) == len(known)
+    value = _mean([each.get("value") for each in known])
+    return Interval(value, min(lows), max(highs)) if whole else Interval(value, None, None)
 
 
-def _safety(trial: Trial, figure: str) -> float | None:
-    safety = trial.metrics["safety"]
-    return None if safety is None else safety["policy"][figure]["value"]
+def _at(trial: Trial, path: str) -> Any:
+    """A figure of a trial's metrics by its dotted path; None where it was not measured (no gold reward, say)."""
+    found: Any = trial.metrics
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
-def _agreement(trial: Trial) -> float | None:
-    gold = trial.metrics["gold"]
-    return None if gold is None else gold["judge_agreement"]["value"]
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -269,7 +285,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _with_ends(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    if interval is None or interval.value is None:
+        return "-"
+    ends = "" if interval.low is None or interval.high is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{interval.value:.3f}{ends}"
 
 
 def _count(value: float | None) -> str:

@@ -66,8 +66,8 @@ def assign_clusters(sizes: Mapping[str, int], params: SplitParams, seed: int) ->
         return assigned, []
     message = (
         f"split: expected pairs in {', '.join(shares)}, found {len(sizes)} cluster(s) of near-duplicate prompts, so "
-        f"{', '.join(empty)} would be empty. Add pairs with other prompts, set the share of {', '.join(empty)} to 0, "
-        f"or set split.on_empty to warn."
+        f"{', '.join(empty)} would be empty. Add pairs with other prompts, or set "
+        f"split.on_empty to warn."
     )
     if params.on_empty == "error":
         raise CheckFailed(message)

@@ -69,6 +69,11 @@ def fitting_pairs(
 
     `where` is the section of params that `max_length` stands in.
     """
+    if not pairs:
+        raise StageError(
+            f"Expected {name} pairs, found none: the {name} split is empty. Add pairs with other prompts, or raise the "
+            f"share of that split in curation.split."
+        )
     tokenised = tokenise_pairs(pairs, tokenizer, max_length)
     if not tokenised.tokens:
         raise StageError(

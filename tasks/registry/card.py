@@ -248,12 +248,12 @@ def _limits(manifest: Mapping[str, Any]) -> str:
         "Languages, facts about the world and harms beyond the figures above were not measured.",
     ]
     lines += [f"The gate said no: {entry['text']}" for entry in _reasons(manifest["gate"]) if not entry["passed"]]
-    metrics = manifest["evaluation"]
-    beyond = metrics.get("counts", {}).get("pairs_over_context", 0)
+    metrics = dict(flatten(manifest["evaluation"]))
+    beyond = metrics.get("counts.pairs_over_context")
     if beyond:
-        lines.append(f"{beyond} of {metrics['counts']['pairs']} test pairs exceed the context and were not measured.")
-    finished = metrics.get("text", {}).get("policy", {}).get("finished", {}).get("value", 1.0)
-    if finished < _MOSTLY_FINISHED:
+        lines.append(f"{beyond} of {metrics.get('counts.pairs')} test pairs exceed the context and were not measured.")
+    finished = metrics.get("text.policy.finished.value")
+    if finished is not None and finished < _MOSTLY_FINISHED:
         lines.append(
             f"{1 - finished:.0%} of the sampled responses were cut at `evaluation.max_new_tokens` and judged so."
         )

@@ -542,6 +542,10 @@ def test_what_only_the_sample_world_has(
         ("finetune.dpo.betta=0.2", ("finetune.dpo.betta: unknown key", "did you mean 'finetune.dpo.beta'")),
         ("reward.learning_rate=0.1", ("reward.learning_rate: unknown key",)),
         ("curation.split.trian=0.5", ("did you mean 'curation.split.train'",)),
+        (
+            "curation.split={train: 0.9, validation: 0.0, test: 0.1}",
+            ("curation.split.validation: expected a share above 0", "chooses its best checkpoint"),
+        ),
         ("finetune.dpo.beta=-1", ("finetune.dpo.beta", "greater than 0", "found -1")),
         ("seed=abc", ("seed", "valid integer", "found 'abc'")),
         ("reward.eval_every=30", ("log_every (20) must divide eval_every (30)",)),

@@ -57,6 +57,17 @@ def test_people_read_the_same_facts(trained: Trained) -> None:
     assert all(name in text for name in STAGES)
 
 
+def test_one_prompt_has_no_interval_and_its_result_is_shown_all_the_same(copy: Workspace) -> None:
+    done = copy.run("retrain", "--set", "evaluation.max_prompts=1")
+    assert done.code == 1, done.err
+    assert "Traceback" not in done.err
+    assert "the tables could not be made" not in done.err
+    assert "REJECTED by the gate" in done.out
+    line = next(line for line in done.out.splitlines() if "by the reward model" in line)
+    assert line.split()[-1] == "1"
+    assert "[" not in line
+
+
 SPOILT = {
     "empty_response": "empty_text",
     "overlong_response": "over_long",

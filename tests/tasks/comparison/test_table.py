@@ -65,7 +65,7 @@ def test_variants_are_paired_on_the_prompts_that_all_have(make_trial: Make) -> N
     one, other = make_trial("one", MIXED), make_trial("other", {"b": 1.0, "e": 0.0, "a": 0.5})
     found = shared_outcomes([one, other], "gold")
     assert {name: values.tolist() for name, values in found.items()} == {"one": [[1.0, 0.0]], "other": [[0.5, 1.0]]}
-    with pytest.raises(StageError, match="found 0"):
+    with pytest.raises(StageError, match="found none"):
         shared_outcomes([one, make_trial("other", {"z": 1.0})], "gold")
 
 
