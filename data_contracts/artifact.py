@@ -17,8 +17,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,17 +80,22 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file atomically: temporary name in the same folder, fsync, rename."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, scratch = new_file(path.parent, f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(scratch, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
+
+
+def new_file(folder: Path, prefix: str) -> tuple[int, Path]:
+    """Open a new file of a name that nobody has, with the mode that the umask leaves. `tempfile` ignores the umask."""
+    path = folder / f"{prefix}{secrets.token_hex(8)}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
 
 
 @contextmanager
@@ -123,9 +128,9 @@ def writing(path: Path, *, contract: str, version: int, parents: Mapping[str, st
 def _renaming(path: Path, contract: str, version: int, parents: Mapping[str, str]) -> Iterator[Draft]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_drafts(path)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.draft-", dir=path.parent))
+    folder = path.with_name(f".{path.name}.draft-{secrets.token_hex(8)}")
+    folder.mkdir()
     try:
-        folder.chmod(0o755)
         draft = Draft(folder)
         yield draft
         write_json(

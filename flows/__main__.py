@@ -146,11 +146,17 @@ def restore(
 
 
 @app.command()
-def doctor(workspace: Directory = HERE, json: Json = False) -> None:
-    """Check versions, services, disk and GPU; say what is missing and what to do."""
+def doctor(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Take from other users what they may read of feedback and models.")
+    ] = False,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Check versions, services, disk, GPU and who may read the files; say what is missing and what to do."""
     from flows import doctor as examination
 
-    examination.doctor(workspace.resolve(), Output(json))
+    examination.doctor(workspace.resolve(), Output(json), fix=fix)
 
 
 for area in (services_cli, deployments_cli, intake_cli, promote_cli, serving_cli, monitor_cli, audit_cli):

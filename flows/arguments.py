@@ -21,9 +21,11 @@ HERE = Path()
 
 def workspace_root(workspace: Path) -> Path:
     """The workspace at or above a folder, its own Prefect server in use. Raises `UsageError` where there is none."""
+    from data_contracts.private_files import keep_private
     from flows.environment import use_services
     from flows.workspaces import find_workspace
 
     root = find_workspace(Path(os.path.abspath(workspace)))
+    keep_private(root)
     use_services(root)
     return root

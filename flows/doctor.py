@@ -32,8 +32,10 @@ class Finding:
     advice: str = ""
 
 
-def doctor(folder: Path, output: Output) -> None:
-    """Print every finding; raise `CheckFailed` when something needed is not well."""
+def doctor(folder: Path, output: Output, *, fix: bool = False) -> None:
+    """Print every finding; raise `CheckFailed` when something needed is not well. `fix`: mend the modes of files."""
+    if fix:
+        _close_to_others(folder)
     findings = [finding for look in _LOOKS for finding in look(folder)]
     table = Table("", "what", "found", "what to do", title="plumbline doctor", box=None)
     for finding in findings:
@@ -79,6 +81,38 @@ def _workspace(folder: Path) -> Iterator[Finding]:
         yield Finding("workspace", False, "not usable", str(error))
         return
     yield Finding("workspace", True, str(root))
+
+
+def _private_files(folder: Path) -> Iterator[Finding]:
+    """Whether prompts, feedback, traffic and models are open to other users of this machine."""
+    from data_contracts.private_files import open_to_others
+
+    try:
+        root, inbox = _places(folder)
+    except PlumblineError as error:
+        yield Finding("private files", False, "unknown", str(error))
+        return
+    found = open_to_others(root, inbox)
+    if not found:
+        yield Finding("private files", True, "others can read none")
+        return
+    example = f"{len(found)} open to others, such as {found[0].relative_to(root)}"
+    yield Finding("private files", False, example, "run `plumbline doctor --fix`, as the user whose files they are")
+
+
+def _close_to_others(folder: Path) -> None:
+    from data_contracts.private_files import close_to_others
+
+    close_to_others(*_places(folder))
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    """The workspace and its inbox."""
+    from flows.params import load_params
+    from flows.workspaces import find_workspace
+
+    root = find_workspace(folder)
+    return root, root / load_params(root)[0].intake.inbox
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
@@ -146,6 +180,7 @@ _LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _versions,
     _git,
     _workspace,
+    _private_files,
     _disk,
     _prefect,
     _mlflow,

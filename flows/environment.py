@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from data_contracts.private_files import keep_private
+
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # The temporary server of a run without PREFECT_API_URL takes ten seconds on a free core, more on a busy one.
@@ -41,8 +43,12 @@ ENVIRONMENT = {
 }
 
 
-def prepare(threads: int | None = None) -> None:
-    """Set the environment of this process and its children; call before torch or prefect is imported."""
+def prepare(threads: int | None = None, root: Path | None = None) -> None:
+    """Set the environment of this process and its children; call before torch, prefect or DVC is imported.
+
+    What they write is readable by its owner alone, or also by the group that the workspace at `root` is shared with.
+    """
+    keep_private(root)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if threads is not None:

@@ -62,7 +62,7 @@ def poll_freshness(root: str = ".") -> State[Any]:
 def _open(root: str) -> tuple[Path, Params]:
     workspace = Path(root).resolve()
     params, _ = load_params(workspace)
-    environment.prepare(params.threads)
+    environment.prepare(params.threads, workspace)
     return workspace, params
 
 

@@ -35,7 +35,7 @@ def settle_params(
     Returns the params and a line for each key that changed. Raises `ParamsError`.
     """
     params, document = load_params(root, resolve_overlays(root, overlays), settings)
-    environment.prepare(params.threads)
+    environment.prepare(params.threads, root)
     check_sources(params)
     check_splits(params)
     check_trainer_arguments(params)

@@ -84,7 +84,7 @@ def stage_here(root: Path, name: str) -> None:
     if name not in STAGES:
         raise UsageError(f"{name}: unknown stage; expected one of {', '.join(STAGES)}.")
     params, _ = load_params(root)
-    environment.prepare(params.threads)
+    environment.prepare(params.threads, root)
     from flows.display import Display
     from tasks.stage import execute
 

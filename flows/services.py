@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_contracts.errors import CheckFailed
+from data_contracts.private_files import close_to_others
 from flows.output import Output
 from flows.params import Params, load_params, resolve_overlays, save_params
 from tasks.services.operate import ServiceStatus, bring_down, bring_up, look
@@ -24,6 +25,7 @@ def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Ou
     plan = planned(root, params)
     for line in save_params(root, document):
         output.remark(f"params.yaml: {line}")
+    _close_to_others(root, params, output)
     with output.working("starting services"):
         _make_registry(root, params)
         for remark in bring_up(plan):
@@ -68,6 +70,15 @@ def planned(root: Path, params: Params) -> Plan:
         store_variable=variable,
         intake=intake,
     )
+
+
+def _close_to_others(root: Path, params: Params, output: Output) -> None:
+    """Put the modes of a workspace right that was made before files were private."""
+    mended, left = close_to_others(root, root / params.intake.inbox)
+    if mended:
+        output.remark(f"{len(mended)} files and folders were open to other users of this machine; now they are not")
+    if left:
+        output.remark(f"{len(left)} files belong to another user and stay open to others; `plumbline doctor` names one")
 
 
 def _make_registry(root: Path, params: Params) -> None:

@@ -41,6 +41,9 @@ def status(workspace: Directory = HERE, json: Json = False) -> None:
 
 def _root(workspace: Path) -> Path:
     # not `workspace_root`, which points PREFECT_API_URL at the services that these commands change
+    from data_contracts.private_files import keep_private
     from flows.workspaces import find_workspace
 
-    return find_workspace(Path(os.path.abspath(workspace)))
+    root = find_workspace(Path(os.path.abspath(workspace)))
+    keep_private(root)
+    return root

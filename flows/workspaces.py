@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from data_contracts.artifact import FULL_DISK, write_bytes
 from data_contracts.errors import UsageError, WorkspaceBusy
+from data_contracts.private_files import HOME, keep_private, make_private
 from data_contracts.secrets import has_password, mask
 
 PARAMS_FILE = "params.yaml"
@@ -48,7 +49,9 @@ def init_workspace(root: Path, remote: str | None = None) -> list[str]:
             f"`dvc remote modify --local storage password …` in the workspace."
         )
     try:
-        (root / RAW).mkdir(parents=True, exist_ok=True)
+        for name in (HOME, RAW):
+            make_private(root / name)
+        keep_private(root)
         written = [name for name, data in template_files().items() if _write_missing(root / name, data)]
     except OSError as error:
         if error.errno in FULL_DISK:

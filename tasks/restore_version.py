@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
     paths = all_paths(manifest)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{to.name}.restore-", dir=to.parent))
+        draft = to.with_name(f".{to.name}.restore-{secrets.token_hex(8)}")
+        draft.mkdir()
     except OSError as error:
         if error.errno in FULL_DISK:
             raise
         raise UsageError(f"{to}: cannot write there ({error.strerror}). Choose another folder.") from error
     try:
-        draft.chmod(0o755)
         _fill(ObjectStore(root), draft, to, manifest, paths)
         commit_git(draft, f"Restore {version.uri}")
         draft.rename(to)

@@ -7,6 +7,7 @@ a `MetaData` of its own and gives it to `open_database`. Write inside `writing`,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from data_contracts.errors import OperationsError
 from data_contracts.params import from_environment
+from data_contracts.private_files import make_private, make_private_file
 from data_contracts.secrets import mask
 from tasks.database.params import OperationsParams
 
@@ -36,9 +38,10 @@ def open_database(root: Path, params: OperationsParams, tables: MetaData) -> Eng
     """Connect, make the tables and nullable columns that are missing, return the engine. Raises `OperationsError`."""
     url = database_url(root, params)
     if params.database is None:
-        (root / ".plumbline").mkdir(parents=True, exist_ok=True)
+        make_private(root / ".plumbline")
     engine = create_engine(url, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
+        _make_file(engine, root)
         _prepare_sqlite(engine)
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":  # on SQLite the write lock already lets one process in at a time
@@ -46,6 +49,13 @@ def open_database(root: Path, params: OperationsParams, tables: MetaData) -> Eng
         tables.create_all(connection)
         _add_missing_columns(connection, tables)
     return engine
+
+
+def _make_file(engine: Engine, root: Path) -> None:
+    """Make the file of a new database before SQLite does, so that others cannot read it, nor the log beside it."""
+    name = engine.url.database
+    if name and not os.path.exists(name) and os.path.isdir(os.path.dirname(os.path.abspath(name))):
+        make_private_file(Path(name), root)
 
 
 @contextmanager

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from data_contracts.artifact import full_disk_as_stage_error, sha256_file
+from data_contracts.artifact import full_disk_as_stage_error, new_file, sha256_file
 from data_contracts.errors import ArtifactError, UsageError
 from tasks.feedback.containers import dump_row, read_lines, recognise_container
 
@@ -64,8 +63,7 @@ def _store(chunks: Iterator[bytes], folder: Path, suffix: str) -> Batch:
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         leftover.unlink()
     with full_disk_as_stage_error(folder):
-        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=folder)
-        temporary = Path(name)
+        handle, temporary = new_file(folder, _TEMPORARY)
         try:
             with os.fdopen(handle, "wb") as file:
                 digest = _write_hashed(file, chunks)
@@ -93,7 +91,7 @@ def _settle(temporary: Path, final: Path, digest: str) -> Batch:
                 f"and this batch was changed: restore it (`dvc checkout`) or remove it and ingest again."
             )
         return Batch(final, digest, new=False)
-    temporary.chmod(0o444)
+    temporary.chmod(temporary.stat().st_mode & 0o444)  # read-only, for those whom the umask lets read
     temporary.rename(final)
     return Batch(final, digest, new=True)
 

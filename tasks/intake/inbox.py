@@ -19,6 +19,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,12 +173,15 @@ def _files(folder: Path, *, deep: bool = False) -> list[Path]:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Rename, and see to it that the inode's time tells of it, which not every file system does by itself."""
-    before = path.lstat()
+    """Rename, and take it from group and others, whatever mode its sender gave it.
+
+    The inode's time then tells of the move, which a rename alone does not on every file system.
+    """
     path.rename(target)
-    after = target.lstat()
-    if stat.S_ISREG(after.st_mode) and after.st_ctime_ns == before.st_ctime_ns:
-        target.chmod(stat.S_IMODE(after.st_mode))
+    mode = target.lstat().st_mode
+    if stat.S_ISREG(mode):
+        with suppress(PermissionError):  # another user's: nobody but its owner may, and the folder lets nobody in
+            target.chmod(stat.S_IMODE(mode) & stat.S_IRWXU)
 
 
 def _is_written(path: Path) -> bool:

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from data_contracts.errors import RegistryError
 from data_contracts.params import from_environment
+from data_contracts.private_files import make_private_file
 from data_contracts.secrets import mask
 from tasks.registry.params import RegistryParams
 from tasks.registry.tables import Tables, open_tables
@@ -140,6 +141,7 @@ def _make_database(path: Path) -> None:
         for left in path.parent.glob(f".{path.name}.draft-*"):
             left.unlink()
         draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+        make_private_file(draft, path.parent.parent)
         engine = create_sqlalchemy_engine(f"sqlite:///{draft}")
         try:
             _safe_initialize_tables(engine)

@@ -52,7 +52,6 @@ def cached(store: Store, location: str, name: str, whole: Callable[[Path], bool]
     if folder.is_dir() and whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    (store.root / CACHE).chmod(0o700)
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=folder.parent) as scratch:
         found = download(store, location, Path(scratch) / "files")
         aside = Path(scratch) / "replaced"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from data_contracts.artifact import write_json
+from data_contracts.artifact import new_file, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,13 +94,13 @@ def _write_index(path: Path, index: NDArray[np.uint64]) -> None:
     import numpy as np
 
     index = index[:, np.argsort(index[0], kind="stable")]  # (2, n)
-    handle, scratch = tempfile.mkstemp(prefix=".index-", dir=path.parent)
+    handle, scratch = new_file(path.parent, ".index-")
     try:
         with os.fdopen(handle, "wb") as file:
             np.save(file, index)
         os.replace(scratch, path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 

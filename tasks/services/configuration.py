@@ -18,6 +18,7 @@ import orjson
 
 from data_contracts.artifact import write_bytes
 from data_contracts.errors import OperationsError
+from data_contracts.private_files import make_private, workspace_umask
 from tasks.services.launch import PLAN_FILE
 from tasks.services.plan import Plan, Service
 
@@ -29,7 +30,7 @@ _MAX_SOCKET_BYTES = 90  # of 107 on Linux and 103 on macOS, less what supervisor
 
 def write_configuration(plan: Plan) -> None:
     """Write both files, readable by their owner alone."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    make_private(plan.folder)
     plan.folder.chmod(0o700)
     commands = {
         service.name: {
@@ -83,6 +84,7 @@ childlogdir=.
 logfile={SUPERVISOR_LOG}
 logfile_maxbytes={plan.params.log_megabytes}MB
 logfile_backups={plan.params.log_backups}
+umask={workspace_umask(plan.root):03o}
 
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface

@@ -16,6 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
+from data_contracts.private_files import keep_private
 from tasks.services.processes import MARK, SERVICE_MARK, end, marked, service_of
 
 PLAN_FILE = "plan.json"
@@ -30,6 +31,7 @@ def main(name: str) -> None:
     environment.update({target: os.environ[source] for target, source in service["secrets"].items()})
     environment.pop("PREFECT_PROFILE", None)  # a profile of the user's may be missing in the services' own home
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    keep_private(Path(plan["root"]))  # the supervisor gives its children a umask of its own
     os.chdir(plan["root"])
     os.execvpe(service["command"][0], service["command"], environment)
 

@@ -49,9 +49,10 @@ def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = B
     from dvc.repo import Repo, lock_repo
     from dvc.rwlock import RWLockFileCorruptedError
 
-    from tasks.versioning.whole_files import drop_half_written_table, write_whole_files
+    from tasks.versioning.whole_files import drop_half_written_table, write_private_files, write_whole_files
 
     write_whole_files()
+    write_private_files(root)
 
     deadline = time.monotonic() + wait_s
     with _thread_lock(root):

@@ -1,4 +1,6 @@
-"""What DVC writes in place, written whole or not at all: a SIGKILL leaves the old file or the new one.
+"""What DVC writes, written whole or not at all, and for nobody else to read.
+
+A SIGKILL leaves the old file or the new one.
 
 DVC truncates `dvc.lock` and `.dvc` files before it writes them. Half of a `dvc.lock` either cannot be read, or
 records hashes that nothing has, and a person would have to find out which. A `dvc` that somebody runs by hand still
@@ -15,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from data_contracts.artifact import write_bytes
+from data_contracts.private_files import workspace_umask
+
+_READ_ONLY = 0o444
 
 
 def write_whole_files() -> None:
@@ -23,6 +28,22 @@ def write_whole_files() -> None:
 
     for module in (_common, _yaml):
         module._dump_data = _dump_whole
+
+
+def write_private_files(root: Path) -> None:
+    """Let DVC, in this process, give its files the modes of the workspace: it fixes them when it is imported.
+
+    The files in its cache are read-only for those who may read the workspace at all; DVC makes them 0444.
+    """
+    from dvc_data.hashfile.db import local
+    from dvc_objects.fs import generic, utils
+
+    mask = workspace_umask(root)
+    modules: tuple[Any, ...] = (local, generic, utils)
+    for module in modules:
+        assert hasattr(module, "umask"), f"{module.__name__} has no umask any more: how does DVC set modes now?"
+        module.umask = mask
+    local.LocalHashFileDB.CACHE_MODE = _READ_ONLY & ~mask
 
 
 def _dump_whole(path: Any, data: Any, dumper: Callable[..., Any], fs: Any = None, **named: Any) -> None:

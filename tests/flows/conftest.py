@@ -102,7 +102,8 @@ class Workspace:
         paths = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PREFECT_API_URL": self.server, "PATH": paths}
         command = [shutil.which(program, path=paths) or program, *map(str, arguments)]
-        return subprocess.Popen(command, cwd=self.root, env=environment, **streams)
+        # umask 0: whatever a person has set, files of a workspace are private
+        return subprocess.Popen(command, cwd=self.root, env=environment, umask=0, **streams)
 
     def kill_when(self, sign: str, *command: object) -> None:
         """SIGKILL to `plumbline COMMAND`, and to it alone, as soon as a path shows that a stage is at work.

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from data_contracts.private_files import PRIVATE, open_to_others
 from flows.stages import STAGES
 from tests.flows.conftest import Trained, Workspace, write_hh_pairs
 
@@ -66,6 +67,13 @@ def test_one_prompt_has_no_interval_and_its_result_is_shown_all_the_same(copy: W
     line = next(line for line in done.out.splitlines() if "by the reward model" in line)
     assert line.split()[-1] == "1"
     assert "[" not in line
+
+
+def test_nothing_that_a_whole_run_leaves_is_open_to_others(trained: Trained) -> None:
+    """The run was started under umask 0: stages, DVC, MLflow and Prefect wrote in processes of their own."""
+    assert open_to_others(trained.root, trained.root / "inbox") == []
+    written = [path for name in PRIVATE for path in (trained.root / name).rglob("*") if path.is_file()]
+    assert {path.suffix for path in written} >= {".db", ".jsonl", ".safetensors", ".log"}
 
 
 SPOILT = {

@@ -49,7 +49,7 @@ def test_a_file_is_copied_byte_for_byte_under_its_digest(tmp_path: Path, suffix:
     assert (batch.digest, batch.new) == (digest, True)
     assert batch.path == tmp_path / "raw" / "human_pairs" / f"{digest[:16]}.{suffix}"
     assert batch.path.read_bytes() == path.read_bytes()
-    assert stat.S_IMODE(batch.path.stat().st_mode) == 0o444
+    assert stat.S_IMODE(batch.path.stat().st_mode) == 0o400
 
 
 def test_the_same_bytes_are_stored_once(tmp_path: Path) -> None:
