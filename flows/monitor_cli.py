@@ -12,6 +12,7 @@ from data_contracts.errors import CheckFailed, UsageError
 from flows import environment
 from flows.arguments import HERE, Directory, Json, workspace_root
 from flows.output import Output
+from flows.temporary_server import temporary_server
 
 
 def register(app: typer.Typer) -> None:
@@ -29,9 +30,9 @@ def monitor(
 ) -> None:
     """Look at the champion's traffic, fresh labels and drift; a finding asks for a retraining run, once."""
     environment.quiet_prefect()
-    from flows.monitor import monitor as flow
-
     root, output = workspace_root(workspace), Output(json)
+    with output.working("starting"), temporary_server(root):
+        from flows.monitor import monitor as flow
     with output.working("looking"):
         report = flow(str(root), look)
     output.result(report, lambda: _monitor_view(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from flows.params import load_params
 from flows.preflight import settle_params
 from flows.report import payload_of, tables_of
 from flows.stages import STAGES
+from flows.temporary_server import temporary_server
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,12 @@ def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
     for line in changed:
         output.remark(f"params.yaml: {line}")
     environment.quiet_prefect()
-    from tasks.isolation import warm_up
+    with temporary_server(root):
+        from tasks.isolation import warm_up
 
-    warm_up()
-    from flows.display import Display
-    from flows.retrain import retrain
+        warm_up()
+        from flows.display import Display
+        from flows.retrain import retrain
 
     _require_server()
     with Display(list(STAGES.values())), _naming_interrupts():
@@ -67,12 +70,14 @@ def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
     for line in changed:
         output.remark(f"params.yaml: {line}")
     environment.quiet_prefect()
-    from flows.compare import compare, shown_stages
-    from flows.display import Display
-    from tasks.isolation import warm_up
+    with temporary_server(root):
+        from tasks.isolation import warm_up
 
-    shown = shown_stages(params)
-    warm_up()
+        warm_up()
+        from flows.compare import compare, shown_stages
+        from flows.display import Display
+
+        shown = shown_stages(params)
     _require_server()
     with Display(shown), _naming_interrupts():
         compared = compare(root=str(root))
@@ -86,9 +91,12 @@ def stage_here(root: Path, name: str) -> None:
     params, _ = load_params(root)
     environment.prepare(params.threads, root)
     from flows.display import Display
+    from tasks.isolation import end_with_driver
     from tasks.stage import execute
 
     stage = STAGES[name]
+    if "DVC_STAGE" in os.environ:
+        end_with_driver()
     with Display([stage]) as display:
         display.started(stage)
         execute(stage, root, params, display.progress(stage))

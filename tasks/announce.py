@@ -33,6 +33,7 @@ from tasks.freshness.outbox import Entry
 from tasks.freshness.params import TriggerParams
 from tasks.freshness.tables import METADATA, utc_now
 from tasks.ingest_feedback import version_raw
+from tasks.services.temporary import TEMPORARY
 from tasks.validate_feedback import RAW
 
 if TYPE_CHECKING:
@@ -146,13 +147,16 @@ def put_batch(
 
 
 def server_url() -> str | None:
-    """The API of the configured Prefect server: PREFECT_API_URL, or the active profile's; None without one."""
+    """The API of the configured Prefect server: PREFECT_API_URL, or the active profile's; None without one.
+
+    A temporary server of this process is none: what it is told ends with it.
+    """
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         from prefect.settings import get_current_settings
 
         url = get_current_settings().api.url
-    return url.rstrip("/") if url else None
+    return url.rstrip("/") if url and url != os.environ.get(TEMPORARY) else None
 
 
 def _key_of(source: str, path: Path) -> str:

@@ -17,10 +17,13 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_contracts.artifact import Artifact
 from data_contracts.errors import PlumblineError, StageError
@@ -28,20 +31,27 @@ from data_contracts.params import Section
 from data_contracts.progress import Progress, silent
 from tasks.stage import Stage, execute
 
+if TYPE_CHECKING:
+    import psutil
+
 _FORK = multiprocessing.get_context("forkserver")
 _SPAWN = multiprocessing.get_context("spawn")
 PRELOAD = ["tasks.models.preload"]
+_STARTER = "PLUMBLINE_FORK_SERVER_STARTER"  # as in the module that is preloaded, whose import takes seconds
 _POLL_S = 0.2
 _GRACE_S = 5.0
 _REPORT_EVERY_S = 0.2
+_SHELLS = ("sh", "bash", "dash", "zsh", "ash", "ksh", "fish")
 
 
 def warm_up() -> None:
     """Start loading torch and trl in the fork server, before the first training stage needs them."""
     from multiprocessing import forkserver
 
+    os.environ[_STARTER] = str(os.getpid())
     _FORK.set_forkserver_preload(PRELOAD)
-    forkserver.ensure_running()
+    with _without_interrupts():
+        forkserver.ensure_running()
 
 
 def run_isolated(
@@ -84,7 +94,8 @@ def _start(process: BaseProcess, stage: Stage, cancelled: threading.Event) -> No
 
     def start() -> None:
         try:
-            process.start()
+            with _without_interrupts():
+                process.start()
         except Exception as error:
             failed.append(error)
         with settled:
@@ -140,8 +151,27 @@ def _ended_by_another(stage: Stage) -> StageError:
     return StageError(f"stage {stage.name}: ended because another stage of the run failed, or the run was ended.")
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let what is started inside hear no Ctrl-C, which is for this process: it ends them in order."""
+    resource_tracker.ensure_running()  # to start it inside would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _hear_interrupts() -> None:
+    """Undo `_without_interrupts` in the child, once it leads a session of its own; what was sent before is dropped."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, handler)
+
+
 def _child(sender: Connection, stage: Stage, root: Path, params: Section, log: Path) -> None:
     os.setsid()
+    _hear_interrupts()
     _divert_output(log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -186,6 +216,31 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def end_with_driver() -> None:
+    """End this process when the program that has it run one stage (`dvc repro`) ends, however it does.
+
+    DVC starts the command through a shell, which may stay between the two.
+    """
+    import psutil
+
+    own = psutil.Process()
+    above = own.parents()
+    driver = next((place for place, process in enumerate(above) if process.name() not in _SHELLS), None)
+    if driver is not None:
+        links = list(zip([own, *above[:driver]], above[: driver + 1], strict=True))
+        threading.Thread(target=_end_without, args=(links,), daemon=True).start()
+
+
+def _end_without(links: Sequence[tuple[psutil.Process, psutil.Process]]) -> None:
+    """End this process once a process of the chain has another parent: its own has ended, reaped or not."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        while all(child.ppid() == parent.pid for child, parent in links):
+            time.sleep(_POLL_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end_group(process: BaseProcess) -> None:

@@ -1,5 +1,29 @@
-"""Imported once by the fork server: the libraries that every training stage needs and that load slowly."""
+"""Imported once by the fork server: the libraries that every training stage needs and that load slowly.
 
-import trl.trainer.dpo_trainer
-import trl.trainer.reward_trainer
-import trl.trainer.sft_trainer  # noqa: F401
+The fork server hears of its starter's end once its imports are done. Until then a thread looks, which has ended before
+anything is forked. The starter's pid is in the environment: it may have ended before this module is read.
+"""
+
+import os
+import threading
+
+STARTER = "PLUMBLINE_FORK_SERVER_STARTER"
+_LOOK_EVERY_S = 0.2
+
+
+def _end_with(starter: int, done: threading.Event) -> None:
+    while not done.wait(_LOOK_EVERY_S):
+        if os.getppid() != starter:
+            os._exit(1)
+
+
+_done = threading.Event()
+_look = threading.Thread(target=_end_with, args=(int(os.environ.get(STARTER, os.getppid())), _done), daemon=True)
+_look.start()
+try:
+    import trl.trainer.dpo_trainer
+    import trl.trainer.reward_trainer
+    import trl.trainer.sft_trainer  # noqa: F401
+finally:
+    _done.set()
+    _look.join()

@@ -20,10 +20,12 @@ from tasks.announce import (
     open_outbox,
     reconcile,
     request_retraining,
+    server_url,
     workspace_id,
 )
 from tasks.freshness.outbox import pending, standings
 from tasks.ingest_feedback import count_rows, ingest_feedback
+from tasks.services.temporary import TEMPORARY
 
 ROW = '{"prompt": "q %s?", "chosen": "yes", "rejected": "no"}\n'
 CRASHES = {
@@ -156,3 +158,15 @@ def test_an_answer_that_no_prefect_server_gives_is_named(root: Path, params: Par
         pytest.raises(OperationsError, match="PREFECT_API_URL"),
     ):
         _confirmed(client, ["1"])
+
+
+def test_a_temporary_server_is_told_nothing(root: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event sent there would count as told and be lost with the server."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert server_url() == "http://127.0.0.1:9/api"
+    monkeypatch.setenv(TEMPORARY, "http://127.0.0.1:9/api")
+    assert server_url() is None
+    request_retraining(root, params, key="finding/1", why="win rate fell", evidence={})
+    with pytest.raises(OperationsError, match="stay in the outbox"):
+        drain_outbox(root, params)
+    assert [entry.key for entry in pending(open_outbox(root, params))] == ["finding/1"]

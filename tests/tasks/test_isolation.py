@@ -242,6 +242,84 @@ def test_modules_in_the_current_folder_take_no_ones_place(tmp_path: Path, trains
     assert str(tmp_path) not in done.stdout
 
 
+_PARENT = """
+import sys, pathlib
+sys.path.insert(0, {here!r})
+import test_isolation as t
+from tasks import isolation
+if __name__ == "__main__":
+    root = pathlib.Path({root!r})
+    try:
+        isolation.warm_up()
+        print("started", flush=True)
+        {work}
+    except KeyboardInterrupt:
+        sys.exit(3)
+"""
+_RUN = "t.run_isolated(t.toy_stage(t.write_word), root, t.ToyParams(toy=t.Toy(wait_s=600)), root / 'log')"
+
+
+def _parent(tmp_path: Path, work: str, **environment: str) -> subprocess.Popen[bytes]:
+    """A program that started the fork server and is at work, in a session of its own."""
+    (tmp_path / "parent.py").write_text(_PARENT.format(here=str(Path(__file__).parent), root=str(tmp_path), work=work))
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py"],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_a_fork_server_that_still_imports_ends_with_its_starter(tmp_path: Path) -> None:
+    """It loads torch and trl for seconds and would hear of the end behind them."""
+    with _parent(tmp_path, "__import__('time').sleep(600)") as parent:
+        family = psutil.Process(parent.pid).children()
+        parent.kill()
+    _until(lambda: not any(_runs(process) for process in family), seconds=3.0)
+
+
+def test_ctrl_c_in_a_terminal_is_heard_by_the_run_alone(tmp_path: Path) -> None:
+    """A terminal sends it to the whole group: to the fork server and to a stage amid their imports, too."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'spawn_main' in ' '.join(sys.orig_argv):\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    with _parent(tmp_path, _RUN, PYTHONPATH=str(tmp_path)) as parent:
+        _until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        os.killpg(parent.pid, signal.SIGINT)
+        _, said = parent.communicate(timeout=30)
+    assert (parent.returncode, said.decode()) == (3, "")
+    _until(lambda: not psutil.pid_exists(int((tmp_path / "pid").read_text())))
+
+
+def test_a_stage_of_dvc_repro_ends_with_it_also_behind_a_shell(tmp_path: Path) -> None:
+    """DVC runs the command through a shell; here the shell waits, as some do."""
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os, time; from tasks.isolation import end_with_driver; end_with_driver(); "
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    run = f"import subprocess; subprocess.run(['sh', '-c', '{sys.executable} {child}; true'])"
+    with subprocess.Popen([sys.executable, "-c", run]) as driver:
+        _until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        stage = psutil.Process(int((tmp_path / "pid").read_text()))
+        assert _runs(stage)
+        driver.kill()
+    _until(lambda: not _runs(stage), seconds=10.0)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _until(condition: object, seconds: float = 30.0) -> None:
     until = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
