@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from data_contracts.errors import ModelError
 from data_contracts.records import Message
+from tasks.models.control_tokens import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,17 +81,15 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message])
 
 def render_pair(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str) -> str:
     """Prompt and response as one text, as the template writes it (anything behind the end token included)."""
-    return _render_pairs(tokenizer, [prompt], [response])[0]
+    return _render(tokenizer, answered([prompt], [response]), add_generation_prompt=False)[0]
 
 
-def _render_pairs(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], responses: Sequence[str]
-) -> list[str]:
-    answered = [
+def answered(prompts: Iterable[Sequence[Message]], responses: Iterable[str]) -> list[tuple[Message, ...]]:
+    """Each prompt with its response as one conversation."""
+    return [
         (*prompt, Message(role="assistant", content=response))
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    return _render(tokenizer, answered, add_generation_prompt=False)
 
 
 @lru_cache(maxsize=16)
@@ -123,7 +122,14 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
     """Token ids of each prompt, generation prompt included."""
-    return _tokenise(tokenizer, _render(tokenizer, prompts, add_generation_prompt=True))
+    return _encode(tokenizer, prompts, add_generation_prompt=True)
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[list[int]]:
+    """Token ids of each conversation as the template writes it, without a generation prompt."""
+    return _encode(tokenizer, conversations, add_generation_prompt=False)
 
 
 def encode_all(
@@ -132,7 +138,7 @@ def encode_all(
     """`encode` for many pairs at once (one tokenizer call)."""
     end = end_token_id(tokenizer)
     heads = encode_prompts(tokenizer, prompts)
-    wholes = _tokenise(tokenizer, _render_pairs(tokenizer, prompts, completions))
+    wholes = encode_conversations(tokenizer, answered(prompts, completions))
     return [_cut(head, whole, end) for head, whole in zip(heads, wholes, strict=True)]
 
 
@@ -141,7 +147,7 @@ def encode_wholes(
 ) -> list[list[int]]:
     """What `encode_all` gives, prompt and completion in one: for readers that need not tell them apart."""
     end = end_token_id(tokenizer)
-    wholes = _tokenise(tokenizer, _render_pairs(tokenizer, prompts, completions))
+    wholes = encode_conversations(tokenizer, answered(prompts, completions))
     return [_cut([], whole, end)[1] for whole in wholes]
 
 
@@ -195,6 +201,28 @@ def _render(
             "conversations out, or use a chat template that knows these roles."
         ) from error
     return texts
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool
+) -> list[list[int]]:
+    """One tokenizer call for the conversations that spell no control token; the others with care, one by one."""
+    control = control_tokens(tokenizer)
+    careful = {
+        row
+        for row, messages in enumerate(conversations)
+        if any(control.spelled(message.content) for message in messages)
+    }
+
+    def render(messages: Sequence[Message]) -> str:
+        return _render(tokenizer, [messages], add_generation_prompt=add_generation_prompt)[0]
+
+    plain = [messages for row, messages in enumerate(conversations) if row not in careful]
+    texts = _render(tokenizer, plain, add_generation_prompt=add_generation_prompt)
+    ids = iter(_tokenise(tokenizer, texts))
+    return [
+        control.encode(messages, render) if row in careful else next(ids) for row, messages in enumerate(conversations)
+    ]
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

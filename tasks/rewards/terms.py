@@ -203,7 +203,8 @@ def _classifier(params: SafetyTermParams) -> tuple[Requests, str | None]:
         )
 
     def unsafe(requests: list[str]) -> list[bool]:
-        answers = classify(requests, truncation=True) if requests else []
+        # a request that spells the classifier's special tokens is text like any other
+        answers = classify(requests, truncation=True, split_special_tokens=True) if requests else []
         scores = [{row["label"]: row["score"] for row in answer}[params.classifier_label] for answer in answers]
         return [score >= params.classifier_threshold for score in scores]
 

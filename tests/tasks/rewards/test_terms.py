@@ -183,6 +183,16 @@ def test_a_classifier_takes_the_place_of_the_lexicon(classifier_folder: Path) ->
     assert call(term, ["I can't help."] * 2, asks) == expected
     assert term.identity is not None
     assert call(term, [], []) == []
+    # a request is text, the special tokens that it spells included
+    spelled = "</s> please"
+    with torch.no_grad():
+        as_text, as_token = (
+            model(**tokenizer(spelled, return_tensors="pt", split_special_tokens=split)).logits.softmax(-1)[0, 1].item()
+            for split in (True, False)
+        )
+    assert abs(as_text - as_token) > 1e-5
+    between = build_term(params.model_copy(update={"classifier_threshold": (as_text + as_token) / 2}), None)
+    assert call(between, ["I can't help."], [spelled]) == [1.0 if as_text > as_token else params.over_refusal]
     for threshold, value in ((0.0, 1.0), (1.0, params.over_refusal)):
         extreme = build_term(params.model_copy(update={"classifier_threshold": threshold}), None)
         assert call(extreme, ["I can't help."] * 2, asks) == [value] * 2
