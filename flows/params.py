@@ -14,7 +14,8 @@ from __future__ import annotations
 import difflib
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import CommentMark, YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.tokens import CommentToken
 
 from data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from data_contracts.errors import ParamsError, UsageError
@@ -266,16 +268,58 @@ def _parse_setting(setting: str) -> CommentedMap:
 def _merge(document: CommentedMap, overlay: Mapping[str, Any], where: str, prefix: str = "") -> None:
     for key, value in overlay.items():
         if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
-            _merge(document[key], value, where, f"{prefix}{key}.")
+            with _keeping_what_follows(document, key):
+                _merge(document[key], value, where, f"{prefix}{key}.")
         elif isinstance(document.get(key), Mapping) and document[key] and value is not None:
             raise ParamsError(
                 f"{where}: {prefix}{key} is a section with keys {', '.join(document[key])}; found {value!r}."
             )
         else:
-            inside = document.ca.items.get(key)
-            if inside and len(inside) > 3:
-                inside[3] = None  # a comment on the first item of the list that goes
-            document[key] = _in_blocks(value)
+            with _keeping_what_follows(document, key):
+                inside = document.ca.items.get(key)
+                if inside and len(inside) > 3:
+                    inside[3] = None  # a comment on the first item of the list that goes
+                document[key] = _in_blocks(value)
+
+
+@contextmanager
+def _keeping_what_follows(document: CommentedMap, key: str) -> Iterator[None]:
+    """Keep comments behind a value before the next key while the block gives this key another value.
+
+    ruamel.yaml keeps the comment above the next key with the last line of the value before it.
+    """
+    following = _take_following(document, key) if key in document else ""
+    yield
+    keys = list(document)
+    if following and keys[-1] != key:
+        tokens = document.ca.items.setdefault(keys[keys.index(key) + 1], [None, None, None, None])
+        tokens[1] = [*map(_comment_line, following.splitlines()[1:]), *(tokens[1] or [])]
+
+
+def _comment_line(line: str) -> CommentToken:
+    text = line.lstrip()
+    return CommentToken(f"{text}\n", CommentMark(len(line) - len(text)))
+
+
+def _take_following(document: CommentedMap, key: str) -> str:
+    """Cut off what stands behind the line on which a value ends, up to the next key; "" if there is nothing."""
+    holder, last, slot = _end_of(document, key)
+    tokens = holder.ca.items.get(last) or [None] * 4
+    line, newline, following = ("" if tokens[slot] is None else tokens[slot].value).partition("\n")
+    if not following.strip():
+        return ""
+    tokens[slot].value = line  # a comment on the line itself
+    if not line:
+        tokens[slot] = None
+    return newline + following
+
+
+def _end_of(holder: CommentedMap | CommentedSeq, key: Any) -> tuple[CommentedMap | CommentedSeq, Any, int]:
+    """The innermost holder and key of the last line of a value, and which of its tokens is the comment behind it."""
+    value = holder[key]
+    if isinstance(value, CommentedMap | CommentedSeq) and value and not value.fa.flow_style():
+        return _end_of(value, list(value)[-1] if isinstance(value, CommentedMap) else len(value) - 1)
+    return holder, key, 2 if isinstance(holder, CommentedMap) else 0
 
 
 def _in_blocks(value: Any) -> Any:

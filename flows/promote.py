@@ -20,7 +20,7 @@ def promote(
     root: str = ".",
     model: str | None = None,
     alias: str = "champion",
-    reason: str = "asked for through its deployment",
+    reason: str = "",
     override: str | None = None,
     override_reason: str = "",
     actor: str | None = None,
@@ -31,7 +31,8 @@ def promote(
     the run is a failed one, and `RegistryError` where another promotion won.
     """
     named = None if override is None else Override(override, override_reason)
-    promotion = examine_and_move(Path(root).resolve(), model, alias, reason, named, actor)
+    why = reason or override_reason or "asked for through its deployment"
+    promotion = examine_and_move(Path(root).resolve(), model, alias, why, named, actor)
     for gate in promotion.gates:
         get_run_logger().info("%s: %s", gate.name, gate.text)
     if not promotion.promoted:

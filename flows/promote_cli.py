@@ -44,7 +44,9 @@ def promote(
         str | None, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or NAME; the candidate by default.")
     ] = None,
     alias: Alias = "champion",
-    reason: Why = "asked for on the command line",
+    reason: Annotated[
+        str, typer.Option(help="Why, in words; kept in the ledger. With --override, its reason is taken by default.")
+    ] = "",
     override: OverrideName = None,
     override_reason: OverrideReason = "",
     workspace: Directory = HERE,
@@ -59,7 +61,8 @@ def promote(
     root, output = workspace_root(workspace), Output(json)
     params, _ = load_params(root)
     with output.working("verifying, comparing with the champion and timing answers"):
-        promotion = verb.promote(root, params, model, alias, reason=reason, override=named)
+        why = reason or override_reason or "asked for on the command line"
+        promotion = verb.promote(root, params, model, alias, reason=why, override=named)
     output.result(promotion_payload(promotion), lambda: promotion_view(promotion))
     if not promotion.promoted:
         raise CheckFailed(refusal(promotion))

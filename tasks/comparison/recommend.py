@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from tasks.comparison.budget import Reading, win_rate_at
 from tasks.comparison.paired import Floats, Gain, paired_gain
 from tasks.comparison.params import RecommendParams
+from tasks.statistics.rounding import rounded
 
 _FEWEST_PROMPTS = 2  # a paired test needs a spread
 ON_POLICY = ("grpo", "ppo")
@@ -168,7 +169,8 @@ def _lists(facts: Facts, params: RecommendParams) -> Reason:
     lists = share >= params.min_list_share
     words = "lists of ranked responses: GRPO's own food" if lists else "pairs, which DPO takes as they are"
     text = (
-        f"{share:.1%} of prompts have three or more judged responses (lists from {params.min_list_share:.0%}): {words}"
+        f"{rounded(share, params.min_list_share, '.1%')} of prompts have three or more judged responses "
+        f"(lists from {params.min_list_share:.15g}): {words}"
     )
     return Reason("pairs_or_lists", lists, share, params.min_list_share, text)
 
@@ -189,8 +191,9 @@ def _reward_model(facts: Facts, params: RecommendParams) -> list[Reason]:
             solid,
             accuracy.low,
             least,
-            f"reward model is right on {_number(accuracy.value)} of held-out pairs, at least {_number(accuracy.low)} "
-            f"({'≥' if solid else '<'} {least:g}): {'solid' if solid else 'not solid'} enough for PPO and GRPO",
+            f"reward model is right on {_number(accuracy.value)} of held-out pairs, at least "
+            f"{_number(accuracy.low, least)} ({'≥' if solid else '<'} {least:.15g}): "
+            f"{'solid' if solid else 'not solid'} enough for PPO and GRPO",
         ),
     ]
 
@@ -214,25 +217,26 @@ def _refusals(each: Contender, facts: Facts, params: RecommendParams, trusted: b
         words = f"too few prompts were judged for all variants: {prompts}, a paired test needs {_FEWEST_PROMPTS}"
         refuse("shared_prompts", prompts, _FEWEST_PROMPTS, words)
     if each.win.low is None or each.win.low <= 0.5:
-        low = "without an interval" if each.win.low is None else f"at least {each.win.low:.3f} (≤ 0.5)"
+        low = "without an interval" if each.win.low is None else f"at least {_number(each.win.low, 0.5)} (≤ 0.5)"
         words = f"its {facts.metric} win rate over π_ref is {_number(each.win.value)}, {low}"
         refuse("beats_reference", each.win.low, 0.5, words)
     for said in each.refused_by:
         refuse("gate", said.value, said.threshold, f"the gate would refuse it ({said.name}): {said.text}")
     if each.kl.value is None or each.kl.value > params.max_kl_nats_per_token:
-        words = f"KL {_number(each.kl.value)} nats per token leaves the band (> {params.max_kl_nats_per_token:g})"
-        refuse("kl_band", each.kl.value, params.max_kl_nats_per_token, words)
+        most = params.max_kl_nats_per_token
+        words = f"KL {_number(each.kl.value, most)} nats per token leaves the band (> {most:.15g})"
+        refuse("kl_band", each.kl.value, most, words)
     limit = facts.budget_cpu_seconds
     if limit is not None and each.cpu_seconds > limit:
-        refuse(
-            "budget", each.cpu_seconds, limit, f"{each.cpu_seconds:.1f} CPU s of training are over budget (> {limit:g})"
-        )
+        words = f"{rounded(each.cpu_seconds, limit, '.1f')} CPU s of training are over budget (> {limit:.15g})"
+        refuse("budget", each.cpu_seconds, limit, words)
     if each.explores and not trusted:
         least = params.min_reward_accuracy
         refuse("reward_model", facts.reward_accuracy.low, least, "it learns from a reward model that is not relied on")
     if each.explores and each.agreement is not None and each.agreement < params.min_judge_agreement:
-        words = f"judge and gold agree on {each.agreement:.3f} of its samples (< {params.min_judge_agreement:g})"
-        refuse("judge_agreement", each.agreement, params.min_judge_agreement, words)
+        least = params.min_judge_agreement
+        words = f"judge and gold agree on {rounded(each.agreement, least, '.3f')} of its samples (< {least:.15g})"
+        refuse("judge_agreement", each.agreement, least, words)
     return found
 
 
@@ -241,8 +245,8 @@ def _rank(each: Contender) -> tuple[float, str]:
     return (-math.inf if each.win.value is None else each.win.value, each.name)
 
 
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"
+def _number(value: float | None, threshold: float = math.nan) -> str:
+    return "not measured" if value is None else rounded(value, threshold, ".3f")
 
 
 def _gain(one: Contender, other: Contender, facts: Facts) -> Gain:

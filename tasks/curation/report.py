@@ -101,7 +101,7 @@ def _lengths(pairs: Sequence[CuratedPair], params: CurationParams) -> dict[str, 
 def _quantiles(values: Sequence[int]) -> dict[str, float]:
     if not values:
         return {}
-    return {name: float(np.quantile(values, share, method="lower")) for name, share in _QUANTILES.items()} | {
+    return {name: float(np.quantile(values, share)) for name, share in _QUANTILES.items()} | {
         "mean": float(np.mean(values))
     }
 

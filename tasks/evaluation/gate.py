@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tasks.evaluation.params import GateParams
+from tasks.statistics.rounding import rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None) -
         return Reason(check.threshold, False, None, threshold, text)
     passed = value >= threshold if check.side == "≥" else value <= threshold
     relation = check.side if passed else {"≥": "<", "≤": ">"}[check.side]
-    text = f"{check.words} {_number(value)} {relation} {_number(threshold)}: {'passed' if passed else 'failed'}"
+    text = f"{check.words} {_number(value, threshold)} {relation} {threshold:.15g}: {'passed' if passed else 'failed'}"
     return Reason(check.threshold, passed, value, threshold, text)
 
 
@@ -133,9 +134,9 @@ def _number_at(metrics: Mapping[str, Any], path: str) -> float | None:
     return found
 
 
-def _number(value: float) -> str:
-    """Four significant digits, so that a near miss does not read as equal; a whole count as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _number(value: float, threshold: float) -> str:
+    """Four significant digits, more where a near miss would read as equal; a whole count as it is."""
+    return rounded(value, threshold, ".4g") if isinstance(value, float) else str(value)
 
 
 def _audited(name: str, model: str, audit: Mapping[str, Any] | None, required: bool) -> Reason:

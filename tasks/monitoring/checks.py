@@ -23,6 +23,7 @@ from tasks.statistics.anytime import (
     log_e_of_looks,
     smallest_detectable_difference,
 )
+from tasks.statistics.rounding import rounded
 
 Verdict = Literal["fine", "finding", "not enough data", "not measured"]
 Direction = Literal["below", "above"]
@@ -133,8 +134,8 @@ def _held(
     )
     side = "at least" if direction == "below" else "at most"
     why = (
-        f"{words} {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}] of {interval.n}, expected {side} "
-        f"{threshold:.3g}; a change by {smallest:.3g} would have been seen"
+        f"{words} {rounded(interval.mean, threshold, '.3f')} [{interval.low:.3f}, {interval.high:.3f}] of "
+        f"{interval.n}, expected {side} {threshold:.15g}; a change by {smallest:.3g} would have been seen"
     )
     return Reading(
         name, "fine", why, interval.mean, interval.low, interval.high, interval.n, threshold, smallest, test.log_e
@@ -158,11 +159,13 @@ def _freshness(name: str, evidence: Evidence, params: MonitorParams) -> Reading:
         return Reading(
             name, "not measured", evidence.missing.get("freshness", "no batch of the champion's data is here")
         )
-    late = age > params.max_data_age_days
-    why = f"newest feedback in the champion's data is {age:.1f} days old, at most {params.max_data_age_days:g} expected"
+    limit = params.max_data_age_days
+    late = age > limit
+    shown = rounded(age, limit, ".1f")
+    why = f"newest feedback in the champion's data is {shown} days old, at most {limit:.15g} expected"
     if newest is not None:
         why += f"; the newest batch is {newest:.1f} days old"
-    return Reading(name, "finding" if late else "fine", why, value=age, n=1, threshold=params.max_data_age_days)
+    return Reading(name, "finding" if late else "fine", why, value=age, n=1, threshold=limit)
 
 
 MONITORS: dict[str, Check] = {

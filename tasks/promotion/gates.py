@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from tasks.promotion.params import PromotionParams
+from tasks.statistics.rounding import rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ def _held(name: str, words: str, figures: Mapping[str, Any], end: str, side: Sid
         passed,
         value,
         threshold,
-        f"{words} {value:.4g} {relation} {threshold:.4g}: {'passed' if passed else 'failed'}",
+        f"{words} {rounded(value, threshold, '.4g')} {relation} {threshold:.15g}: {'passed' if passed else 'failed'}",
         low=_number(figures.get("low")),
         high=_number(figures.get("high")),
         n=figures.get("n"),

@@ -13,6 +13,7 @@ chosen and rejected; within pairs it runs over margin and length difference, aga
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from data_contracts.errors import ModelError, StageError
 from tasks.rewards.params import RewardThresholds
 from tasks.statistics import brier, clustered_interval, expected_calibration_error, logistic_loss, reliability
+from tasks.statistics.rounding import rounded
 
 BINS = 20
 """Equal-width bins over [0, 1], hence 10 over the confidence in [½, 1]."""
@@ -140,21 +142,24 @@ def _reasons(figures: dict[str, Any], params: RewardThresholds) -> list[str]:
     if accuracy["low"] < params.min_accuracy:
         reasons.append(
             f"accuracy {accuracy['value']:.3f} on {accuracy['n']} held-out pairs in {accuracy['clusters']} clusters: "
-            f"the lower end of its 95 % interval, {accuracy['low']:.3f}, "
-            f"is below {params.min_accuracy:g} (min_accuracy)"
+            f"the lower end of its 95 % interval, {rounded(accuracy['low'], params.min_accuracy, '.3f')}, "
+            f"is below {params.min_accuracy:.15g} (min_accuracy)"
         )
     if ece > params.max_ece:
-        reasons.append(f"calibration error {ece:.3f} is above {params.max_ece:g} (max_ece)")
+        shown = rounded(ece, params.max_ece, ".3f")
+        reasons.append(f"calibration error {shown} is above {params.max_ece:.15g} (max_ece)")
     correlation = length["spearman"]
     if correlation is not None and abs(correlation) > params.max_length_correlation:
+        shown = rounded(correlation, math.copysign(params.max_length_correlation, correlation), "+.3f")
         reasons.append(
-            f"reward follows length: Spearman correlation {correlation:+.3f} with the response's characters is beyond "
-            f"±{params.max_length_correlation:g} (max_length_correlation)"
+            f"reward follows length: Spearman correlation {shown} with the response's characters is beyond "
+            f"±{params.max_length_correlation:.15g} (max_length_correlation)"
         )
     shorter = length["accuracy_shorter_chosen"]
     if shorter["n"] and shorter["value"] < params.min_accuracy_shorter_chosen:
+        shown = rounded(shorter["value"], params.min_accuracy_shorter_chosen, ".3f")
         reasons.append(
-            f"accuracy {shorter['value']:.3f} on the {shorter['n']} pairs whose chosen response is the shorter one "
-            f"is below {params.min_accuracy_shorter_chosen:g} (min_accuracy_shorter_chosen)"
+            f"accuracy {shown} on the {shorter['n']} pairs whose chosen response is the shorter one "
+            f"is below {params.min_accuracy_shorter_chosen:.15g} (min_accuracy_shorter_chosen)"
         )
     return reasons

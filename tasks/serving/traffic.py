@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from data_contracts.interactions import Answer, Interaction, InteractionFeedback
 from tasks.serving.collect import LEFT
 
@@ -32,7 +34,7 @@ def summarise(found: Iterable[tuple[Interaction, Sequence[InteractionFeedback]]]
 def _line(role: str, uri: str, group: _Group) -> dict[str, Any]:
     answers = group.answers
     whole = [answer for answer in answers if answer.finish_reason != "error"]
-    latencies = sorted(answer.latency_ms for answer in whole)
+    latencies = [answer.latency_ms for answer in whole]
     return {
         "role": role,
         "model_uri": uri,
@@ -49,5 +51,5 @@ def _line(role: str, uri: str, group: _Group) -> dict[str, Any]:
     }
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float | None:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+def _quantile(values: Sequence[float], share: float) -> float | None:
+    return float(np.quantile(values, share)) if values else None

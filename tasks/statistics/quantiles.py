@@ -119,9 +119,13 @@ class _Sample:
         return cls(x[order], np.cumsum(w[order]), round(float(w.sum())))
 
     def at(self, quantile: float) -> float:
-        """The empirical quantile: the first value up to which its share of the weight lies."""
-        place = int(np.searchsorted(self.upto, quantile * self.n - 1e-9))
-        return float(self.x[min(place, self.x.size - 1)])
+        """The empirical quantile: the value at which its share of the weight is passed.
+
+        Where a value ends exactly at that share, it is the middle of that value and the next, as for a median.
+        """
+        share, last = quantile * self.n, self.x.size - 1
+        low, high = (int(np.searchsorted(self.upto, share + slack)) for slack in (-1e-9, 1e-9))
+        return float(self.x[min(low, last)] + self.x[min(high, last)]) / 2
 
     @property
     def from_below(self) -> Floats:

@@ -132,6 +132,47 @@ def test_a_list_takes_the_comments_of_its_first_item_along(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        ["finetune.methods=[ppo]"],
+        ["finetune.methods=[sft, dpo, ppo]", "finetune.methods=[dpo]"],
+        ["compare.seeds=[1, 2]", "compare.seeds=[]", "compare.seeds=[3]"],
+        ["compare.betas=[0.1]", "compare.betas=[0.1, 0.2, 0.3]"],
+        ["compare.variants={a: {finetune.dpo.beta: 0.2}}", "compare.variants={b: {finetune.dpo.beta: 0.3}}"],
+        ["reward.trainer_args={optim: sgd}", "reward.trainer_args={adam_beta1: 0.8}"],
+        ["serving.safety.violations=[a, b]", "serving.safety.asks=[]"],
+        ["finetune.formats.temperatures=[0.7, 1.0]", "finetune.formats.temperatures=[1.0]"],
+    ],
+)
+def test_what_follows_a_list_keeps_its_comment(root: Path, settings: list[str]) -> None:
+    """Comments stay, in their order: ruamel keeps the one above the next key inside the list."""
+    from dvc.utils.serialize import parse_yaml
+
+    before = comments_of(root)
+    for setting in settings:
+        _, document = load_params(root, [], [setting])
+        save_params(root, document)
+        assert comments_of(root) == before
+        assert parse_yaml((root / PARAMS_FILE).read_text(), PARAMS_FILE) == document
+
+
+def test_comments_on_the_items_of_a_list_go_with_it_and_those_of_an_overlay_come(root: Path, tmp_path: Path) -> None:
+    path = root / PARAMS_FILE
+    path.write_text(path.read_text().replace("  - dpo\n", "  - dpo  # as in the paper\n"))
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("finetune:\n  methods:\n  - sft  # first\n  - dpo  # then\n")
+    _, document = load_params(root, [overlay], [])
+    save_params(root, document)
+    text = path.read_text()
+    assert "  - sft  # first\n  - dpo  # then\n  # What a later method is tied to" in text
+    assert "as in the paper" not in text
+
+
+def comments_of(root: Path) -> list[str]:
+    return [line for line in (root / PARAMS_FILE).read_text().splitlines() if line.strip().startswith("#")]
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("finetune.dpo.trainer_args={optim: !x sgd}", r"params\.yaml: expected params that DVC can read.*leave tags"),

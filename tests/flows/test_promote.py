@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_contracts.errors import CheckFailed
+from data_contracts.errors import CheckFailed, UsageError
 from flows.params import load_params
 from tasks.promote_model import champion_of
 from tasks.registry.client import Store
@@ -103,6 +103,28 @@ def test_the_flow_promotes_and_fails_where_a_gate_says_no(two: Any) -> None:
         two.set_params(*LENIENT)
     assert done["promoted"]
     assert done["lines"][0]["actor"] == "night shift"
+
+
+def test_the_reason_in_the_history_is_the_persons() -> None:
+    """Whoever overrides gives a reason: it is the line's, unless --reason gives another."""
+    from typer.testing import CliRunner
+
+    from flows.__main__ import app
+    from tasks import promote_model as verb
+
+    given: list[str] = []
+
+    def promote(*_: Any, reason: str, **__: Any) -> Any:
+        given.append(reason)
+        raise UsageError("enough")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(verb, "promote", promote)
+        patched.setattr("flows.promote_cli.workspace_root", lambda _: Path())
+        patched.setattr("flows.params.load_params", lambda _: (None, None))
+        for options in (["--override", "ann", "--override-reason", "outage"], ["--reason", "weekly"], []):
+            CliRunner().invoke(app, ["promote", *options])
+    assert given == ["outage", "weekly", "asked for on the command line"]
 
 
 def test_nothing_unsigned_is_promoted_or_rolled_back_to(two: Any) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from data_contracts.errors import StageError
 from data_contracts.params import Section
+from tasks.statistics.rounding import rounded
 
 ERROR_CLIP = 0.2
 """Bound of the relative error KL / target - 1 (Ziegler et al. 2019, section 2.2)."""
@@ -120,12 +121,12 @@ class KlController:
             )
         over = params.stop_at is not None and kl_per_token > params.stop_at
         self._updates_above = self._updates_above + 1 if over else 0
-        if self._updates_above >= params.stop_patience:
+        if params.stop_at is not None and self._updates_above >= params.stop_patience:
             target = f"target {params.target:g}, " if params.mode == "adaptive" else ""
             raise StageError(
-                f"The policy runs away from π_ref: expected a KL of at most {params.stop_at:g} nats per token "
-                f"(kl.stop_at), found {kl_per_token:.4g} over {self._updates_above} updates in a row ({target}β "
-                f"{self.beta:.4g}). Lower the learning rate, raise kl.beta"
+                f"The policy runs away from π_ref: expected a KL of at most {params.stop_at:.15g} nats per token "
+                f"(kl.stop_at), found {rounded(kl_per_token, params.stop_at, '.4g')} over {self._updates_above} "
+                f"updates in a row ({target}β {self.beta:.4g}). Lower the learning rate, raise kl.beta"
                 + (" or kl.ramp_slope" if params.mode == "adaptive" else " or set kl.mode: adaptive")
                 + ", or start again from an earlier checkpoint; raise kl.stop_at only if this distance is meant."
             )

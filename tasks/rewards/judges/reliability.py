@@ -32,6 +32,7 @@ from data_contracts.records import CuratedPair
 from tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts, rubric_of, settle
 from tasks.rewards.judge_params import JudgeParams
 from tasks.statistics import clustered_interval
+from tasks.statistics.rounding import rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,15 @@ def require_reliable(report: Mapping[str, Any], params: JudgeParams) -> None:
     kappa, bias, unusable = report["kappa"], report["position"]["bias"], report["unusable"]
     missed = []
     if unusable > params.max_unusable:
-        missed.append(f"unusable answers {unusable:.3f} above judge.max_unusable {params.max_unusable:g}")
+        shown = rounded(unusable, params.max_unusable, ".3f")
+        missed.append(f"unusable answers {shown} above judge.max_unusable {params.max_unusable:.15g}")
     if kappa is None:
         missed.append("no usable answer to measure agreement by")
     elif kappa < params.min_kappa:
-        missed.append(f"kappa {kappa:.3f} below judge.min_kappa {params.min_kappa:g}")
+        missed.append(f"kappa {rounded(kappa, params.min_kappa, '.3f')} below judge.min_kappa {params.min_kappa:.15g}")
     if bias is not None and bias > params.max_position_bias:
-        missed.append(f"position bias {bias:.3f} above judge.max_position_bias {params.max_position_bias:g}")
+        shown = rounded(bias, params.max_position_bias, ".3f")
+        missed.append(f"position bias {shown} above judge.max_position_bias {params.max_position_bias:.15g}")
     if missed:
         raise JudgeError(
             f"Expected a judge that agrees with people on {report['pairs']} held-out pairs, found the judge "

@@ -39,6 +39,14 @@ def test_weights_are_parts_of_voters_and_ones_change_nothing() -> None:
     assert quantile_sequence([9.0] * 300 + [0.0, 1.0] * 150, 0.5, alpha=ALPHA).high == 9
 
 
+def test_a_median_of_an_even_count_is_the_middle_of_the_two() -> None:
+    assert quantile_sequence([2.0, 1.0], 0.5, alpha=ALPHA).mean == 1.5
+    assert quantile_sequence([9.0, 1.0, 2.0, 3.0], 0.5, alpha=ALPHA).mean == 2.5
+    assert quantile_sequence([1.0, 2.0, 3.0], 0.5, alpha=ALPHA).mean == 2.0
+    # weights ½, ½ and 1: half of the weight of 2 is passed with the second value, so 2 and 7 are the two
+    assert quantile_sequence([1.0, 2.0, 7.0], 0.5, alpha=ALPHA, weights=[0.5, 0.5, 1.0]).mean == 4.5
+
+
 def test_a_difference_of_medians_by_hand() -> None:
     """All of a are 7 and all of b 4: u is kept only where it is 7, v where it is 4, and the difference is 3."""
     found = quantile_difference_sequence([7.0] * 200, [4.0] * 300, 0.5, alpha=ALPHA)

@@ -88,6 +88,8 @@ def test_a_judge_that_always_takes_the_first() -> None:
     assert report["position"] == {"first": 1, "bias": 1, "flips": 1}
     with pytest.raises(JudgeError, match=r"kappa 0\.000 below judge\.min_kappa 0\.2; position bias 1\.000 above"):
         require_reliable(report, FULL)
+    with pytest.raises(JudgeError, match=r"kappa 0\.19998 below judge\.min_kappa 0\.2[;\s]"):
+        require_reliable({**report, "kappa": 0.19998}, FULL)
 
 
 def test_a_judge_that_leans_to_the_first() -> None:
