@@ -98,7 +98,7 @@ def _request(rng: Random, kind: str, token: str, name: str, round_name: str) -> 
     if kind == "oversized":
         headers["Content-Length"], body = str(_OVERSIZED), b"x" * _SENT_OF_IT
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return Wanted(kind, row_id, f"POST /v1/feedback/{path} HTTP/1.1\r\nHost: intake\r\n{head}\r\n".encode() + body)
+    return Wanted(kind, row_id, f"POST /v1/feedback/{path} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode() + body)
 
 
 def _row(row_id: str) -> bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from data_contracts.errors import OperationsError, StageError, UsageError
-from flows.deployments import NAMES, apply, deployment_name, describe
+from flows.deployments import NAMES, Described, apply, deployment_name, describe
 from flows.environment import quiet_prefect
 from flows.output import Output
 from flows.params import Params, load_params, save_params
-from flows.servers import connected
+from flows.servers import NoServer, Server, connected, find_server
 from tasks.announce import workspace_id
 from tasks.services.plan import WORK_POOL
 
@@ -37,13 +38,15 @@ def deploy(root: Path, output: Output) -> None:
     quiet_prefect()
     with output.working("registering deployments"):
         changes = apply(root, params)
-        rows = list(_deployed(root, params))
+        server, rows = _deployed(root, params)
     table = Table("deployment", "schedule", "", box=None)
     for row in rows:
         table.add_row(row["name"], escape(row["cron"] or row["events"] or "by hand"), escape(row["url"] or ""))
     for change in changes:
         output.remark(change)
-    output.result({"workspace": workspace_id(root), "deployments": rows, "changes": changes}, table)
+    output.remark(f"Prefect server: {server}")
+    told = {"workspace": workspace_id(root), "server": server.told, "deployments": rows, "changes": changes}
+    output.result(told, table)
 
 
 def schedule(root: Path, cron: str | None, off: bool, timezone: str | None, output: Output) -> None:
@@ -58,6 +61,8 @@ def schedule(root: Path, cron: str | None, off: bool, timezone: str | None, outp
     if timezone is not None:
         section["timezone"] = timezone
     if dict(section) != before:
+        with suppress(NoServer):  # one that is not ours is refused before anything is written
+            find_server(root, params)
         from flows.params import PARAMS_FILE, validate_params
 
         params = validate_params(document, root / PARAMS_FILE)
@@ -88,7 +93,8 @@ def run(root: Path, name: str, settings: Sequence[str], wait: bool, output: Outp
     given = dict(_parameter(setting) for setting in settings)
     params, _ = load_params(root)
     quiet_prefect()
-    with connected(params) as client:
+    with connected(root, params) as (client, server):
+        output.remark(f"Prefect server: {server}")
         started = _start(client, name, workspace_id(root), given)
         url = _url("flow-run", started.id)
         if _idle(client):
@@ -107,6 +113,7 @@ def run(root: Path, name: str, settings: Sequence[str], wait: bool, output: Outp
             "state": state.name if state else None,
             "message": state.message if state else None,
             "url": url,
+            "server": server.told,
         },
         f"{shown}\n{url or ''}".strip(),
     )
@@ -121,29 +128,32 @@ def next_times(cron: str, timezone: str, count: int) -> list[datetime]:
     return list(asyncio.run(CronSchedule(cron=cron, timezone=timezone).get_dates(count)))
 
 
-def _apply_if_served(root: Path, params: Params) -> str | None:
+def _apply_if_served(root: Path, params: Params) -> str:
     """Tell the server, where one answers; else say what will."""
     quiet_prefect()
     try:
+        server = find_server(root, params)
         apply(root, params)
     except UsageError as error:
         return f"params.yaml has the schedule; no server knows of it yet: {error}"
-    return None
+    return f"Prefect server: {server}"
 
 
-def _deployed(root: Path, params: Params) -> Iterator[dict[str, Any]]:
-    workspace = workspace_id(root)
-    with connected(params) as client:
-        for described in describe(params, str(root)):
-            found = client.read_deployment_by_name(f"{described.name}/{deployment_name(described.name, workspace)}")
-            yield {
-                "name": described.name,
-                "id": str(found.id),
-                "cron": described.cron,
-                "events": ", ".join(trigger.event for trigger in described.triggers),
-                "paused": found.paused,
-                "url": _url("deployment", found.id),
-            }
+def _deployed(root: Path, params: Params) -> tuple[Server, list[dict[str, Any]]]:
+    with connected(root, params) as (client, server):
+        return server, [_shown(client, described, workspace_id(root)) for described in describe(params, str(root))]
+
+
+def _shown(client: SyncPrefectClient, described: Described, workspace: str) -> dict[str, Any]:
+    found = client.read_deployment_by_name(f"{described.name}/{deployment_name(described.name, workspace)}")
+    return {
+        "name": described.name,
+        "id": str(found.id),
+        "cron": described.cron,
+        "events": ", ".join(trigger.event for trigger in described.triggers),
+        "paused": found.paused,
+        "url": _url("deployment", found.id),
+    }
 
 
 def _start(client: SyncPrefectClient, name: str, workspace: str, given: Mapping[str, Any]) -> FlowRun:

@@ -167,7 +167,7 @@ def apply(root: Path, params: Params) -> list[str]:
     from httpx import HTTPError
     from prefect.exceptions import PrefectException
 
-    with connected(params) as client:
+    with connected(root, params) as (client, _):
         try:
             return list(_apply(client, root.resolve(), params))
         except (PrefectException, HTTPError) as error:

@@ -133,6 +133,25 @@ def _prefect(folder: Path) -> Iterator[Finding]:
         yield Finding("prefect", False, f"{url}: {error}", "start the server, or unset PREFECT_API_URL")
 
 
+def _access(folder: Path) -> Iterator[Finding]:
+    """Whether files with credentials are private, and every service that runs asks for some."""
+    from flows.access_checks import open_services, public_files
+    from flows.params import load_params
+    from flows.workspaces import find_workspace
+
+    try:
+        root = find_workspace(folder)
+        params, _ = load_params(root)
+        files, services = public_files(root, params), open_services(root, params)
+    except PlumblineError as error:
+        yield Finding("access", False, "unknown", str(error))
+        return
+    advice = "make new credentials if others may have read them, else `chmod 600` the file and `chmod 700` its folder"
+    yield Finding("credential files", not files, "; ".join(files) or "private", advice if files else "")
+    told = "`plumbline down`, then `plumbline up`; the threat model in docs/ says what stands open" if services else ""
+    yield Finding("access to services", not services, "; ".join(services) or "all that run ask for credentials", told)
+
+
 def _mlflow(folder: Path) -> Iterator[Finding]:
     from flows.params import load_params
     from flows.workspaces import find_workspace
@@ -183,6 +202,7 @@ _LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _private_files,
     _disk,
     _prefect,
+    _access,
     _mlflow,
     _remote,
     _gpu,

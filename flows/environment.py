@@ -59,20 +59,39 @@ def prepare(threads: int | None = None, root: Path | None = None) -> None:
 def use_services(root: Path) -> None:
     """Point this process at the Prefect server that `plumbline up` started here, unless the user named another.
 
-    Call before prefect is imported. A server that should answer and does not is said on stderr, not waited for.
+    Call before prefect is imported. Its credentials are set once it has proved that it is this workspace's own. A
+    server that should answer and does not, or is another, is said on stderr, not waited for and not used.
     """
-    from tasks.services.addresses import answers, prefect_api_url
+    from data_contracts.errors import UsageError
+    from tasks.access.identity import who_answers
+    from tasks.services.addresses import known_server
+    from tasks.services.credentials import PREFECT, find_credentials
+    from tasks.services.plan import services_folder
 
-    url = None if os.environ.get("PREFECT_API_URL") else prefect_api_url(root)
-    if url is None:
+    server, given = known_server(root), plain_url(os.environ.get("PREFECT_API_URL"))
+    if server is None or (given and given != server.url):
         return
-    if answers(url):
-        os.environ["PREFECT_API_URL"] = url
-    else:
-        sys.stderr.write(
-            f"plumbline: the services of {root} do not answer at {url}; going on without them. `plumbline status` says "
-            f"why, `plumbline up` starts them.\n"
-        )
+    try:
+        secret = find_credentials(services_folder(root)).get(PREFECT) if server.own else None
+    except UsageError as error:
+        sys.stderr.write(f"plumbline: going on without the services of {root}: {error}\n")
+        return
+    standing = who_answers(server.url, secret)
+    if standing == "own" or (standing == "foreign" and not server.own):
+        os.environ["PREFECT_API_URL"] = server.url
+        if secret:
+            os.environ["PREFECT_API_AUTH_STRING"] = secret
+        return
+    found = {"silent": "do not answer", "foreign": "are not what answers"}.get(standing, standing)
+    sys.stderr.write(
+        f"plumbline: the services of {root} {found} at {server.url}; going on without them. `plumbline status` says "
+        f"why, `plumbline up` starts them.\n"
+    )
+
+
+def plain_url(url: str | None) -> str:
+    """An API's URL in the form that we write it; empty for none."""
+    return (url or "").rstrip("/").replace("//localhost", "//127.0.0.1")
 
 
 def quiet_prefect() -> None:

@@ -123,16 +123,24 @@ def _naming_interrupts() -> Iterator[None]:
 def _require_server() -> None:
     """Say which Prefect server does not answer, or is another version, before the client does in a hundred lines."""
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
     from prefect.settings import PREFECT_API_URL
 
-    from tasks.services.health import require_version
+    from tasks.services.health import refused_credentials, require_version
 
     url = PREFECT_API_URL.value()
-    error = get_client(sync_client=True).api_healthcheck() if url else None
+    if not url:
+        return
+    client = get_client(sync_client=True)
+    error = client.api_healthcheck()
     if error is not None:
         raise UsageError(
             f"PREFECT_API_URL: expected a Prefect server at {url}, found none ({error}). Start it (`plumbline up`), "
             f"correct the URL, or unset it for a temporary server of the run's own."
         )
-    if url:
-        require_version(url.rstrip("/"), "PREFECT_API_URL")
+    try:
+        require_version(url.rstrip("/"), "PREFECT_API_URL", client.api_version())
+    except PrefectHTTPStatusError as refusal:
+        if refusal.response.status_code == 401:
+            raise UsageError(refused_credentials(url)) from None
+        raise

@@ -1,51 +1,127 @@
-"""The Prefect server that a command talks to: found, answering, and of the version this program was tested with."""
+"""The Prefect server that a command talks to: whose it is, found, answering, and of the version this was tested with.
+
+It is this workspace's own server, which proves that before it is sent a credential, or one that the user named. What
+else answers on the port is refused. A credential of ours goes to our own server alone.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
 from data_contracts.errors import OperationsError, UsageError
 from data_contracts.secrets import mask
+from flows.environment import plain_url
 from flows.params import Params
+from tasks.access.identity import who_answers
 from tasks.announce import server_url
-from tasks.services.health import require_version
+from tasks.services.credentials import PREFECT, find_credentials
+from tasks.services.health import foreign_server, refused_credentials, require_version
+from tasks.services.plan import HOST, services_folder
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 
-@contextmanager
-def connected(params: Params) -> Iterator[SyncPrefectClient]:
-    """A client of PREFECT_API_URL, or else of the server that `plumbline up` starts; inside, Prefect uses it too.
+class NoServer(UsageError):
+    """None is named, and this workspace's own does not run."""
 
-    Raises `UsageError` where none answers or it is of another version, `OperationsError` where it tells no version.
+
+OWN = "this workspace's own"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server that is asked. `secret`: credentials of ours, for our own server alone."""
+
+    url: str
+    whose: str
+    secret: str | None = None
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What a command's JSON says of it."""
+        return {"url": mask(self.url), "whose": self.whose}
+
+    def __str__(self) -> str:
+        return f"{mask(self.url)} ({self.whose})"
+
+
+def find_server(root: Path, params: Params) -> Server:
+    """The server that the user named, or else this workspace's own.
+
+    Raises `NoServer` where there is neither, `UsageError` where another process answers on the port of our own.
+    """
+    own = f"http://{HOST}:{params.services.prefect_port}/api" if params.services.prefect else None
+    named = plain_url(server_url())
+    if named and named != own:
+        by = "PREFECT_API_URL" if os.environ.get("PREFECT_API_URL") else "Prefect's settings"
+        return Server(named, f"named by {by}")
+    if own is None:
+        raise NoServer(
+            "no Prefect server is named, and services.prefect is false. Export PREFECT_API_URL, or set "
+            "services.prefect to true and run `plumbline up`."
+        )
+    secret = find_credentials(services_folder(root)).get(PREFECT)
+    standing = who_answers(own, secret)
+    if standing == "silent":
+        raise NoServer(
+            f"no Prefect server answers at {own}. Start it and its worker with `plumbline up`, or set PREFECT_API_URL "
+            f"to the API of another."
+        )
+    if standing == "foreign":
+        raise UsageError(foreign_server(own))
+    return Server(own, OWN, secret)
+
+
+@contextmanager
+def connected(root: Path, params: Params) -> Iterator[tuple[SyncPrefectClient, Server]]:
+    """A client of the server; inside, Prefect uses it too.
+
+    Raises `UsageError` where none answers, it is another's or of another version, `OperationsError` where it tells no
+    version.
     """
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    url = server_url() or f"http://127.0.0.1:{params.services.prefect_port}/api"
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    server = find_server(root, params)
+    given = server.secret or os.environ.get("PREFECT_API_AUTH_STRING")
+    secrets = {PREFECT_API_AUTH_STRING: given} if given else {}
+    with (
+        temporary_settings({PREFECT_API_URL: server.url, **secrets}),
+        get_client(sync_client=True) as client,
+    ):
         found = client.api_healthcheck()
         if found is not None:
             raise UsageError(
-                f"no Prefect server answers at {mask(url)} ({mask(str(found)) or type(found).__name__}). Start it and "
+                f"no Prefect server answers at {server} ({mask(str(found)) or type(found).__name__}). Start it and "
                 f"its worker with `plumbline up`, or set PREFECT_API_URL to the server's API."
             )
-        require_version(url, "PREFECT_API_URL", _told_version(client, url))
-        yield client
+        require_version(server.url, "PREFECT_API_URL", _told_version(client, server.url))
+        yield client, server
 
 
 def _told_version(client: SyncPrefectClient, url: str) -> str:
-    from httpx import HTTPError
+    from httpx import HTTPError, HTTPStatusError
 
     try:
         return str(Version(str(client.api_version())))
+    except HTTPStatusError as error:
+        if error.response.status_code == 401:
+            raise UsageError(refused_credentials(url)) from None
+        raise _no_version(url, error) from error
     except (HTTPError, ValueError) as error:
-        raise OperationsError(
-            f"{mask(url)}: expected a Prefect server that tells its version, found: {mask(str(error))}. Correct "
-            f"PREFECT_API_URL: it ends in /api."
-        ) from error
+        raise _no_version(url, error) from error
+
+
+def _no_version(url: str, error: Exception) -> OperationsError:
+    return OperationsError(
+        f"{mask(url)}: expected a Prefect server that tells its version, found: {mask(str(error))}. Correct "
+        f"PREFECT_API_URL: it ends in /api."
+    )

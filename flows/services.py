@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from data_contracts.errors import CheckFailed
+from data_contracts.errors import CheckFailed, UsageError
 from data_contracts.private_files import close_to_others
 from flows.output import Output
 from flows.params import Params, load_params, resolve_overlays, save_params
+from tasks.services.credentials import credentials_file, find_credentials
 from tasks.services.operate import ServiceStatus, bring_down, bring_up, look
 from tasks.services.plan import Intake, Plan, plan_services
 
@@ -28,10 +29,9 @@ def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Ou
     _close_to_others(root, params, output)
     with output.working("starting services"):
         _make_registry(root, params)
-        for remark in bring_up(plan):
+        deployments: list[str] = []
+        for remark in bring_up(plan, lambda: deployments.extend(_register(plan, params))):
             output.remark(remark)
-    with output.working("registering deployments"):
-        deployments = _register(plan, params)
     rows = look(plan)
     table = _table(root, rows)
     table.caption = "\n".join(deployments) or "deployments: as they were"
@@ -54,6 +54,27 @@ def status(root: Path, output: Output) -> None:
     rows = look(planned(root, params))
     output.result({"ok": all(row.ok for row in rows), "services": [asdict(row) for row in rows]}, _table(root, rows))
     _require_all(rows)
+
+
+def show_credentials(root: Path, output: Output) -> None:
+    """`plumbline status --credentials`: what a person types into the pages of Prefect and MLflow."""
+    params, _ = load_params(root)
+    plan = planned(root, params)
+    found, file = find_credentials(plan.folder), credentials_file(plan.folder)
+    if not found:
+        raise UsageError(f"{file}: expected the services' credentials, found none yet. `plumbline up` makes them.")
+    table = Table(
+        "server", "page", "user", "password", box=None, caption=f"Prefect's page asks for user:password. {file}"
+    )
+    rows = [
+        {"server": item.name, "url": item.url, "user": user, "password": password}
+        for item in plan.services
+        if item.name in found
+        for user, _, password in [found[item.name].partition(":")]
+    ]
+    for row in rows:
+        table.add_row(row["server"], row["url"].removesuffix("/api"), row["user"], row["password"])
+    output.result({"file": str(file), "credentials": rows}, table)
 
 
 def planned(root: Path, params: Params) -> Plan:

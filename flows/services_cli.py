@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -32,11 +33,20 @@ def down(workspace: Directory = HERE, json: Json = False) -> None:
     services.down(_root(workspace), Output(json))
 
 
-def status(workspace: Directory = HERE, json: Json = False) -> None:
+def status(
+    credentials: Annotated[
+        bool, typer.Option("--credentials", help="Show the user and password of each server instead, for its pages.")
+    ] = False,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
     """Show each service: state, uptime, health, log. Exit code 1 when one that should run does not."""
     from flows import services
 
-    services.status(_root(workspace), Output(json))
+    if credentials:
+        services.show_credentials(_root(workspace), Output(json))
+    else:
+        services.status(_root(workspace), Output(json))
 
 
 def _root(workspace: Path) -> Path:

@@ -37,13 +37,16 @@ def serve(
 ) -> None:
     """Answer OpenAI's /v1/chat/completions with the version that holds an alias, following it, until ended."""
     from flows.params import load_params, resolve_overlays
-    from tasks.serve_model import serve_model
+    from tasks.serve_model import serve_model, token_place
 
     root, output = workspace_root(workspace), Output(json)
     loaded, _ = load_params(root, resolve_overlays(root, params or []), settings or [])
 
     def ready(url: str, version: str) -> None:
-        output.result({"url": url, "version": version}, f"{version} answers on {url}/v1/chat/completions")
+        place = token_place(root, loaded.serving)
+        asked = f"The key that requests carry is in {place}." if place else "It asks for no key (serving.anonymous)."
+        told = {"url": url, "version": version, "key": place}
+        output.result(told, f"{version} answers on {url}/v1/chat/completions\n{asked}")
         sys.stdout.flush()
 
     serve_model(root, loaded, alias=alias, port=port, ready=ready)

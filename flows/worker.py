@@ -4,9 +4,8 @@ A flow run's process spends seconds on imports before it runs, and Prefect start
 prepares the code, one runs it). Here each run takes a process that waits with everything imported (`flows.standby`),
 and another takes its place. Polling, states, cancellation and the verdict on a process that died are Prefect's own.
 
-A run that no standby fits, because its folder or environment differs (modules read it while they are imported), gets a
-process that begins then; the next standby has that environment. A run of other code, with pull steps or a command of
-its own, starts as Prefect starts it.
+Only runs of the deployments that this workspace registered are taken, as it registered them (`flows.registered_runs`);
+any other ends as Crashed, with the reason. On a server that the user named, those of other workspaces are left to them.
 
 The folder of the run is on no import path: a `tasks.py` or `random.py` there would take the place of ours or Python's.
 """
@@ -21,25 +20,35 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.abc
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
-from prefect.runner._control_channel import ControlChannel
-from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
-from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
 from prefect.settings import PREFECT_WORKER_HEARTBEAT_SECONDS, get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env, setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from flows.deployments import describe
+from data_contracts.errors import OperationsError
+from data_contracts.private_names import private_names, require_names
+from flows.deployments import describe, job_variables
 from flows.environment import ENVIRONMENT
 from flows.params import Params
+from flows.registered_runs import is_anothers, refusal
 from tasks.services.plan import WORK_POOL
+
+with private_names("prefect"):
+    from prefect.runner._control_channel import ControlChannel
+    from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
+    from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
+
+require_names("prefect", ProcessWorker, "_get_scheduled_flow_runs", "_submit_run_and_capture_errors")
+require_names("prefect", ProcessJobConfiguration, "_base_environment")
 
 ENTRYPOINTS = tuple(item.entrypoint for item in describe(Params(), ""))
 _RUN_VARIABLES = "PREFECT__"  # what Prefect tells one process of its run; everything else is told to all
@@ -57,37 +66,30 @@ class Standbys:
         self._closed = False
         self._changing = asyncio.Lock()
 
-    async def fill(self, environment: Mapping[str, str] | None = None) -> None:
-        """Start what is missing; with another environment where one is given, in place of those that wait."""
+    async def fill(self) -> None:
+        """Start what is missing."""
         async with self._changing:
-            wanted = self._environment if environment is None else _shared(environment)
-            if wanted != self._environment:
-                self._environment = wanted
-                await self._end()
             self._waiting = [process for process in self._waiting if process.returncode is None]
             while len(self._waiting) < self._count and not self._closed:
-                self._waiting.append(await self.begin(self._environment, self.folder))
+                self._waiting.append(await self._begin(self._environment))
 
-    def take(self, environment: Mapping[str, str], folder: Path) -> anyio.abc.Process | None:
-        """One that waits for a run with this environment in this folder, no longer kept here; None where none fits."""
-        if folder != self.folder or _shared(environment) != self._environment:
-            return None
-        while self._waiting:
+    async def take(self, environment: Mapping[str, str]) -> anyio.abc.Process:
+        """One for a run with this environment, no longer kept here: one that waits, or a new one."""
+        while self._waiting and _shared(environment) == self._environment:
             process = self._waiting.pop(0)
             if process.returncode is None:
                 return process
-        return None
+        return await self._begin(_shared(environment))
 
-    async def begin(self, environment: Mapping[str, str], folder: Path) -> anyio.abc.Process:
-        """Start one with this environment (but for what is told of one run) in this folder; it is not kept here."""
+    async def _begin(self, environment: Mapping[str, str]) -> anyio.abc.Process:
         # Its own session, as Prefect gives its runs: a signal to the run reaches what the run has started.
         return await anyio.open_process(
             [sys.executable, "-m", "flows.standby", *ENTRYPOINTS],
             stdin=subprocess.PIPE,
             stdout=None,
             stderr=None,
-            cwd=folder,
-            env=_shared(environment),
+            cwd=self.folder,
+            env=environment,
             start_new_session=True,
         )
 
@@ -152,12 +154,22 @@ class Starter:
         return {"PREFECT__CONTROL_PORT": str(port), "PREFECT__CONTROL_TOKEN": token}
 
 
-class WarmWorker(ProcessWorker, abc.ABC):  # abc.ABC: not put into Prefect's registry in place of its own
-    """Prefect's process worker, with `standbys` processes that wait for a run of its folder."""
+class RefusedRun(OperationsError):
+    """A flow run in the pool that this workspace did not register, or not so."""
 
-    def __init__(self, *arguments: Any, standbys: int, **options: Any) -> None:
+
+class WarmWorker(ProcessWorker, abc.ABC):  # abc.ABC: not put into Prefect's registry in place of its own
+    """Prefect's process worker for the runs of one workspace, with `standbys` processes that wait for one.
+
+    `shared`: the server has work of other workspaces too, which is left to their workers.
+    """
+
+    def __init__(self, *arguments: Any, standbys: int, shared: bool, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._standbys = Standbys(standbys, Path.cwd().resolve())
+        self._root = Path.cwd().resolve()
+        self._standbys = Standbys(standbys, self._root)
+        self._shared = shared
+        self._names: dict[Any, str] = {}  # deployment id -> name
 
     async def setup(self) -> None:
         """Start the standbys, then whatever Prefect sets up."""
@@ -175,56 +187,67 @@ class WarmWorker(ProcessWorker, abc.ABC):  # abc.ABC: not put into Prefect's reg
         configuration: ProcessJobConfiguration,
         task_status: anyio.abc.TaskStatus[int] | None = None,
     ) -> ProcessWorkerResult:
-        """Hand the run to a standby that fits, or start it as Prefect does; then see to the next standby."""
-        deployment: DeploymentResponse | None = configuration._related_objects.get("deployment")
-        if deployment is None or not _is_plain(deployment, configuration):
-            return await super().run(flow_run, configuration, task_status)
-        folder = Path(configuration.working_dir or "").resolve()
-        environment = _run_environment(flow_run, deployment, configuration, folder)
-        process = self._standbys.take(environment, folder) or await self._begin(environment, folder)
+        """Hand the run to a process that waits, or to a new one; then see to the next. Raises `RefusedRun`."""
+        deployment = await self._checked(flow_run, configuration)
+        environment = _run_environment(flow_run, deployment, configuration)
+        process = await self._standbys.take(environment)
         assert self._runs_task_group is not None
-        self._runs_task_group.start_soon(self._replace, environment if folder == self._standbys.folder else None)
-        if process is None:
-            return await super().run(flow_run, configuration, task_status)
+        self._runs_task_group.start_soon(self._replace)
         try:
             return await _run_in(process, flow_run, deployment, environment, task_status or anyio.TASK_STATUS_IGNORED)
         finally:
             await _release(process)  # alive only where the run was cancelled before it was told
 
-    async def _begin(self, environment: Mapping[str, str], folder: Path) -> anyio.abc.Process | None:
-        try:
-            return await self._standbys.begin(environment, folder)
-        except OSError as error:  # no memory, no process left, or no such folder: Prefect says so of the run
-            self._logger.warning("no process could be started for the run: %s", error)
-            return None
+    async def _checked(self, flow_run: FlowRun, configuration: ProcessJobConfiguration) -> DeploymentResponse:
+        related = configuration._related_objects
+        deployment: DeploymentResponse | None = related.get("deployment")
+        wanted: ProcessJobConfiguration = await ProcessJobConfiguration.from_template_and_values(
+            base_job_template=ProcessWorker.get_default_base_job_template(),
+            values=job_variables(str(self._root)),
+            client=self.client,
+        )
+        wanted.prepare_for_flow_run(
+            flow_run, deployment, related.get("flow"), self.work_pool, self.name, worker_id=self.backend_id
+        )
+        reason = refusal(flow_run, deployment, configuration, wanted, self._root)
+        if reason is not None or deployment is None:
+            message = (
+                f"refused: expected a run as `plumbline deploy` registers it for {self._root}, found that {reason}. "
+                f"Nothing of it was started. If it is yours, run `plumbline deploy` and start it again."
+            )
+            self._logger.error("flow run %s (%s) %s", flow_run.name, flow_run.id, message)
+            raise RefusedRun(message)
+        return deployment
 
-    async def _replace(self, environment: Mapping[str, str] | None) -> None:
+    async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+        found = await super()._get_scheduled_flow_runs()
+        return [item for item in found if not await self._is_anothers(item.flow_run)] if self._shared else found
+
+    async def _is_anothers(self, flow_run: FlowRun) -> bool:
+        known = flow_run.deployment_id
+        if known is not None and known not in self._names:
+            with suppress(ObjectNotFound):  # Prefect cancels its runs
+                self._names[known] = (await self.client.read_deployment(known)).name
+        return known is not None and is_anothers(self._names.get(known, ""), self._root)
+
+    async def _replace(self) -> None:
         await anyio.sleep(_REPLACE_AFTER_S)
-        await self._fill(environment)
+        await self._fill()
 
-    async def _fill(self, environment: Mapping[str, str] | None = None) -> None:
+    async def _fill(self) -> None:
         try:
-            await self._standbys.fill(environment)
+            await self._standbys.fill()
         except OSError as error:  # no memory or no process left: runs start cold, and the next one asks again
             self._logger.warning("no process could be started to wait for the next run: %s", error)
 
 
-def _is_plain(deployment: DeploymentResponse, configuration: ProcessJobConfiguration) -> bool:
-    """Whether the run is one of our installed flows in a folder that is there already."""
-    fetched = deployment.pull_steps or deployment.storage_document_id or deployment.path
-    return (
-        deployment.entrypoint in ENTRYPOINTS
-        and not fetched
-        and not configuration._command_configured
-        and configuration.stream_output
-        and configuration.working_dir is not None
-    )
-
-
 def _run_environment(
-    flow_run: FlowRun, deployment: DeploymentResponse, configuration: ProcessJobConfiguration, folder: Path
+    flow_run: FlowRun, deployment: DeploymentResponse, configuration: ProcessJobConfiguration
 ) -> dict[str, str]:
-    """What Prefect tells the process of this run (`prefect.runner._starter_engine`, `_workspace_supervisor`)."""
+    """What Prefect tells the process of this run (`prefect.runner._starter_engine`, `_workspace_supervisor`).
+
+    The entrypoint is that which was checked: the process does not ask the server for it again.
+    """
     given = sanitize_subprocess_env({**os.environ, **configuration.env})
     told = {name: value for name, value in given.items() if name.startswith(_RUN_VARIABLES)}
     return {
@@ -265,7 +288,7 @@ async def _run_in(
     return ProcessWorkerResult(status_code=execution.status_code, identifier=str(handle.pid))
 
 
-async def _work(name: str, limit: int, standbys: int) -> None:
+async def _work(name: str, limit: int, standbys: int, shared: bool) -> None:
     setup_signal_handlers_worker(os.getpid(), "the worker", _say)
     worker = WarmWorker(
         name=name,
@@ -273,6 +296,7 @@ async def _work(name: str, limit: int, standbys: int) -> None:
         limit=limit,
         heartbeat_interval_seconds=int(PREFECT_WORKER_HEARTBEAT_SECONDS.value()),
         standbys=standbys,
+        shared=shared,
     )
     try:
         await worker.start(printer=_say)
@@ -291,8 +315,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="the worker's name at the server")
     parser.add_argument("--limit", type=int, required=True, help="flow runs at once")
     parser.add_argument("--standbys", type=int, required=True, help="processes that wait for a run")
+    parser.add_argument("--shared", action="store_true", help="the server has work of other workspaces too")
     given = parser.parse_args(argv)
-    asyncio.run(_work(given.name, given.limit, given.standbys))
+    asyncio.run(_work(given.name, given.limit, given.standbys, given.shared))
 
 
 if __name__ == "__main__":

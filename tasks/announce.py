@@ -186,10 +186,11 @@ def _server() -> httpx.Client:
 def _credentials() -> dict[str, str]:
     import base64
 
-    if key := os.environ.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
+    # In Prefect's own order: a key of the user's is not for a server that has credentials of its own.
     if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
         return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
+    if key := os.environ.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
     return {}
 
 

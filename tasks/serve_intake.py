@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from data_contracts.errors import PlumblineError, UsageError
 from data_contracts.records import Feedback, Quarantined
+from tasks.access.requests import checked
 from tasks.announce import AnnounceParams, announce_batches
 from tasks.feedback import SOURCES
 from tasks.feedback.validate import judge
@@ -129,8 +130,14 @@ def serve(root: Path, params: ServeParams) -> None:
                 f"intake.port: cannot listen on {host}:{port} ({error.strerror}). Set intake.host or intake.port."
             ) from error
         # No header above 32 KiB; what the application logs is all that is logged.
+        allowed = params.intake
         config = uvicorn.Config(
-            intake.app,
+            checked(
+                intake.app,
+                host=host,
+                allowed_hosts=allowed.allowed_hosts,
+                allowed_origins=allowed.allowed_origins,
+            ),
             http=bounded(params.intake.max_connections, params.intake.idle_timeout_s),
             ws="none",
             access_log=False,

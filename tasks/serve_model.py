@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data_contracts.errors import ParamsError, UnknownModelError, UsageError
+from tasks.access.private_files import make_private, random_secret, read_private
+from tasks.access.requests import checked
 from tasks.database import open_database
 from tasks.database.params import OperationsParams
 from tasks.finetuning.params import ReferenceParams
@@ -39,6 +41,9 @@ from tasks.serving.shadow import first_held
 from tasks.serving.shadow_process import ShadowProcess
 from tasks.serving.signals import rule_detector
 from tasks.serving.slots import Slot, Watcher
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 ACTOR = "plumbline serve"
 _logger = logging.getLogger("plumbline.serve")
@@ -69,13 +74,11 @@ def serve_model(
     """
     import uvicorn
 
-    from tasks.serving.app import create_app
-
     serving = params.serving
-    token = read_token(root, serving.token)
+    token = None if serving.anonymous else read_token(root, serving.token)
     with _listen(serving.host, serving.port if port is None else port) as listener:
         service = build_service(root, params, alias)
-        app = create_app(service, model_name=params.registry.model_name, token=token)
+        app = application(service, serving, model_name=params.registry.model_name, token=token)
         config = uvicorn.Config(
             app,
             access_log=False,
@@ -90,6 +93,14 @@ def serve_model(
         # uvicorn raises the signal that ended it once more, which by default would end us as if it had been unexpected
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         uvicorn.Server(config).run([listener])
+
+
+def application(service: Service, serving: ServingParams, *, model_name: str, token: str | None) -> ASGIApp:
+    """What is served: the endpoints, behind the checks of Host and Origin."""
+    from tasks.serving.app import create_app
+
+    app = create_app(service, model_name=model_name, token=token)
+    return checked(app, host=serving.host, allowed_hosts=serving.allowed_hosts, allowed_origins=serving.allowed_origins)
 
 
 def build_service(root: Path, params: ServeParams, alias: str) -> Service:
@@ -195,16 +206,34 @@ def record_return(root: Path, params: ServeParams, store: Store, reason: str, ev
     )
 
 
-def read_token(root: Path, place: str | None) -> str | None:
-    """The bearer token that params point to. Raises `ParamsError` where there is none."""
+def key_file(root: Path) -> Path:
+    """Where the key is that requests carry when params name no other."""
+    return root / ".plumbline" / "serving" / "key"
+
+
+def token_place(root: Path, serving: ServingParams) -> str | None:
+    """Where the bearer token is, in words for a person; None where none is asked for."""
+    return None if serving.anonymous else serving.token or str(key_file(root))
+
+
+def read_token(root: Path, place: str | None) -> str:
+    """The bearer token that params point to, or the workspace's own, made on first use.
+
+    Raises `ParamsError` where there is none, `UsageError` where others may read the workspace's own.
+    """
     if place is None:
-        return None
+        found = read_private(key_file(root)) or make_private(key_file(root), f"{random_secret()}\n".encode())
+        return _not_empty(found.decode().strip(), str(key_file(root)))
     if place.startswith("$"):
         return _from_environment(place, "serving.token")
     try:
         token = (root / place).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ParamsError(f"serving.token: expected a readable file {place}, found {error.strerror}.") from error
+    return _not_empty(token, place)
+
+
+def _not_empty(token: str, place: str) -> str:
     if not token:
         raise ParamsError(f"serving.token: expected a token in {place}, found an empty file. Write one into it.")
     return token

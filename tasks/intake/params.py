@@ -6,6 +6,7 @@ from pydantic import Field
 
 from data_contracts.nesting import MAX_LEVELS
 from data_contracts.params import Section
+from tasks.access.names import HostName, Origin
 
 
 class IntakeParams(Section):
@@ -34,6 +35,16 @@ class IntakeParams(Section):
         "than loopback.",
     )
     port: int = Field(default=8787, ge=1, le=65_535, description="Port of the endpoint.")
+    allowed_hosts: list[HostName] = Field(
+        default_factory=list,
+        description="Names beside loopback's and `host` under which the endpoint may be asked (the Host header), "
+        "without a port: those of a proxy before it.",
+    )
+    allowed_origins: list[Origin] = Field(
+        default_factory=list,
+        description="Origins beside its own (https://name[:port]) whose pages may ask. It sends no CORS headers: those "
+        "are the proxy's.",
+    )
     max_body_bytes: int = Field(
         default=5_000_000, ge=1_000, description="Largest request body as sent, in bytes; more is answered 413."
     )

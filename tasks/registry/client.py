@@ -16,6 +16,7 @@ from filelock import FileLock
 from data_contracts.errors import RegistryError
 from data_contracts.params import from_environment
 from data_contracts.private_files import make_private_file
+from data_contracts.private_names import private_names
 from data_contracts.secrets import mask
 from tasks.registry.params import RegistryParams
 from tasks.registry.tables import Tables, open_tables
@@ -130,7 +131,8 @@ def _make_database(path: Path) -> None:
     SQLite commits each statement of MLflow's migrations by itself. A kill among them, in the seconds that the first
     opening takes, would leave a database that MLflow can neither open nor migrate.
     """
-    from mlflow.store.db.utils import _safe_initialize_tables, create_sqlalchemy_engine
+    with private_names("mlflow"):
+        from mlflow.store.db.utils import _safe_initialize_tables, create_sqlalchemy_engine
 
     if path.exists():
         return

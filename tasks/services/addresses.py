@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,21 @@ from data_contracts.artifact import write_bytes
 from tasks.services.plan import Plan, services_folder
 
 _FILE = "services.json"
-_ANSWER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class KnownServer:
+    """The Prefect server of the services: `own`, started by them, or the one that the user gave to `plumbline up`."""
+
+    url: str
+    own: bool
 
 
 def write_addresses(plan: Plan) -> None:
     """Write them once everything is healthy."""
     addresses = {
         "prefect_api_url": plan.prefect_api_url,
+        "prefect_is_own": plan.params.prefect,
         "mlflow_url": plan.mlflow_url,
         "services": {service.name: service.url for service in plan.services},
     }
@@ -28,23 +37,10 @@ def forget_addresses(root: Path) -> None:
     (services_folder(root) / _FILE).unlink(missing_ok=True)
 
 
-def prefect_api_url(root: Path) -> str | None:
-    """The Prefect server that `plumbline up` started here; nothing where there is none, or the file is not ours."""
+def known_server(root: Path) -> KnownServer | None:
+    """The Prefect server that `plumbline up` noted here; nothing where there is none, or the file is not ours."""
     try:
         addresses: Any = json.loads((services_folder(root) / _FILE).read_bytes())
-        return str(addresses["prefect_api_url"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return KnownServer(str(addresses["prefect_api_url"]), bool(addresses.get("prefect_is_own", True)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def answers(api_url: str) -> bool:
-    """Whether a server answers there, in milliseconds on loopback."""
-    import urllib.error
-    import urllib.request
-
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{api_url}/health", timeout=_ANSWER_S):
-            return True
-    except (urllib.error.URLError, OSError, ValueError):
-        return False

@@ -37,6 +37,7 @@ def write_configuration(plan: Plan) -> None:
             "command": service.command,
             "environment": service.environment,
             "secrets": service.secrets,
+            "credentials": service.credentials,
         }
         for service in plan.services
     }

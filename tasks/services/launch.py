@@ -2,7 +2,8 @@
 
 1. Read the service's command and environment from `plan.json`, which holds no secret.
 2. End what outlived this service's last process: it may hold the port, and no start would succeed.
-3. Put secrets in place from the variables that hold them; they never stand in a file or a command line.
+3. Put secrets in place, the user's from the variables that hold them, the workspace's from its private file; they never
+   stand in another file or a command line.
 4. Let SIGINT through again: a shell's background job ignores it, children inherit that, and a Prefect worker that
    is told to end sends SIGINT to itself and would wait for ever.
 5. Go to the workspace and replace this process by the service, so that the supervisor has its pid.
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 
 from data_contracts.private_files import keep_private
+from tasks.services.credentials import find_credentials
 from tasks.services.processes import MARK, SERVICE_MARK, end, marked, service_of
 
 PLAN_FILE = "plan.json"
@@ -29,6 +31,9 @@ def main(name: str) -> None:
     _end_what_is_left(name, plan["stop_timeout_s"])
     environment = {**os.environ, **service["environment"], SERVICE_MARK: name}
     environment.update({target: os.environ[source] for target, source in service["secrets"].items()})
+    wanted = service.get("credentials", {})  # a plan that an earlier version wrote has none
+    credentials = find_credentials(Path.cwd()) if wanted else {}
+    environment.update({target: credentials[name] for target, name in wanted.items()})
     environment.pop("PREFECT_PROFILE", None)  # a profile of the user's may be missing in the services' own home
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     keep_private(Path(plan["root"]))  # the supervisor gives its children a umask of its own

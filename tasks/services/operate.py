@@ -3,7 +3,8 @@
 `up` in order:
 1. refuse what cannot work before anything is touched: a full disk, ports that others hold, a server of another version;
 2. end what a killed supervisor or service left behind, or take over the running one, changing only what differs;
-3. start the servers, wait until they answer, then the worker and the endpoint, and wait again;
+3. start the servers, wait until they answer, register what the worker may run, then start the worker and the endpoint,
+   and wait again;
 4. write where they answer.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from data_contracts.errors import OperationsError, UsageError
 from data_contracts.secrets import mask
 from tasks.services.addresses import forget_addresses, write_addresses
 from tasks.services.configuration import SUPERVISOR_LOG, log_path, socket_path, write_configuration
+from tasks.services.credentials import make_credentials
 from tasks.services.health import Health, check, require_server
 from tasks.services.plan import Plan, Service, services_folder
 from tasks.services.ports import refuse_taken_ports
@@ -50,9 +52,10 @@ class ServiceStatus:
     log: str
 
 
-def bring_up(plan: Plan) -> list[str]:
+def bring_up(plan: Plan, register: Callable[[], None] = lambda: None) -> list[str]:
     """Start what is not running, start again what changed, and wait until all of it is healthy.
 
+    `register` is called between the servers and the worker, which refuses what is not registered as it should be.
     Returns a remark for each thing that was found and done beside starting. Raises `UsageError` before anything is
     touched, `OperationsError` with the last lines of the log of what does not become healthy.
     """
@@ -60,10 +63,12 @@ def bring_up(plan: Plan) -> list[str]:
         _refuse_full_disk(plan.root)
         _refuse_other_server(plan)
         refuse_taken_ports(plan.services, {process.pid for process in marked(plan.folder)})
+        make_credentials(plan.folder)
         remarks = _supervise(plan)
         servers = [service for service in plan.services if service.probe in ("prefect", "mlflow")]
-        for services in (servers, [service for service in plan.services if service not in servers]):
-            _launch(plan, services)
+        _launch(plan, servers)
+        register()
+        _launch(plan, [service for service in plan.services if service not in servers])
         write_addresses(plan)
     return remarks
 

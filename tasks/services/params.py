@@ -7,12 +7,13 @@ import re
 from pydantic import Field, field_validator, model_validator
 
 from data_contracts.params import Section
+from tasks.access.names import HostName, Origin
 
 _VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 
 
 class ServicesParams(Section):
-    """What `plumbline up` starts. Everything listens on 127.0.0.1 alone."""
+    """What `plumbline up` starts. Everything listens on 127.0.0.1 alone, and asks for credentials."""
 
     prefect: bool = Field(
         default=True,
@@ -41,6 +42,16 @@ class ServicesParams(Section):
     intake: bool = Field(
         default=False,
         description="Start the HTTP endpoint that takes feedback in (params `intake`); it needs its token.",
+    )
+    allowed_hosts: list[HostName] = Field(
+        default_factory=list,
+        description="Names beside loopback's under which Prefect's and MLflow's servers may be asked (the Host "
+        "header), without a port: those of a proxy before them.",
+    )
+    allowed_origins: list[Origin] = Field(
+        default_factory=list,
+        description="Origins beside their own (https://name[:port]) whose pages may ask Prefect's and MLflow's "
+        "servers.",
     )
     start_timeout_s: float = Field(
         default=180.0, gt=0, le=3600, description="Seconds that `up` waits for a service to become healthy."

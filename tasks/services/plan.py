@@ -1,7 +1,7 @@
 """Which services run in a workspace, each as a command with its environment, its port and how its health is asked.
 
-Commands and environments carry no secret: a secret is named by the environment variable that holds it, and
-`tasks.services.launch` puts it in place in the process that needs it.
+Commands and environments carry no secret: a secret of the user is named by the environment variable that holds it, one
+of the workspace by its service, and `tasks.services.launch` puts it in place in the process that needs it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Literal
 import orjson
 
 from data_contracts.errors import ParamsError
+from tasks.services.credentials import MLFLOW, PREFECT, fingerprint
 from tasks.services.params import ServicesParams
 
 HOST = "127.0.0.1"
@@ -28,7 +29,11 @@ Probe = Literal["prefect", "worker", "mlflow", "http"]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service. `secrets` maps a variable of the service to the variable of the user that holds its value."""
+    """One service.
+
+    `secrets` maps a variable of the service to the variable of the user that holds its value, `credentials` one to the
+    service of this workspace whose credentials it takes.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -38,6 +43,7 @@ class Service:
     port_key: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
+    credentials: Mapping[str, str] = field(default_factory=dict)
     stop_group: bool = True  # SIGTERM to the whole process group; the worker's flow runs get theirs first
 
     @property
@@ -63,10 +69,11 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """Changes when the supervisor itself has to be started again: other software, other values of secrets."""
+        """Changes when all has to be started again: other software, other values of secrets, other credentials."""
         facts = [sys.executable, *(version(name) for name in ("supervisor", "prefect", "mlflow"))]
         secrets = sorted({source for service in self.services for source in service.secrets.values()})
         facts += [f"{name}={os.environ.get(name, '')}" for name in secrets]
+        facts.append(fingerprint(self.folder))
         return f"plumbline-{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:16]}"
 
 
@@ -97,7 +104,7 @@ def plan_services(
         _prefect(root, params, api_url) if params.prefect else None,
         mlflow,
         _worker(root, params, api_url) if params.worker else None,
-        _intake(root, intake, api_url) if params.intake else None,
+        _intake(root, params, intake, api_url) if params.intake else None,
     ]
     planned = tuple(service for service in services if service is not None)
     _refuse_shared_ports(planned)
@@ -118,7 +125,7 @@ def _prefect(root: Path, params: ServicesParams, api_url: str) -> Service:
     port = str(params.prefect_port)
     return Service(
         "prefect",
-        (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", port),
+        (sys.executable, "-P", "-m", "flows.prefect_server", "--host", HOST, "--port", port, *_allowed(params)),
         "prefect",
         api_url,
         params.prefect_port,
@@ -130,7 +137,13 @@ def _prefect(root: Path, params: ServicesParams, api_url: str) -> Service:
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         },
         {} if params.prefect_database is None else {"PREFECT_API_DATABASE_CONNECTION_URL": _database(params)},
+        {"PREFECT_SERVER_API_AUTH_STRING": PREFECT, "PREFECT_API_AUTH_STRING": PREFECT},
     )
+
+
+def _allowed(params: ServicesParams) -> tuple[str, ...]:
+    hosts = [text for host in params.allowed_hosts for text in ("--allowed-host", host)]
+    return (*hosts, *(text for origin in params.allowed_origins for text in ("--allowed-origin", origin)))
 
 
 def _database(params: ServicesParams) -> str:
@@ -149,14 +162,28 @@ def _prefect_environment(root: Path, api_url: str) -> dict[str, str]:
     return {"PREFECT_HOME": str(root / ".plumbline" / "prefect"), "PREFECT_API_URL": api_url}
 
 
+def _given(params: ServicesParams) -> dict[str, str]:
+    """`secrets` of a client of Prefect: the user's own, for the user's server."""
+    names = () if params.prefect else ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
+    return {name: name for name in names if os.environ.get(name)}
+
+
+def _own(params: ServicesParams) -> dict[str, str]:
+    """`credentials` of a client of Prefect: ours, for our server."""
+    return {"PREFECT_API_AUTH_STRING": PREFECT} if params.prefect else {}
+
+
 def _worker(root: Path, params: ServicesParams, api_url: str) -> Service:
-    counts = ("--limit", str(params.worker_limit), "--standbys", str(params.worker_standbys))
+    options = ("--limit", str(params.worker_limit), "--standbys", str(params.worker_standbys))
+    shared = () if params.prefect else ("--shared",)
     return Service(
         "worker",
-        (sys.executable, "-m", "flows.worker", "--name", worker_name(root), *counts),
+        (sys.executable, "-m", "flows.worker", "--name", worker_name(root), *options, *shared),
         "worker",
         api_url,
         environment=_prefect_environment(root, api_url),
+        secrets=_given(params),
+        credentials=_own(params),
         stop_group=False,
     )
 
@@ -173,17 +200,18 @@ def _mlflow(root: Path, params: ServicesParams, store_uri: str, store_variable: 
     given = {"MLFLOW_BACKEND_STORE_URI": store_uri} if store_variable is None else {}
     return Service(
         "mlflow",
-        (sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", port, "--workers", "1"),
+        (sys.executable, "-P", "-m", "tasks.registry.server", "--host", HOST, "--port", port, *_allowed(params)),
         "mlflow",
         f"http://{HOST}:{port}",
         params.mlflow_port,
         "services.mlflow_port",
         {**given, "MLFLOW_DEFAULT_ARTIFACT_ROOT": artifacts, "MLFLOW_ARTIFACTS_DESTINATION": artifacts},
         {} if store_variable is None else {"MLFLOW_BACKEND_STORE_URI": store_variable},
+        {"PLUMBLINE_MLFLOW_CREDENTIALS": MLFLOW},
     )
 
 
-def _intake(root: Path, intake: Intake, api_url: str) -> Service:
+def _intake(root: Path, params: ServicesParams, intake: Intake, api_url: str) -> Service:
     return Service(
         "intake",
         (sys.executable, "-m", "flows", "intake", "serve", "-C", str(root)),
@@ -192,6 +220,8 @@ def _intake(root: Path, intake: Intake, api_url: str) -> Service:
         intake.port,
         "intake.port",
         _prefect_environment(root, api_url),
+        _given(params),
+        _own(params),
     )
 
 

@@ -9,7 +9,7 @@ import psutil
 
 from data_contracts.errors import UsageError
 from data_contracts.secrets import mask
-from tasks.services.health import server_version
+from tasks.services.health import asks_for_credentials, server_version
 from tasks.services.plan import HOST, Service
 
 
@@ -41,9 +41,11 @@ def _listeners(port: int) -> list[int | None]:
 
 def _refusal(service: Service) -> str:
     holders = ", ".join(sorted({_describe(pid) for pid in _listeners(service.port or 0)})) or "another user's process"
-    found = server_version(f"http://{HOST}:{service.port}/api")
-    if found is not None:
+    api_url = f"http://{HOST}:{service.port}/api"
+    if (found := server_version(api_url)) is not None:
         holders += f"; it answers as a Prefect server {found}, not one of this workspace"
+    elif asks_for_credentials(f"{api_url}/admin/version"):
+        holders += "; it answers as a Prefect server that asks for credentials, not one of this workspace"
     return (
         f"{service.port_key}: expected port {service.port} on {HOST} to be free for {service.name}, found it in use by "
         f"{holders}. End that, or choose another port: `plumbline up --set {service.port_key}=PORT`. Nothing "

@@ -126,7 +126,7 @@ def main(descriptor: int) -> None:
     import uvicorn
 
     uvicorn.run(
-        "prefect.server.api.server:create_app",
+        "flows.prefect_server:temporary_app",
         factory=True,
         fd=descriptor,
         log_level="error",

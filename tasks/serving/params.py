@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from data_contracts.params import Section
 from data_contracts.secrets import has_password
+from tasks.access.names import HostName, Origin
 
 
 def _compiles(pattern: str) -> str:
@@ -203,12 +204,30 @@ class HarvestParams(Section):
 class ServingParams(Section):
     """How the champion is served."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on. Other than loopback needs a token.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. It speaks plain HTTP: other than loopback needs a proxy with TLS.",
+    )
     port: int = Field(8800, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     token: str | None = Field(
         None,
         description="Bearer token that requests must carry: $NAME of an environment variable, or the path of a file "
-        "that holds it; null: none.",
+        "that holds it; null: a random one, made once in .plumbline/serving/key.",
+    )
+    anonymous: bool = Field(
+        False,
+        description="true: requests need no token. Every user of this machine, and what runs as one, may then ask; on "
+        "loopback alone.",
+    )
+    allowed_hosts: list[HostName] = Field(
+        default_factory=list,
+        description="Names beside loopback's and `host` under which the server may be asked (the Host header), "
+        "without a port: those of a proxy before it.",
+    )
+    allowed_origins: list[Origin] = Field(
+        default_factory=list,
+        description="Origins beside its own (https://name[:port]) whose pages may ask. It sends no CORS headers: those "
+        "are the proxy's.",
     )
     poll_s: float = Field(2.0, gt=0, le=3600, description="Seconds between two looks at the aliases in the registry.")
     retry_s: float = Field(
@@ -237,11 +256,13 @@ class ServingParams(Section):
         return token
 
     @model_validator(mode="after")
-    def _open_only_with_a_token(self) -> Self:
-        if self.token is None and not is_loopback(self.host):
+    def _open_on_loopback_alone(self) -> Self:
+        if self.anonymous and self.token is not None:
+            raise ValueError("anonymous is true and token is given. Choose one")
+        if self.anonymous and not is_loopback(self.host):
             raise ValueError(
-                f"host {self.host!r} can be reached from other machines and token is null. Set token, or listen on "
-                "127.0.0.1"
+                f"host {self.host!r} can be reached from other machines and anonymous is true. Set anonymous to false, "
+                "or listen on 127.0.0.1"
             )
         return self
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -68,30 +69,36 @@ def ready(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Workspa
     return workspace
 
 
-@pytest.fixture(scope="module")
-def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A worker of the pool, as `plumbline up` starts it. It ends by itself when told to."""
-    options = ("--name", "deployments", "--limit", "4", "--standbys", "0")  # they wait in tests/flows/test_worker.py
+@contextmanager
+def _working(server: str, folder: Path, log: Path) -> Iterator[None]:
+    """A worker of a workspace, as `plumbline up` starts it on a server of the user. It ends by itself when told to."""
+    options = ("--name", log.stem, "--limit", "4", "--standbys", "0", "--shared")  # they wait in test_worker.py
     command = [sys.executable, "-m", "flows.worker", *options]
     environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    folder = tmp_path_factory.mktemp("worker")
-    with (folder / "worker.log").open("wb") as log:
+    with log.open("wb") as said:
         process = subprocess.Popen(
             command,
             env=environment,
             cwd=folder,
-            stdout=log,
-            stderr=log,
+            stdout=said,
+            stderr=said,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as tasks.services.launch does, and why
         )
     yield
     process.send_signal(signal.SIGTERM)
     try:
-        assert process.wait(60) == 0, (folder / "worker.log").read_text()[-2000:]
+        assert process.wait(60) == 0, log.read_text()[-2000:]
     except subprocess.TimeoutExpired:  # a test failed, and its run is under way: a worker waits for its runs
         os.killpg(process.pid, signal.SIGKILL)
         raise
+
+
+@pytest.fixture(scope="module")
+def worker(server: str, ready: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The worker of the workspace in which events start runs."""
+    with _working(server, ready.root, tmp_path_factory.mktemp("worker") / "ready.log"):
+        yield
 
 
 def _runs_of(client: SyncPrefectClient, workspace: Workspace, name: str) -> list[FlowRun]:
@@ -183,7 +190,7 @@ def test_what_the_file_deploys_is_what_apply_wants(
 
 
 def test_a_schedule_yields_a_run_that_a_worker_completes(
-    empty: Workspace, worker: None, client: SyncPrefectClient
+    empty: Workspace, server: str, client: SyncPrefectClient, tmp_path: Path
 ) -> None:
     """The poll, every minute: nothing waits, so it ends well and says so."""
     empty.set_params("schedule.poll_cron='* * * * *'")
@@ -192,7 +199,8 @@ def test_a_schedule_yields_a_run_that_a_worker_completes(
     def completed() -> list[FlowRun]:
         return [run for run in _runs_of(client, empty, "poll-freshness") if run.state and run.state.is_completed()]
 
-    run = until(completed)[0]
+    with _working(server, empty.root, tmp_path / "empty.log"):
+        run = until(completed)[0]
     assert run.auto_scheduled
     assert (run.state.name, run.state.message) == (fresh.NOT_STARTED, "nothing new waits")
     empty.set_params("schedule.poll_cron='0 0 1 1 *'")
@@ -254,20 +262,21 @@ def _outcomes(engine: Any, after: int) -> list[str | None]:
 
 
 def test_a_cancel_ends_the_trainer_and_the_next_run_goes_on(
-    trained: Trained, worker: None, client: SyncPrefectClient, tmp_path: Path
+    trained: Trained, server: str, client: SyncPrefectClient, tmp_path: Path
 ) -> None:
     """A hundred times the epochs: the end of the run must not wait for that of the stage."""
     workspace = trained.copy(tmp_path / "copy")
     workspace.set_params("finetune.dpo.epochs=100")
     assert workspace.run("deploy").code == 0
-    started = workspace.run("run", "retrain", "--json").payload
-    log = workspace.root / ".plumbline/logs/finetune.log"
-    checkpoints = ".plumbline/work/finetune/run-*/checkpoint-*/sealed.json"
-    until(lambda: next(workspace.root.glob(checkpoints), None))
-    (trainer,) = writers(log)
-    client.set_flow_run_state(UUID(started["flow_run_id"]), Cancelling())
-    until(lambda: is_gone(trainer))
-    ended = until(lambda: (run := client.read_flow_run(started["flow_run_id"])).state.is_final() and run)
+    with _working(server, workspace.root, tmp_path / "cancel.log"):
+        started = workspace.run("run", "retrain", "--json").payload
+        log = workspace.root / ".plumbline/logs/finetune.log"
+        checkpoints = ".plumbline/work/finetune/run-*/checkpoint-*/sealed.json"
+        until(lambda: next(workspace.root.glob(checkpoints), None))
+        (trainer,) = writers(log)
+        client.set_flow_run_state(UUID(started["flow_run_id"]), Cancelling())
+        until(lambda: is_gone(trainer))
+        ended = until(lambda: (run := client.read_flow_run(started["flow_run_id"])).state.is_final() and run)
     assert ended.state.is_cancelled()
     assert writers(log) == []
     assert workspace.hashes() == trained.hashes()

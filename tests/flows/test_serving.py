@@ -22,6 +22,7 @@ from tasks.registry.versions import StoredFiles, resolve
 from tests.flows.conftest import Workspace
 
 FAST = ("--set", "serving.poll_s=0.2", "--set", "serving.shadow.share=1", "--set", "serving.limits.default_tokens=8")
+KEYS: dict[str, str] = {}  # URL -> the key that `plumbline serve` made
 LENIENT = ("--set", "judge.min_kappa=-1", "--set", "judge.max_position_bias=1", "--set", "judge.max_unusable=1")
 
 
@@ -37,7 +38,9 @@ def served(workspace: Workspace, *settings: str) -> Iterator[tuple[str, subproce
             line = process.stdout.readline()
             assert line, process.stderr.read().decode()
             told += line
-        yield json.loads(told)["url"], process
+        ready = json.loads(told)
+        KEYS[ready["url"]] = Path(ready["key"]).read_text().strip()
+        yield ready["url"], process
     finally:
         process.kill()
         process.wait(30)
@@ -75,7 +78,7 @@ def second_version(workspace: Workspace) -> None:
 
 
 def ask(url: str, **settings: Any) -> Any:
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEYS[url], max_retries=0, timeout=60)
     messages: Any = [{"role": "user", "content": "name a colour"}]
     return client.chat.completions.create(model="assistant", messages=messages, **settings)
 
@@ -92,7 +95,10 @@ def test_an_alias_that_moves_is_followed_and_both_versions_are_logged_and_harves
         until(url, lambda health: health["versions"]["shadow"] == "models:/assistant/2")
         assert ask(url, extra_headers={"x-request-id": "r-2"}).id == "r-2"
         until(url, lambda health: health["shadow"]["answered"] >= 1)
-        told = httpx.post(f"{url}/v1/interactions/r-2/feedback", json={"kind": "thumb_up", "annotator": "ann"})
+        key = {"Authorization": f"Bearer {KEYS[url]}"}
+        told = httpx.post(
+            f"{url}/v1/interactions/r-2/feedback", json={"kind": "thumb_up", "annotator": "ann"}, headers=key
+        )
         assert told.status_code == 200
 
         move(copy, "champion", "2", "1")
@@ -141,9 +147,9 @@ def test_a_tampered_version_is_not_loaded_and_the_champion_goes_on(copy: Workspa
 
 
 def test_wrong_settings_are_refused_before_anything_is_loaded(copy: Workspace) -> None:
-    done = copy.run("serve", "--set", "serving.host=0.0.0.0")
+    done = copy.run("serve", "--set", "serving.host=0.0.0.0", "--set", "serving.anonymous=true")
     assert done.code == 2
-    assert "token" in done.err
+    assert "anonymous" in done.err
     nobody = copy.run("serve", "--port", 0, "--alias", "shadow", "--json")
     assert (nobody.code, nobody.payload["error"]["kind"]) == (2, "UnknownModelError")
     unset = copy.run("serve", "--set", "serving.token=$PLUMBLINE_NOT_SET")

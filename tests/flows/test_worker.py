@@ -43,11 +43,10 @@ class Worker:
         found: psutil.Process = _until(waiting)
         return found
 
-    def start(self, name: str, **environment: str) -> FlowRun:
+    def start(self, name: str, **options: Any) -> FlowRun:
         full = f"{name}/{deployment_name(name, workspace_id(self.workspace.root))}"
         deployment = self.client.read_deployment_by_name(full)
-        variables = {"env": environment} if environment else None
-        return self.client.create_flow_run_from_deployment(deployment.id, job_variables=variables)
+        return self.client.create_flow_run_from_deployment(deployment.id, **options)
 
     def until(self, run: FlowRun, state: str) -> FlowRun:
         def reached() -> FlowRun | None:
@@ -83,7 +82,7 @@ def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     assert workspace.run("deploy").code == 0
     for name in ("tasks", "random"):  # a user's own modules, which take no one's place
         (workspace.root / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
-    options = ("--name", "warm", "--limit", "2", "--standbys", "1")
+    options = ("--name", "warm", "--limit", "2", "--standbys", "1", "--shared")
     environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     with (workspace.root / "worker.log").open("wb") as log:
         process = subprocess.Popen(
@@ -107,17 +106,20 @@ def test_a_run_becomes_the_standby_and_another_waits(worker: Worker) -> None:
     assert worker.standby(other_than=first.pid).is_running()
 
 
-def test_another_environment_starts_cold_and_is_that_of_the_next(worker: Worker) -> None:
-    """What modules read while they are imported must be there before; a standby of other values is not used."""
+def test_work_of_another_workspace_on_a_shared_server_is_left_to_it(worker: Worker) -> None:
+    """Its deployment has the id of another workspace in its name; a worker of that workspace would take it."""
     first = worker.standby()
-    run = worker.until(worker.start("poll-freshness", PLUMBLINE_TEST="1"), fresh.NOT_STARTED)
-    assert run.infrastructure_pid != str(first.pid)
-    second = worker.standby(other_than=first.pid)
-    assert second.environ()["PLUMBLINE_TEST"] == "1"
-    again = worker.until(worker.start("poll-freshness", PLUMBLINE_TEST="1"), fresh.NOT_STARTED)
-    assert again.infrastructure_pid == str(second.pid)
-    worker.until(worker.start("poll-freshness"), fresh.NOT_STARTED)
-    _until(lambda: "PLUMBLINE_TEST" not in worker.standby(other_than=second.pid).environ())
+    name = deployment_name("poll-freshness", workspace_id(worker.workspace.root))
+    mine = worker.client.read_deployment_by_name(f"poll-freshness/{name}")
+    theirs = worker.client.create_deployment(
+        mine.flow_id, "poll-freshness-0123456789abcdef", work_pool_name="plumbline", entrypoint=mine.entrypoint
+    )
+    left = worker.client.create_flow_run_from_deployment(theirs)
+    worker.until(worker.start("poll-freshness"), fresh.NOT_STARTED)  # asked for later, and done
+    found = worker.client.read_flow_run(left.id)
+    assert found.state is not None and found.state.is_scheduled()
+    worker.client.delete_flow_run(left.id)
+    worker.standby(other_than=first.pid)
 
 
 def test_a_killed_run_has_crashed(worker: Worker) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from data_contracts.errors import ParamsError, RegistryError, SignatureError, UnknownModelError, UsageError
 from data_contracts.records import Message
@@ -29,12 +30,29 @@ def test_a_token_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatc
     (tmp_path / "empty").write_text("\n")
     monkeypatch.setenv("SERVING_TOKEN", "from environment")
     monkeypatch.delenv("SERVING_UNSET", raising=False)
-    assert serve_model.read_token(tmp_path, None) is None
     assert serve_model.read_token(tmp_path, "$SERVING_TOKEN") == "from environment"
     assert serve_model.read_token(tmp_path, "token") == "from file"
     for place in ("$SERVING_UNSET", "empty", "missing"):
         with pytest.raises(ParamsError, match=place.lstrip("$")):
             serve_model.read_token(tmp_path, place)
+
+
+def test_without_a_token_in_params_a_random_one_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    made = serve_model.read_token(tmp_path, None)
+    assert len(made) >= 40 and made == serve_model.read_token(tmp_path, None)
+    key = serve_model.key_file(tmp_path)
+    assert [oct(path.stat().st_mode & 0o777) for path in (key, key.parent)] == ["0o600", "0o700"]
+    assert made != serve_model.read_token(tmp_path / "another", None)
+    key.chmod(0o644)
+    with pytest.raises(UsageError, match="only its owner can read"):
+        serve_model.read_token(tmp_path, None)
+
+
+def test_no_token_is_a_choice_for_loopback_alone(tmp_path: Path) -> None:
+    assert serve_model.token_place(tmp_path, ServingParams()) == str(serve_model.key_file(tmp_path))
+    assert serve_model.token_place(tmp_path, ServingParams(anonymous=True)) is None
+    with pytest.raises(ValidationError, match="anonymous"):
+        ServingParams(anonymous=True, host="0.0.0.0")
 
 
 def test_a_taken_port_is_said() -> None:
@@ -48,7 +66,7 @@ def test_a_taken_port_is_said() -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"host": "0.0.0.0"}, "token is null"),
+        ({"host": "0.0.0.0", "anonymous": True}, "anonymous is true"),
         ({"champion": {"kind": "openai"}}, "url is null"),
         ({"champion": {"kind": "openai", "url": "http://u:p@h/v1"}}, "without a password"),
         ({"limits": {"tokens": 10, "default_tokens": 20}}, "default_tokens 20 is above"),

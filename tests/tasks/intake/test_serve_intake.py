@@ -215,7 +215,7 @@ def test_a_body_without_a_length_is_bounded_too(endpoint: Any) -> None:
 
 def test_what_is_refused_by_its_head_is_answered_before_its_body_comes(endpoint: Any) -> None:
     head = (
-        f"POST /v1/feedback/human_pairs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.token}\r\n"
+        f"POST /v1/feedback/human_pairs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {endpoint.token}\r\n"
         f"Content-Type: {NDJSON}\r\nIdempotency-Key: head\r\nContent-Length: 20001\r\n\r\n"
     )
     host, port = endpoint.url.removeprefix("http://").split(":")
@@ -223,7 +223,7 @@ def test_what_is_refused_by_its_head_is_answered_before_its_body_comes(endpoint:
         connection.sendall(head.encode())
         assert connection.recv(4000).startswith(b"HTTP/1.1 413")
         connection.sendall(b"x" * 20_001)  # passed over: the next request on this connection is served
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read = b""
         while b"HTTP/1.1 200" not in read:
             read += (more := connection.recv(4000))

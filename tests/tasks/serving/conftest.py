@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 
 from tasks.database import open_database
 from tasks.database.params import OperationsParams
+from tasks.serve_model import application
 from tasks.serving import log
-from tasks.serving.app import create_app
 from tasks.serving.chat import BackendError, ChatRequest, Piece
 from tasks.serving.log_writer import LogWriter
 from tasks.serving.params import ServingParams
@@ -148,7 +148,7 @@ def serving(engine: Engine) -> Iterator[Callable[..., Running]]:
             slots=[shadow],
         )
         service = Service(parts, settings)
-        url, end = run_app(create_app(service, model_name="assistant", token=token))
+        url, end = run_app(application(service, settings, model_name="assistant", token=token))
         ends.append(end)
         return Running(url, service, engine, registry)
 

@@ -111,7 +111,7 @@ def test_abuse_is_refused_and_the_server_goes_on(serving: Start) -> None:
 def test_a_body_that_never_ends_is_cut_off(serving: Start) -> None:
     running = serving(limits={"body_s": 0.2})
     with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1])), timeout=20) as raw:
-        raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         assert b"408" in raw.recv(4096).split(b"\r\n")[0]
 
 
@@ -159,7 +159,7 @@ def test_a_client_that_leaves_ends_the_work_and_is_no_error_of_the_model(serving
 def test_a_slow_reader_holds_up_nobody_and_is_cut_off(serving: Start) -> None:
     running = serving(Scripted(words=["x" * 20_000] * 500, lanes=1), limits={"answer_s": 1.0})
     body = json.dumps({**ASK, "stream": True}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as raw:
         raw.sendall(head + body)
         wait_for(lambda: running.service.in_flight == 1, "the slow reader")
