@@ -215,7 +215,7 @@ class WarmWorker(ProcessWorker, abc.ABC):  # abc.ABC: not put into Prefect's reg
                 f"refused: expected a run as `plumbline deploy` registers it for {self._root}, found that {reason}. "
                 f"Nothing of it was started. If it is yours, run `plumbline deploy` and start it again."
             )
-            self._logger.error("flow run %s (%s) %s", flow_run.name, flow_run.id, message)
+            _say(f"Flow run {flow_run.name!r} ({flow_run.id}) {message}")
             raise RefusedRun(message)
         return deployment
 
