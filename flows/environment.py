@@ -82,7 +82,7 @@ def use_services(root: Path) -> None:
         if secret:
             os.environ["PREFECT_API_AUTH_STRING"] = secret
         return
-    found = {"silent": "do not answer", "foreign": "are not what answers"}.get(standing, standing)
+    found = "do not answer" if standing == "silent" else "are not what answers" if secret else "ask for no credentials"
     sys.stderr.write(
         f"plumbline: the services of {root} {found} at {server.url}; going on without them. `plumbline status` says "
         f"why, `plumbline up` starts them.\n"

@@ -52,7 +52,9 @@ def status(root: Path, output: Output) -> None:
     """`plumbline status`: each service; raises `CheckFailed` when one that should run does not."""
     params, _ = load_params(root)
     rows = look(planned(root, params))
-    output.result({"ok": all(row.ok for row in rows), "services": [asdict(row) for row in rows]}, _table(root, rows))
+    table = _table(root, rows)
+    table.caption = "The pages ask for credentials: plumbline status --credentials"
+    output.result({"ok": all(row.ok for row in rows), "services": [asdict(row) for row in rows]}, table)
     _require_all(rows)
 
 

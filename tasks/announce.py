@@ -24,6 +24,7 @@ from sqlalchemy import Engine
 from data_contracts.artifact import sha256_file
 from data_contracts.errors import OperationsError
 from data_contracts.secrets import mask
+from tasks.access.identity import who_answers
 from tasks.database import open_database
 from tasks.database.params import OperationsParams
 from tasks.feedback.batches import Batch
@@ -33,6 +34,8 @@ from tasks.freshness.outbox import Entry
 from tasks.freshness.params import TriggerParams
 from tasks.freshness.tables import METADATA, utc_now
 from tasks.ingest_feedback import version_raw
+from tasks.services.addresses import known_server
+from tasks.services.health import foreign_server, given_credentials, refused_credentials
 from tasks.services.temporary import TEMPORARY
 from tasks.validate_feedback import RAW
 
@@ -115,7 +118,7 @@ def drain_outbox(root: Path, params: AnnounceParams) -> list[Entry]:
     waiting = outbox.pending(engine)
     if not waiting:
         return []
-    with closing(_server()) as server:  # a client that was used already cannot be entered
+    with closing(_server(root)) as server:  # a client that was used already cannot be entered
         there = _deliver(server, root, waiting, params.trigger.confirm_timeout_s)
     for entry in waiting:
         if entry.event_id in there:
@@ -164,8 +167,11 @@ def _key_of(source: str, path: Path) -> str:
     return batch_key(source, stem if _DIGEST_NAME.fullmatch(stem) else sha256_file(path))
 
 
-def _server() -> httpx.Client:
-    """A client of the server's API, found healthy. Raises `OperationsError`."""
+def _server(root: Path) -> httpx.Client:
+    """A client of the server's API, found healthy. Raises `OperationsError`.
+
+    Our own server proves that it is ours each time: a watch that runs for days may outlive it.
+    """
     import httpx
 
     url = server_url()
@@ -174,24 +180,18 @@ def _server() -> httpx.Client:
             "no Prefect server is configured, so events stay in the outbox. Run `plumbline up`, or set "
             "PREFECT_API_URL; the next `plumbline outbox drain` or poll sends them."
         )
-    client = httpx.Client(base_url=url, headers=_credentials(), timeout=_REQUEST_S)
+    own = known_server(root)
+    if own is not None and own.own and own.url == url:
+        secret = os.environ.get("PREFECT_API_AUTH_STRING")
+        if who_answers(url, secret) == "foreign":
+            raise OperationsError(f"{foreign_server(url)} Events stay in the outbox.")
+    client = httpx.Client(base_url=url, headers=given_credentials(), timeout=_REQUEST_S)
     try:
         client.get("/health").raise_for_status()
     except httpx.HTTPError as error:
         client.close()
         raise _unreachable(url, error) from error
     return client
-
-
-def _credentials() -> dict[str, str]:
-    import base64
-
-    # In Prefect's own order: a key of the user's is not for a server that has credentials of its own.
-    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
-        return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
-    if key := os.environ.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
-    return {}
 
 
 def _deliver(server: httpx.Client, root: Path, entries: Sequence[Entry], timeout_s: float) -> set[str]:
@@ -248,6 +248,10 @@ def _event(root: Path, entry: Entry) -> dict[str, Any]:
 
 
 def _unreachable(url: str, error: Exception) -> OperationsError:
+    from httpx import HTTPStatusError
+
+    if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
+        return OperationsError(f"{refused_credentials(url)} Events stay in the outbox.")
     return OperationsError(
         f"{mask(url)}: expected a healthy Prefect server, found: {mask(str(error)) or type(error).__name__}. Events "
         f"stay in the outbox; start the server (`plumbline up`) and run `plumbline outbox drain`, or wait for the poll."

@@ -20,7 +20,7 @@ from data_contracts.errors import UsageError
 from data_contracts.secrets import mask
 from tasks.access.identity import who_answers
 from tasks.access.requests import basic
-from tasks.services.credentials import MLFLOW, PREFECT, find_credentials
+from tasks.services.credentials import MLFLOW, PREFECT, credentials_file, find_credentials
 from tasks.services.plan import HOST, WORK_POOL, Plan, Probe, Service, worker_name
 
 _TIMEOUT_S = 5.0
@@ -152,9 +152,14 @@ def _mlflow(plan: Plan, service: Service) -> Health:
 def _credentials(plan: Plan, name: str, url: str) -> dict[str, str]:
     """The header for a server of ours. Raises `UsageError` where another answers, `ConnectError` where none does."""
     secret = find_credentials(plan.folder).get(name)
+    if secret is None:
+        raise UsageError(
+            f"{url}: expected credentials in {credentials_file(plan.folder)}, found none: an earlier version started "
+            f"it, open to everyone. `plumbline up` starts it again with some."
+        )
     match who_answers(url, secret):
         case "own":
-            return basic(secret or "")
+            return basic(secret)
         case "silent":
             raise httpx.ConnectError("does not answer")
         case _:

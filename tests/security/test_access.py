@@ -19,9 +19,11 @@ import httpx
 import psutil
 import pytest
 
+from data_contracts.errors import OperationsError
 from flows.access_checks import open_services, public_files
 from flows.params import load_params
 from tasks.access.requests import basic
+from tasks.announce import drain_outbox, request_retraining
 from tasks.services.credentials import credentials_file
 from tasks.services.processes import marked
 from tests.security.conftest import Up
@@ -333,6 +335,13 @@ def test_what_listens_on_our_port_is_sent_no_credentials(up: Up, tmp_path: Path)
             done = mine.run(*command)
             assert done.code == (1 if command == ["status"] else 2), (command, done.err)
             assert "not what answers" in done.err or "own server" in done.err + done.out or "does not run" in done.out
+        params, _ = load_params(root)
+        request_retraining(root, params, key="finding/1", why="it fell", evidence={})
+        with pytest.MonkeyPatch.context() as patch:  # a watch that was started while the services were up
+            patch.setenv("PREFECT_API_URL", url)
+            patch.setenv("PREFECT_API_AUTH_STRING", up.credentials["prefect"])
+            with pytest.raises(OperationsError, match="own server"):
+                drain_outbox(root, params)
         assert load_params(root)[0].schedule.retrain_cron is None, "nothing is written for a server that is not ours"
     finally:
         server.shutdown()

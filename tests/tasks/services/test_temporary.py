@@ -57,6 +57,8 @@ def test_it_lets_nobody_in_but_its_starter(started: Started) -> None:
         assert client.post("/flows/filter", json={}).status_code == 401
         named = client.post("/flows/filter", json={}, auth=("plumbline", started.credentials.partition(":")[2]))
         assert named.json() == []
+        assert client.get("/health", headers={"Host": "rebound.example"}).status_code == 400
+        assert client.get("/health", headers={"Origin": "http://page.example"}).status_code == 403
     assert started.credentials not in " ".join(psutil.Process(started.pid).cmdline())
 
 
