@@ -22,9 +22,12 @@ from transformers import Trainer
 
 from data_contracts.artifact import write_json
 from data_contracts.errors import ModelError
+from data_contracts.private_names import require_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+require_names("transformers", Trainer, "_save", "_load_from_checkpoint", "_load_best_model")
 
 CRITIC = "critic"
 STATE = "ppo.json"
