@@ -110,11 +110,12 @@ class Quarantined(Record):
 
 
 class Merged(Record):
-    """A row that was folded into another: an exact or verified near duplicate."""
+    """A row that was folded into another: an exact or verified near duplicate, and `why` it is taken for one."""
 
     record_id: str
     into: str
     reason: str
+    why: str | None = None
     origin: Origin
 
 

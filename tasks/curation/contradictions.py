@@ -1,27 +1,29 @@
-"""Step 5: the same or nearly the same prompt and responses, with opposite preferences.
+"""Step 5: one prompt and one pair of responses with opposite preferences.
 
-Surfaced in the report, and resolved by the rule in params; who loses is quarantined.
+A contradiction needs the same prompt, with every turn and the system prompt, and the same two responses; both compare
+in canonical form, responses without the punctuation that ends a word as well. It is surfaced in the report and
+resolved by the rule in params; who loses is quarantined.
+
+Opposite preferences for prompts that are only near one another contradict nothing: the words that differ may be what
+turned the preference. They are kept, and `opposed_near_prompts` lists them for the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
-import numpy as np
-
 from data_contracts.records import Quarantined
-from tasks.curation.near_duplicates import components
 from tasks.curation.pair_texts import Content, Pools
 from tasks.curation.params import ContradictionParams
 from tasks.curation.verdicts import Item, Outcome, examples, quarantine
 
 REASON = "contradiction"
-_Member = tuple[Item, Content]
+_Sides = tuple[list[Item], list[Item]]
 
 
 def resolve_contradictions(
-    items: Sequence[Item], contents: Sequence[Content], pools: Pools, params: ContradictionParams
+    items: Sequence[Item], contents: Sequence[Content], params: ContradictionParams
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """Set aside the losers of each contradiction, and describe every one.
 
@@ -31,7 +33,7 @@ def resolve_contradictions(
     rows: list[dict[str, Any]] = []
     verdicts: list[Quarantined] = []
     lost: set[int] = set()
-    for sides in _find(items, contents, pools):
+    for sides in _opposed(items, contents, [content.request() for content in contents]):
         winner = _winner(sides, params)
         rows.append(_describe(sides, winner))
         for side, members in enumerate(sides):
@@ -41,66 +43,29 @@ def resolve_contradictions(
     return Outcome([item for item in items if item.place not in lost], quarantined=verdicts), rows
 
 
-def _find(items: Sequence[Item], contents: Sequence[Content], pools: Pools) -> list[tuple[list[Item], list[Item]]]:
-    """The two sides of each contradiction, in order of their earliest items."""
-    rivals: dict[tuple[int, int, int], list[_Member]] = {}
-    for item, content in zip(items, contents, strict=True):
-        prompt, chosen, rejected = pools.groups(content)
-        rivals.setdefault((prompt, min(chosen, rejected), max(chosen, rejected)), []).append((item, content))
-    found = []
-    for members in rivals.values():
-        if len(members) > 1:
-            found += _oppose(members, pools)
-    return found
+def opposed_near_prompts(items: Sequence[Item], contents: Sequence[Content], pools: Pools) -> list[dict[str, Any]]:
+    """Groups of near, unequal prompts whose pairs hold the same two responses and prefer opposite ones, with their ids.
+
+    Call it when no contradiction is left: then the prompts of the two sides differ.
+    """
+    sides = _opposed(items, contents, [pools.prompts.group(content.prompt) for content in contents])
+    return [{"ids": [[item.pair.id for item in side] for side in two]} for two in sides]
 
 
-def _oppose(members: Sequence[_Member], pools: Pools) -> list[tuple[list[Item], list[Item]]]:
-    """Split pairs that may contradict one another into connected sets of two sides."""
-    same, opposite = _relations(members, pools)
-    if not opposite:
-        return []
-    linked = components(len(members), np.array(same + opposite, dtype=np.int64).reshape(-1, 2))
-    found = []
-    for label in range(int(linked.max()) + 1):
-        places = [int(place) for place in np.flatnonzero(linked == label)]
-        if not any(left in places for left, _ in opposite):
-            continue
-        first = _same_side(places, opposite, same)
-        sides = ([members[p][0] for p in places if p in first], [members[p][0] for p in places if p not in first])
-        found.append(sides)
-    return found
+def _opposed(items: Sequence[Item], contents: Sequence[Content], prompts: Sequence[Hashable]) -> list[_Sides]:
+    """The two sides of each opposition between pairs that share a prompt (a key) and both responses.
+
+    In order of their earliest items.
+    """
+    found: dict[Hashable, tuple[str, _Sides]] = {}
+    for item, content, prompt in zip(items, contents, prompts, strict=True):
+        chosen, rejected = content.said()
+        first, sides = found.setdefault((prompt, frozenset((chosen, rejected))), (chosen, ([], [])))
+        sides[chosen != first].append(item)
+    return [sides for _, sides in found.values() if sides[1]]
 
 
-def _relations(members: Sequence[_Member], pools: Pools) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    same, opposite = [], []
-    for right, (_, content) in enumerate(members):
-        turned = Content(content.prompt, content.rejected, content.chosen)
-        for left in range(right):
-            other = members[left][1]
-            if pools.alike(other, content):
-                same.append((left, right))
-            elif pools.alike(other, turned):
-                opposite.append((left, right))
-    return same, opposite
-
-
-def _same_side(places: Sequence[int], opposite: Sequence[tuple[int, int]], same: Sequence[tuple[int, int]]) -> set[int]:
-    """The members on the side of the first, walking same and opposite links breadth first."""
-    side = {places[0]: 0}
-    queue = [places[0]]
-    links = [(*pair, 0) for pair in same] + [(*pair, 1) for pair in opposite]
-    while queue:
-        place = queue.pop(0)
-        for left, right, turn in links:
-            if place in (left, right):
-                other = right if place == left else left
-                if other not in side:
-                    side[other] = side[place] ^ turn
-                    queue.append(other)
-    return {place for place, value in side.items() if value == 0}
-
-
-def _winner(sides: tuple[list[Item], list[Item]], params: ContradictionParams) -> int | None:
+def _winner(sides: _Sides, params: ContradictionParams) -> int | None:
     if params.resolve == "drop":
         return None
     if params.resolve == "keep_latest":
@@ -115,7 +80,7 @@ def _votes(side: Sequence[Item]) -> int:
     return len(named) + sum(item.unnamed for item in side)
 
 
-def _describe(sides: tuple[list[Item], list[Item]], winner: int | None) -> dict[str, Any]:
+def _describe(sides: _Sides, winner: int | None) -> dict[str, Any]:
     return {
         "ids": [[item.pair.id for item in side] for side in sides],
         "votes": [_votes(side) for side in sides],

@@ -3,8 +3,8 @@
 1. leaked labels are cut, or the pair set aside       `leakage`
 2. length limits                                      `limits`
 3. exact duplicates are merged                        `exact`
-4. verified near duplicates are merged                `near_merge`, over `near_duplicates`
-5. contradictions are surfaced and resolved           `contradictions`
+4. copies with an edit are merged                     `near_merge`, by `evidence` over `near_duplicates`
+5. contradictions of one prompt are resolved          `contradictions`; those of near prompts surfaced and kept
 6. train, validation and test by cluster of prompts   `split`, near duplicates and turns of one conversation together
 
 Steps 3 to 5 repeat until they change nothing, since how rare a shingle is depends on what is left: so curating
@@ -22,11 +22,11 @@ from typing import Any
 
 from data_contracts.progress import Progress, silent
 from data_contracts.records import CuratedPair, Merged, PreferencePair, Quarantined
-from tasks.curation.contradictions import resolve_contradictions
+from tasks.curation.contradictions import opposed_near_prompts, resolve_contradictions
 from tasks.curation.exact import merge_exact
 from tasks.curation.leakage import clean_leaks
 from tasks.curation.limits import apply_limits
-from tasks.curation.near_merge import merge_near
+from tasks.curation.near_merge import KeptNear, merge_near
 from tasks.curation.pair_texts import Content, Pools, build_pools, contents
 from tasks.curation.params import SPLITS, CurationParams
 from tasks.curation.report import describe
@@ -63,11 +63,14 @@ def curate(pairs: Sequence[PreferencePair], params: CurationParams, seed: int, p
     progress(1, _STEPS, "length limits")
     _apply(ledger, apply_limits(ledger.kept, params.limits))
     # 3, 4, 5. duplicates and contradictions
-    found, pools, contradictions = _match(ledger, params, seed, progress)
+    found, pools, contradictions, near = _match(ledger, params, seed, progress)
     # 6. split by cluster
     progress(5, _STEPS, "split by cluster")
     splits, warnings = _split(ledger.kept, found, pools, params, seed)
-    report = describe(len(pairs), splits, ledger.merged, ledger.quarantined, contradictions, pools, params)
+    opposed = opposed_near_prompts(ledger.kept, found, pools)
+    report = describe(
+        len(pairs), splits, ledger.merged, ledger.quarantined, contradictions, pools, params, opposed=opposed, near=near
+    )
     _check(report, splits)
     progress(_STEPS, _STEPS, "curated")
     return Curated(
@@ -85,7 +88,7 @@ def _apply(ledger: Outcome, outcome: Outcome) -> bool:
 
 def _match(
     ledger: Outcome, params: CurationParams, seed: int, progress: Progress
-) -> tuple[list[Content], Pools, list[dict[str, Any]]]:
+) -> tuple[list[Content], Pools, list[dict[str, Any]], list[KeptNear]]:
     contradictions: list[dict[str, Any]] = []
     while True:
         progress(2, _STEPS, f"exact duplicates among {len(ledger.kept)} pairs")
@@ -94,13 +97,14 @@ def _match(
         found = contents(ledger.kept, params.matching) if changed else found
         progress(3, _STEPS, f"near duplicates among {len(ledger.kept)} pairs")
         pools = build_pools(found, params.matching, seed)
-        changed = _apply(ledger, merge_near(ledger.kept, found, pools))
+        outcome, near = merge_near(ledger.kept, found, pools)
+        changed = _apply(ledger, outcome)
         progress(4, _STEPS, f"contradictions among {len(ledger.kept)} pairs")
         found = contents(ledger.kept, params.matching) if changed else found
-        outcome, rows = resolve_contradictions(ledger.kept, found, pools, params.contradictions)
+        outcome, rows = resolve_contradictions(ledger.kept, found, params.contradictions)
         contradictions += rows
         if not (_apply(ledger, outcome) or changed):
-            return found, pools, contradictions
+            return found, pools, contradictions, near
 
 
 def _split(

@@ -17,8 +17,8 @@ large are hashed again without its frame, which brings the copies together and p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -89,6 +89,15 @@ def find_near_duplicates(texts: Sequence[str], params: MatchingParams, seed: int
     return NearDuplicates(
         tuple(texts), shingles, candidates, pairs, components(len(texts), pairs), neighbourhoods, crowded
     )
+
+
+def join_equal(near: NearDuplicates, keys: Sequence[Hashable]) -> NearDuplicates:
+    """The same with texts of one key as near duplicates, too: the first of each key with every other."""
+    first: dict[Hashable, int] = {}
+    found = [(first.setdefault(key, number), number) for number, key in enumerate(keys)]
+    extra = np.array([pair for pair in found if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)
+    pairs = distinct_pairs(np.concatenate([near.pairs, extra]))
+    return replace(near, pairs=pairs, groups=components(len(keys), pairs))
 
 
 def components(size: int, pairs: Pairs) -> I64:

@@ -25,8 +25,14 @@ def describe(
     contradictions: Sequence[Mapping[str, Any]],
     pools: Pools,
     params: CurationParams,
+    *,
+    opposed: Sequence[Mapping[str, Any]] = (),
+    near: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """All figures of the report but the warnings, JSON-able."""
+    """All figures of the report but the warnings, JSON-able.
+
+    `opposed` are near prompts with opposite preferences, `near` the pairs that were kept though they are near another.
+    """
     accepted = [pair for pairs in splits.values() for pair in pairs]
     return {
         "read": read,
@@ -36,10 +42,12 @@ def describe(
         "reasons": dict(sorted(Counter([row.reason for row in merged] + [row.reason for row in quarantined]).items())),
         "cleaned": _cleaned(accepted),
         "contradictions": {"count": len(contradictions), "listed": list(contradictions[: params.listed])},
+        "opposed_near_prompts": {"count": len(opposed), "listed": list(opposed[: params.listed])},
         "clusters": _clusters(accepted),
         "near_duplicates": {
             name: _near(pool, params) for name, pool in (("prompts", pools.prompts), ("responses", pools.responses))
-        },
+        }
+        | {"merged": _why_merged(merged, params), "kept": {"count": len(near), "listed": list(near[: params.listed])}},
         "lengths": _lengths(accepted, params),
         "length_bias": length_bias(accepted, params),
         "splits": {name: _split(pairs, len(accepted)) for name, pairs in splits.items()},
@@ -86,6 +94,12 @@ def _near(pool: Pool, params: CurationParams) -> dict[str, Any]:
         "crowded_buckets": near.crowded,
         "templates": {"count": len(templates), "listed": templates[: params.listed]},
     }
+
+
+def _why_merged(merged: Sequence[Merged], params: CurationParams) -> dict[str, Any]:
+    """The merges that rest on evidence, and why each was made."""
+    rows = [{"id": row.record_id, "into": row.into, "why": row.why} for row in merged if row.why is not None]
+    return {"count": len(rows), "listed": rows[: params.listed]}
 
 
 def _lengths(pairs: Sequence[CuratedPair], params: CurationParams) -> dict[str, Any]:

@@ -5,6 +5,9 @@
 3. prompts in a cluster of a validation or test pair set aside   by the matching that made the clusters
 4. exact duplicates are merged, people who disagree resolved     by the rule for contradictions of pairs
 
+A duplicate or a contradiction has the same prompt, with every turn and the system prompt, and the same response.
+Opposite judgements of one response to near prompts are kept and listed in the report: what differs may matter.
+
 The clusters of pairs are settled before, and nothing here changes them: the same pairs give the same splits, whatever
 single responses come with them. All that is kept is for training. Near duplicates are kept, too: a response that
 people judged twice in almost the same words is two judgements.
@@ -13,7 +16,7 @@ people judged twice in almost the same words is two judgements.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +27,11 @@ from tasks.curation.curate import Curated
 from tasks.curation.exact import REASON as DUPLICATE
 from tasks.curation.leakage import clean_response
 from tasks.curation.limits import check_response
-from tasks.curation.pair_texts import Pool
+from tasks.curation.pair_texts import Pool, prompt_text
 from tasks.curation.params import ContradictionParams, CurationParams, MatchingParams
 from tasks.curation.split import conversations
 from tasks.curation.verdicts import examples, parse_time, quarantine
+from tasks.curation.wording import plain_request
 
 HELD_OUT = "held_out_prompt"
 """Reason: the prompt belongs to a cluster that validation or test pairs were drawn from."""
@@ -77,7 +81,9 @@ def curate_unpaired(
     free = list(_free(clean, held_out_prompts(pairs, curated), curated.train, params, seed, outcome))
     # 4. one record a judgement
     outcome.accepted = _settle(free, params, outcome)
-    outcome.report = _describe(len(responses), outcome)
+    outcome.report = _describe(len(responses), outcome) | {
+        "opposed_near_prompts": _opposed_near_prompts(outcome.accepted, params, seed)
+    }
     assert len(responses) == len(outcome.accepted) + len(outcome.merged) + len(outcome.quarantined), "a record was lost"
     return outcome
 
@@ -144,8 +150,8 @@ def _free(
 def _clusters(records: Sequence[Feedback], params: MatchingParams, seed: int) -> list[int]:
     if not records:
         return []
-    texts = [canonical(each.prompt_text(), params) for each in records]
-    pool = Pool(texts, params, seed)
+    texts = [prompt_text(each.prompt, params)[0] for each in records]
+    pool = Pool(texts, params, seed, plain_request)
     joined = conversations([each.prompt for each in records], [pool.group(text) for text in texts], params)
     found: list[int] = joined.tolist()
     return found
@@ -155,9 +161,9 @@ def _settle(
     responses: Sequence[UnpairedResponse], params: CurationParams, outcome: CuratedUnpaired
 ) -> list[UnpairedResponse]:
     """Fold equal judgements into the first, then decide between people who judged one response differently."""
-    judged: dict[tuple[str, str], dict[bool, _Side]] = {}
+    judged: dict[Hashable, dict[bool, _Side]] = {}
     for place, each in enumerate(responses):
-        key = (canonical(each.prompt_text(), params.matching), canonical(each.response, params.matching))
+        key = (prompt_text(each.prompt, params.matching), canonical(each.response, params.matching))
         sides = judged.setdefault(key, {})
         side = sides.get(each.desirable)
         if side is None:
@@ -199,6 +205,17 @@ def _winner(sides: Mapping[bool, _Side], params: ContradictionParams) -> bool | 
     if params.resolve == "keep_latest":
         return max((up, down), key=lambda side: (parse_time(side.record.timestamp), side.place)) is up
     return None if up.votes == down.votes else up.votes > down.votes
+
+
+def _opposed_near_prompts(accepted: Sequence[UnpairedResponse], params: CurationParams, seed: int) -> dict[str, Any]:
+    """Near prompts with one response that people judged differently: how many groups, and their ids by judgement."""
+    clusters = _clusters(accepted, params.matching, seed)
+    found: dict[Hashable, dict[bool, list[str]]] = {}
+    for each, cluster in zip(accepted, clusters, strict=True):
+        sides = found.setdefault((cluster, canonical(each.response, params.matching)), {True: [], False: []})
+        sides[each.desirable].append(each.id)
+    rows = [{"desirable": sides[True], "undesirable": sides[False]} for sides in found.values() if all(sides.values())]
+    return {"count": len(rows), "listed": rows[: params.listed]}
 
 
 def _describe(read: int, outcome: CuratedUnpaired) -> dict[str, Any]:

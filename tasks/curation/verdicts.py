@@ -83,10 +83,10 @@ def quarantine(record: Feedback, reason: str, *, field: str | None, expected: st
     )
 
 
-def merge(item: Item, into: Item, reason: str) -> Merged:
-    """Fold a pair into another, which takes over its votes."""
+def merge(item: Item, into: Item, reason: str, why: str | None = None) -> Merged:
+    """Fold a pair into another, which takes over its votes; `why` says what proved it, where they are not equal."""
     into.absorb(item)
-    return Merged(record_id=item.pair.id, into=into.pair.id, reason=reason, origin=item.pair.origin)
+    return Merged(record_id=item.pair.id, into=into.pair.id, reason=reason, why=why, origin=item.pair.origin)
 
 
 def shorten(text: str) -> str:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.curation.contradictions import resolve_contradictions
+from data_contracts.records import Message
+from tasks.curation.contradictions import opposed_near_prompts, resolve_contradictions
 from tasks.curation.near_merge import merge_near
 from tasks.curation.pair_texts import build_pools, contents
 from tasks.curation.params import ContradictionParams, MatchingParams
@@ -19,8 +20,7 @@ def _resolve(pairs, resolve="majority", votes=None):
     for item, count in zip(items, votes or [], strict=False):
         item.unnamed = count
     found = contents(items, MatchingParams())
-    pools = build_pools(found, MatchingParams(), 0)
-    outcome, rows = resolve_contradictions(items, found, pools, ContradictionParams(resolve=resolve))
+    outcome, rows = resolve_contradictions(items, found, ContradictionParams(resolve=resolve))
     kept = [item.pair.id for item in outcome.kept]
     assert sorted(kept + [one.record_id for one in outcome.quarantined]) == sorted(pair.id for pair in pairs)
     assert {one.reason for one in outcome.quarantined} <= {"contradiction"}
@@ -37,8 +37,47 @@ def test_a_tie_sets_both_aside(make_pair):
     assert rows == [{"ids": [["p1"], ["p2"]], "votes": [1, 1], "kept": None}]
 
 
-def test_across_near_duplicates(make_pair):
-    assert _resolve(_opposed(make_pair, EDITED))[0] == ["p3"]
+def test_an_opposite_preference_for_a_near_prompt_is_surfaced_and_kept(make_pair):
+    """One word of 18 differs: it may be what turned the preference."""
+    pairs = _opposed(make_pair, EDITED)
+    assert _resolve(pairs) == (["p1", "p2", "p3"], [])
+    items = [Item.of(pair, place) for place, pair in enumerate(pairs)]
+    found = contents(items, MatchingParams())
+    near = opposed_near_prompts(items, found, build_pools(found, MatchingParams(), 0))
+    assert near == [{"ids": [["p1"], ["p2"]]}]
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (["system: Answer for a child.", f"user: {PROMPT}"], ["system: Answer for a judge.", f"user: {PROMPT}"]),
+        (["system: Answer for a child.", f"user: {PROMPT}"], [f"user: {PROMPT}"]),
+        (["user: Hello.", "assistant: Hi.", f"user: {PROMPT}"], ["user: Hello.", "assistant: Oh.", f"user: {PROMPT}"]),
+        ([f"user: {PROMPT} user: and when?"], [f"user: {PROMPT}", "user: and when?"]),
+        (["user: Hello. assistant: Hi.", f"user: {PROMPT}"], ["user: Hello.", f"assistant: Hi. user: {PROMPT}"]),
+    ],
+)
+def test_the_same_prompt_means_every_turn_and_the_system_prompt(make_pair, left, right):
+    def ask(pair, turns):
+        prompt = tuple(Message(role=role, content=said) for role, _, said in (turn.partition(": ") for turn in turns))
+        return pair.model_copy(update={"prompt": prompt})
+
+    one = ask(make_pair(1, None, GOOD, BAD), left)
+    assert _resolve([one, ask(make_pair(2, None, BAD, GOOD), right)]) == (["p1", "p2"], [])
+    assert _resolve([one, ask(make_pair(2, None, BAD, GOOD), left)])[0] == []
+
+
+def test_responses_that_differ_in_case_alone_are_told_apart(make_pair):
+    """ "HELLO" over "hello" and the reverse contradict one another; canonical form would make them one pair."""
+    assert _resolve([make_pair(1, PROMPT, "HELLO", "hello"), make_pair(2, PROMPT, "hello", "HELLO")])[0] == []
+    assert _resolve([make_pair(1, PROMPT, "HELLO", "hello"), make_pair(2, PROMPT, "Hello", "hello")])[1] == []
+
+
+def test_another_response_contradicts_nothing(make_pair):
+    """An edit of a response may be what makes it better; the punctuation after a word does not count."""
+    better = GOOD.replace("Monday", "Tuesday")
+    assert _resolve([make_pair(1, PROMPT, GOOD, BAD), make_pair(2, PROMPT, BAD, better)])[1] == []
+    assert _resolve([make_pair(1, PROMPT, GOOD, BAD), make_pair(2, PROMPT, BAD + "!", GOOD[:-1])])[0] == []
 
 
 def test_the_majority_stays(make_pair):
@@ -91,7 +130,7 @@ def test_near_duplicates_fold_into_the_first(make_pair):
     pairs = [make_pair(1, PROMPT, GOOD, BAD), make_pair(2, EDITED, GOOD, BAD + "!"), make_pair(3, PROMPT, GOOD, "No.")]
     items = [Item.of(pair, place) for place, pair in enumerate(pairs)]
     found = contents(items, MatchingParams())
-    outcome = merge_near(items, found, build_pools(found, MatchingParams(), 0))
+    outcome, _ = merge_near(items, found, build_pools(found, MatchingParams(), 0))
     assert [item.pair.id for item in outcome.kept] == ["p1", "p3"]
     assert [(one.record_id, one.into, one.reason) for one in outcome.merged] == [("p2", "p1", "near_duplicate")]
 

@@ -136,6 +136,20 @@ def test_people_who_disagree(resolve: str, kept: str | None, settle: Callable[..
     assert len(found.merged) == 2
 
 
+def test_the_same_prompt_means_every_turn_and_near_prompts_are_surfaced(settle: Callable[..., Any]) -> None:
+    """A thumb up and one down on "Yes.": two requests, which the text of the turns run together does not tell apart."""
+    long = "The ferry left the east pier before the storm, and nobody was hurt. Is this about a {}?".format
+    turns = [Message(role="user", content="Hello."), Message(role="assistant", content="Hi.")]
+    found = settle(
+        thumb(1, long("bird"), response="Yes.", desirable=False),
+        thumb(2, long("boat"), response="Yes."),
+        thumb(3, (Message(role="user", content="Hello. assistant: Hi."),), response="Yes.", desirable=False),
+        thumb(4, tuple(turns), response="Yes."),
+    )
+    assert [each.id for each in found.accepted] == ["u1", "u2", "u3", "u4"]
+    assert {"desirable": ["u2"], "undesirable": ["u1"]} in found.report["opposed_near_prompts"]["listed"]
+
+
 def test_a_tie_between_people_keeps_neither(settle: Callable[..., Any]) -> None:
     same = {"prompt": "what now", "response": "this", "annotator": "ann"}
     found = settle(thumb(1, **same), thumb(2, **same), thumb(3, **(same | {"annotator": "ben"}), desirable=False))
