@@ -57,6 +57,7 @@ _COURTESY = _listed(
 )
 _ASKING = _listed("please pls plz kindly bitte")  # courtesy that may stand inside a sentence
 _THANKS = re.compile(r"\bthank you\b(?: (?:so|very) much| a lot| in advance)*|\bthanks(?: (?:so|very) much| a lot)")
+_PLAIN = re.compile(rf"\b(?:thank you|{'|'.join(sorted(_COURTESY))})\b|[.,;:!?]+(?=\s|$)")
 _LIGHT = _listed("a an the of just so well then that oh um uh ok okay")
 _DECISIVE = _listed(
     """no not never none nor without cannot neither nobody nothing nowhere
@@ -110,9 +111,9 @@ def request_of(prompt: Sequence[Message]) -> Request:
     )
 
 
-def plain_request(prompt: str) -> Words:
-    """The words of the canonical text of a prompt without courtesy at the ends of its sentences."""
-    return tuple(word for part in _SENTENCE_ENDS.split(prompt.casefold()) for word in _without_courtesy(part))
+def plain_request(prompt: str) -> str:
+    """The canonical text of a prompt without courtesy and without punctuation after words: quick, and for clusters."""
+    return " ".join(_PLAIN.sub(" ", prompt.casefold()).split())
 
 
 def instructions(request: Request) -> dict[str, Words]:
