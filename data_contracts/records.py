@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -34,10 +34,18 @@ class Message(Record):
 
 
 class Origin(Record):
-    """Where a record was read: raw file name (digest or path inside the workspace) and 1-based line."""
+    """Where a record was read: raw file name (digest or path inside the workspace) and 1-based line.
+
+    `senders` are the names of the tokens under which the row came over HTTP; nothing for files that a person ingested.
+    """
 
     file: str
     line: int = Field(ge=1)
+    senders: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _leave_out_nobody(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_nobody(dump(self))
 
 
 class PreferencePair(Record):
@@ -107,6 +115,11 @@ class Quarantined(Record):
     found: str
     record_id: str | None = None
     raw: str
+    senders: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _leave_out_nobody(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_nobody(dump(self))
 
 
 class Merged(Record):
@@ -117,6 +130,13 @@ class Merged(Record):
     reason: str
     why: str | None = None
     origin: Origin
+
+
+def _without_nobody(dumped: dict[str, Any]) -> dict[str, Any]:
+    """Without `senders` where there are none: most files come from no token, and stay as they were."""
+    if not dumped.get("senders", True):
+        del dumped["senders"]
+    return dumped
 
 
 def content_id(prompt: Iterable[Message], chosen: str, rejected: str) -> str:

@@ -17,6 +17,7 @@ from flows import (
     intake_cli,
     monitor_cli,
     promote_cli,
+    provenance_cli,
     services_cli,
     serving_cli,
 )
@@ -159,7 +160,8 @@ def doctor(
     examination.doctor(workspace.resolve(), Output(json), fix=fix)
 
 
-for area in (services_cli, deployments_cli, intake_cli, promote_cli, serving_cli, monitor_cli, audit_cli):
+_AREAS = (services_cli, deployments_cli, intake_cli, promote_cli, serving_cli, monitor_cli, audit_cli, provenance_cli)
+for area in _AREAS:
     area.register(app)
 
 

@@ -25,6 +25,7 @@ def audit(
     record: Annotated[str | None, typer.Option(help="List what used this record, instead.")] = None,
     batch: Annotated[str | None, typer.Option(help="List what rests on this raw batch: digest or path.")] = None,
     annotator: Annotated[str | None, typer.Option(help="List what rests on this annotator's labels.")] = None,
+    token: Annotated[str | None, typer.Option(help="List what rests on feedback sent with this token.")] = None,
     judge_prompt: Annotated[
         str | None, typer.Option(help="List what rests on this judge's rubric: NAME@VERSION or digest.")
     ] = None,
@@ -51,6 +52,7 @@ def audit(
         "record": record,
         "batch": batch,
         "annotator": annotator,
+        "token": token,
         "judge_prompt": judge_prompt,
         "dataset": dataset,
         "reward_model": reward_model,

@@ -29,7 +29,7 @@ class Asked:
         """Raise `UsageError` unless exactly one is asked for."""
         if (self.model is not None) + len(self.things) != 1:
             raise UsageError(
-                "audit: expected a model (models:/NAME@ALIAS), or one of --record, --batch, --annotator, "
+                "audit: expected a model (models:/NAME@ALIAS), or one of --record, --batch, --annotator, --token, "
                 "--judge-prompt, --dataset, --reward-model and --commit; one of them alone."
             )
 

@@ -2,7 +2,7 @@
 
 Counted are the rows of a batch that
 
-1. satisfy the contract (the very check of the run, each batch by itself),
+1. were not withdrawn, and satisfy the contract (the very check of the run, each batch by itself),
 2. pass the steps of curation that look at one pair alone (leaked labels, length limits), and
 3. have a canonical prompt, chosen and rejected that neither the last model's curated dataset nor a batch
    counted before them holds.
@@ -38,6 +38,8 @@ from tasks.curation.params import SPLITS, CurationParams
 from tasks.curation.verdicts import Item
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import validate
+from tasks.feedback.withdrawals import load_withdrawals
+from tasks.validate_feedback import RAW
 from tasks.versioning.objects import ObjectStore
 
 Digests = npt.NDArray[np.bytes_]  # (N,) S16, sorted, distinct: one canonical content each
@@ -61,20 +63,26 @@ def count_fresh(
 
 def batch_contents(root: Path, source: str, path: Path, feedback: FeedbackParams, curation: CurationParams) -> Digests:
     """The distinct contents of a batch that would come through contract and per-row curation."""
-    cache = _cache(root, f"{source}-{path.name}", feedback, curation)
+    withdrawn = load_withdrawals(root / RAW)
+    cache = _cache(root, f"{source}-{path.name}{withdrawn.digest}", feedback, curation)
     if cache.exists():
         return _read(cache)
     lenient = feedback.model_copy(update={"quarantine_threshold": 1.0, "on_single_label": "warn"})
     with tempfile.TemporaryDirectory(dir=cache.parent) as name:
         folder = Path(name)
         try:
-            validate([(source, path.name, path)], lenient, folder)
+            validate([(source, _named(root, path), path)], lenient, folder, withdrawn=withdrawn)
         except ContractViolation:  # not one valid row: the run itself will say so
             return _write(cache, _distinct([]))
         pairs = load_jsonl(folder / "accepted.jsonl", PreferencePair)
         single = folder / UNPAIRED
         responses = load_jsonl(single, UnpairedResponse) if single.exists() else ()
         return _write(cache, _distinct([*_of_pairs(pairs, curation), *_of_responses(responses, curation)]))
+
+
+def _named(root: Path, path: Path) -> str:
+    """The batch's name in records, by which it is withdrawn."""
+    return path.resolve().relative_to(root.resolve()).as_posix()
 
 
 def known_contents(root: Path, manifest: Mapping[str, Any] | None, curation: CurationParams) -> Digests:

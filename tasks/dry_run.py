@@ -18,6 +18,8 @@ from tasks.curation.unpaired import curate_unpaired
 from tasks.feedback.batches import store_batch
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import validate
+from tasks.feedback.withdrawals import load_withdrawals
+from tasks.validate_feedback import RAW
 
 
 def dry_run(
@@ -36,7 +38,14 @@ def dry_run(
         (folder / "validated").mkdir()
         batches = [(source, path, batch) for batch, path in stored.items()]
         try:
-            facts = validate(batches, feedback, folder / "validated", report_to=home, needs_pairs=False)
+            facts = validate(
+                batches,
+                feedback,
+                folder / "validated",
+                report_to=home,
+                needs_pairs=False,
+                withdrawn=load_withdrawals(root / RAW),
+            )
         except ContractViolation as stop:
             return _stopped(home, str(stop))
         pairs = list(load_jsonl(folder / "validated" / "accepted.jsonl", PreferencePair))

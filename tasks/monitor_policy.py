@@ -30,6 +30,7 @@ from tasks.database.params import OperationsParams
 from tasks.evaluation.params import EvaluationParams
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import raw_batches, validate
+from tasks.feedback.withdrawals import load_withdrawals
 from tasks.finetuning.params import ReferenceParams
 from tasks.freshness.params import TriggerParams
 from tasks.judge_traffic import judge_traffic
@@ -339,7 +340,7 @@ def _fresh_labels(subject: Subject) -> dict[str, PreferencePair]:
     lenient = subject.params.feedback.model_copy(update={"quarantine_threshold": 1.0, "on_single_label": "warn"})
     folder = subject.scratch / "labels"
     folder.mkdir()
-    validate(batches, lenient, folder)
+    validate(batches, lenient, folder, withdrawn=load_withdrawals(subject.root / RAW))
     pairs = load_jsonl(folder / "accepted.jsonl", PreferencePair)
     return {pair.content_id(): pair for pair in pairs}
 

@@ -163,7 +163,7 @@ def _land(root: Path, params: ServeParams, engine: Engine, seal: Seal) -> str:
     with tempfile.TemporaryDirectory(dir=root / ".plumbline" / "intake") as name:
         path = Path(name) / f"seal-{seal.number}.jsonl"
         spool.write_seal(engine, seal, path)
-        batches = ingest_feedback(root, seal.source, [path])
+        batches = ingest_feedback(root, seal.source, [path], senders=spool.senders(engine, seal))
     batch = batches[0].path.relative_to(root).as_posix()
     try:
         announce_batches(root, params, seal.source, batches, {batches[0].digest: seal.rows})

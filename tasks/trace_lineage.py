@@ -1,4 +1,4 @@
-"""Verb of the audit, upwards: from a record, batch, annotator, judge prompt, dataset, reward model or commit to models.
+"""Verb of the audit, upwards: from a record, batch, annotator, token, judge prompt, … to models.
 
 The answer is every registered version that rests on it, with its live aliases and how it used it. What the derived
 index says is compared with the registry before it is given (`tasks.index_lineage`).
@@ -20,13 +20,13 @@ from data_contracts.errors import PlumblineError, RegistryError
 from tasks.index_lineage import INDEXED, dataset_index, open_index
 from tasks.lineage.index import Hit, LineageIndex, bare, require_hash
 from tasks.registry.client import Store
-from tasks.registry.lineage import ANNOTATORS, BATCHES, PROMPTS, look_up, read_line
+from tasks.registry.lineage import ANNOTATORS, BATCHES, PROMPTS, TOKENS, look_up, read_line
 from tasks.registry.listing import live_aliases
 from tasks.registry.params import RegistryParams
 from tasks.versioning.lock import current_hashes
 from tasks.versioning.objects import ObjectStore
 
-Thing = Literal["batch", "annotator", "judge_prompt", "dataset", "reward_model", "commit"]
+Thing = Literal["batch", "annotator", "token", "judge_prompt", "dataset", "reward_model", "commit"]
 USES = {
     "train": "trained on",
     "validation": "selected with",
@@ -66,8 +66,8 @@ class TraceReport:
 def trace(root: Path, kind: Thing, key: str, params: RegistryParams) -> TraceReport:
     """Every version that rests on a thing of this kind.
 
-    `key` is a hash (or its first seven or more digits), a batch's path, an annotator's name, or NAME@VERSION of a
-    judge's prompt. Raises `RegistryError` for a key that cannot be one.
+    `key` is a hash (or its first seven or more digits), a batch's path, the name of an annotator or token, or
+    NAME@VERSION of a judge's prompt. Raises `RegistryError` for a key that cannot be one.
     """
     store = Store(root, params)
     index, problems = open_index(root, store, params)
@@ -118,6 +118,10 @@ def _annotators(index: LineageIndex, name: str, key: str) -> Found:
     yield from _contributed(index, name, [index.contributions(ANNOTATORS, key)], [])
 
 
+def _tokens(index: LineageIndex, name: str, key: str) -> Found:
+    yield from _contributed(index, name, [index.contributions(TOKENS, key)], [])
+
+
 def _prompts(index: LineageIndex, name: str, key: str) -> Found:
     """Versions with a policy trained by the judge's ranking, or with data that it labelled."""
     hits = index.resting_on(name, "judge_prompt", key if "@" in key else require_hash(key))
@@ -157,6 +161,7 @@ def _spoken(found: Mapping[str, int]) -> list[tuple[str, int]]:
 _FINDERS: Mapping[Thing, Callable[[LineageIndex, str, str], Found]] = {
     "batch": _batches,
     "annotator": _annotators,
+    "token": _tokens,
     "judge_prompt": _prompts,
     "dataset": _hashed("dataset"),
     "reward_model": _hashed("reward_model"),
@@ -165,7 +170,8 @@ _FINDERS: Mapping[Thing, Callable[[LineageIndex, str, str], Found]] = {
 
 
 def _known(index: LineageIndex, name: str, kind: Thing) -> list[str]:
-    return index.names(ANNOTATORS) if kind == "annotator" else index.keys(name, kind)
+    named = {"annotator": ANNOTATORS, "token": TOKENS}
+    return index.names(named[kind]) if kind in named else index.keys(name, kind)
 
 
 def _by_version(hits: Iterable[Hit]) -> dict[str, list[Hit]]:
@@ -230,7 +236,8 @@ def _fates(root: Path, objects: ObjectStore, digest: str, record: str) -> Iterat
 
 def _fate(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     fate = {"quarantine": "quarantined"}.get(name, name)
-    origin = entry.get("origin") or {"file": entry.get("file"), "line": entry.get("line")}
+    own = {name: entry.get(name) for name in ("file", "line", "senders")}
+    origin = entry.get("origin") or {key: value for key, value in own.items() if value}
     return {
         "fate": fate,
         "reason": entry.get("reason"),
@@ -258,7 +265,7 @@ def _uses(
 
 
 def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({tuple(sorted(item.items())): item for item in items}.values())
+    return list({orjson.dumps(item, option=orjson.OPT_SORT_KEYS): item for item in items}.values())
 
 
 def render_record(report: RecordReport) -> RenderableType:
@@ -267,7 +274,9 @@ def render_record(report: RecordReport) -> RenderableType:
         return f"Record {report.record}: in none of the {report.searched} datasets of this workspace and its models."
     table = Table("where", "hash or alias", "what became of it", box=None, title=f"Record {escape(report.record)}")
     for origin in report.origins:
-        table.add_row(escape(f"{origin['file']}, line {origin['line']}"), "", "read here")
+        senders = ", ".join(origin.get("senders", ()))
+        sent = f"read here, sent with token {senders}" if senders else "read here"
+        table.add_row(escape(f"{origin['file']}, line {origin['line']}"), "", escape(sent))
     for row in report.datasets:
         why = " ".join(str(row[name]) for name in ("reason", "into") if row[name])
         table.add_row(row["path"], row["md5"][:20], escape(f"{row['fate']} {why}".strip()))

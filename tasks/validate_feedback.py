@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import raw_batches, validate
+from tasks.feedback.withdrawals import load_withdrawals
 from tasks.stage import Facts, Stage, StageContext
 
 RAW = "data/raw"
 
 
 def validate_feedback(context: StageContext, *, feedback: FeedbackParams) -> Facts:
-    """Sort every raw row into accepted or quarantined, with a reason."""
+    """Sort every raw row into accepted or quarantined, with a reason; what was withdrawn is set aside."""
     batches = [
         *raw_batches(context.dep("raw"), within=context.root),
         *raw_batches(context.dep("world") / "feedback", within=context.root),
     ]
-    return validate(batches, feedback, context.folder, report_to=context.work, progress=context.progress)
+    return validate(
+        batches,
+        feedback,
+        context.folder,
+        report_to=context.work,
+        withdrawn=load_withdrawals(context.dep("raw")),
+        progress=context.progress,
+    )
 
 
 STAGE = Stage(

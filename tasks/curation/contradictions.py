@@ -76,8 +76,7 @@ def _winner(sides: _Sides, params: ContradictionParams) -> int | None:
 
 
 def _votes(side: Sequence[Item]) -> int:
-    named = set().union(*(item.annotators for item in side))
-    return len(named) + sum(item.unnamed for item in side)
+    return len(set().union(*(item.voters for item in side)))
 
 
 def _describe(sides: _Sides, winner: int | None) -> dict[str, Any]:

@@ -81,8 +81,8 @@ class ContradictionParams(Section):
 
     resolve: Literal["majority", "drop", "keep_latest"] = Field(
         "majority",
-        description="majority: the side with more votes stays (a tie quarantines both), a vote being one named "
-        "annotator or one unnamed row, merged duplicates included. drop: both sides are quarantined. keep_latest: the "
+        description="majority: the side with more votes stays (a tie quarantines both); a vote is one named annotator, "
+        "or one token or file for all its rows without one. drop: both sides are quarantined. keep_latest: the "
         "side with the latest timestamp stays (rows without one count as oldest, then the later row wins).",
     )
 

@@ -30,7 +30,7 @@ from tasks.curation.limits import check_response
 from tasks.curation.pair_texts import Pool, prompt_text
 from tasks.curation.params import ContradictionParams, CurationParams, MatchingParams
 from tasks.curation.split import conversations
-from tasks.curation.verdicts import examples, parse_time, quarantine
+from tasks.curation.verdicts import examples, parse_time, quarantine, voters_of
 from tasks.curation.wording import plain_request
 
 HELD_OUT = "held_out_prompt"
@@ -56,11 +56,10 @@ class _Side:
     record: UnpairedResponse
     place: int
     voters: set[str]
-    unnamed: int
 
     @property
     def votes(self) -> int:
-        return len(self.voters) + self.unnamed
+        return len(self.voters)
 
 
 def curate_unpaired(
@@ -167,15 +166,12 @@ def _settle(
         sides = judged.setdefault(key, {})
         side = sides.get(each.desirable)
         if side is None:
-            side = sides[each.desirable] = _Side(each, place, set(), 0)
+            side = sides[each.desirable] = _Side(each, place, set())
         else:
             outcome.merged.append(Merged(record_id=each.id, into=side.record.id, reason=DUPLICATE, origin=each.origin))
             if parse_time(each.timestamp) > parse_time(side.record.timestamp):
                 side.record = side.record.model_copy(update={"timestamp": each.timestamp})
-        if each.annotator is None:
-            side.unnamed += 1
-        else:
-            side.voters.add(each.annotator)
+        side.voters |= voters_of(each)
     kept = [side for sides in judged.values() for side in _resolved(sides, params.contradictions, outcome)]
     return [side.record for side in sorted(kept, key=lambda side: side.place)]
 

@@ -16,32 +16,29 @@ _OLDEST = datetime.min.replace(tzinfo=UTC)
 class Item:
     """A pair on its way through curation, with what it stands for once duplicates are folded into it.
 
-    `place` is its index in the input, `cleaned` what was cut from it, `annotators` and `unnamed`
-    the votes behind it, `latest` the newest time among them.
+    `place` is its index in the input, `cleaned` what was cut from it, `voters` those who stand behind it, `latest` the
+    newest time among them.
     """
 
     pair: PreferencePair
     place: int
     cleaned: tuple[str, ...] = ()
-    annotators: set[str] = field(default_factory=set)
-    unnamed: int = 0
+    voters: set[str] = field(default_factory=set)
     latest: datetime = _OLDEST
 
     @classmethod
     def of(cls, pair: PreferencePair, place: int) -> Item:
         """The item of one input pair."""
-        named = {pair.annotator} if pair.annotator is not None else set()
-        return cls(pair, place, annotators=named, unnamed=0 if named else 1, latest=parse_time(pair.timestamp))
+        return cls(pair, place, voters=voters_of(pair), latest=parse_time(pair.timestamp))
 
     @property
     def votes(self) -> int:
-        """How many people stand behind this preference: named annotators once each, unnamed rows one each."""
-        return len(self.annotators) + self.unnamed
+        """How many stand behind this preference; nobody counts twice."""
+        return len(self.voters)
 
     def absorb(self, other: Item) -> None:
         """Take over the votes of a duplicate."""
-        self.annotators |= other.annotators
-        self.unnamed += other.unnamed
+        self.voters |= other.voters
         self.latest = max(self.latest, other.latest)
 
 
@@ -56,6 +53,16 @@ class Outcome:
     def __bool__(self) -> bool:
         """Whether the step decided against any pair."""
         return bool(self.merged or self.quarantined)
+
+
+def voters_of(record: Feedback) -> set[str]:
+    """Who stands behind a record: its annotator; without one, who sent it; else the file that it came in.
+
+    One sender, or one file, can hold any number of rows without a name, and has one vote on each preference.
+    """
+    if record.annotator is not None:
+        return {f"annotator {record.annotator}"}
+    return {f"token {sender}" for sender in record.origin.senders} or {f"file {record.origin.file}"}
 
 
 def parse_time(timestamp: str | None) -> datetime:
@@ -80,6 +87,7 @@ def quarantine(record: Feedback, reason: str, *, field: str | None, expected: st
         found=shorten(found),
         record_id=record.id,
         raw=record.model_dump_json(),
+        senders=record.origin.senders,
     )
 
 

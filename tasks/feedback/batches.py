@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +13,7 @@ from typing import IO, Any
 from data_contracts.artifact import full_disk_as_stage_error, new_file, sha256_file
 from data_contracts.errors import ArtifactError, UsageError
 from tasks.feedback.containers import dump_row, read_lines, recognise_container
+from tasks.feedback.senders import keep_senders
 
 _CHUNK = 1 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
@@ -29,11 +30,12 @@ class Batch:
     new: bool
 
 
-def store_batch(path: Path | str, source: str, raw: Path) -> Batch:
+def store_batch(path: Path | str, source: str, raw: Path, senders: Sequence[str | None] = ()) -> Batch:
     """Take a file or dataset into the raw store, as `raw/source/<digest>.<container>`.
 
     A file is copied byte for byte; a `datasets` folder (`save_to_disk`) or hub name (`owner/name`,
     `owner/name:split`) becomes JSON lines with sorted keys. The copy is read-only, and complete or absent.
+    `senders` says who sent each row of a file of JSON lines; it is kept beside the batch, before the batch is there.
 
     Raises `UsageError` when the path is missing, unreadable, damaged, empty or no dataset, `StageError`
     when the disk is full, and `ArtifactError` when a batch of that digest is there with other bytes.
@@ -48,6 +50,8 @@ def store_batch(path: Path | str, source: str, raw: Path) -> Batch:
     rows = sum(1 for _ in read_lines(location))  # to its end: a batch that is kept forever must be whole
     if rows == 0:
         raise UsageError(f"{location}: expected at least one row, found none. Check that its export ended well.")
+    if senders:
+        keep_senders(folder, sha256_file(location), senders)
     return _store(_file_chunks(location), folder, container)
 
 

@@ -12,6 +12,7 @@ from data_contracts.preference_pair import CONTRACT, VERSION
 from data_contracts.records import Feedback, Quarantined
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.rows import ReadRow
+from tasks.feedback.withdrawals import WITHDRAWN
 
 Report = dict[str, Any]
 
@@ -183,13 +184,14 @@ def _without(report: Report, part: Report) -> Report:
 
 
 def _too_many(report: Report, params: FeedbackParams, rows: str = "rows") -> list[str]:
-    defects = sum(count for reason, count in report["reasons"].items() if reason not in NO_PREFERENCE)
-    fraction = defects / max(report["read"], 1)
+    read = report["read"] - report["reasons"].get(WITHDRAWN, 0)
+    defects = sum(n for reason, n in report["reasons"].items() if reason not in (*NO_PREFERENCE, WITHDRAWN))
+    fraction = defects / max(read, 1)
     if fraction <= params.quarantine_threshold:
         return []
     return [
         f"too many bad rows: expected at most {params.quarantine_threshold:.1%} of the {rows} in quarantine "
-        f"(feedback.quarantine_threshold; ties do not count), found {defects} of {report['read']} = {fraction:.1%}. "
+        f"(feedback.quarantine_threshold; ties do not count), found {defects} of {read} = {fraction:.1%}. "
         f"Mend the rows, or raise the threshold if they may be left out."
     ]
 

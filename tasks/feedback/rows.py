@@ -15,6 +15,7 @@ from data_contracts.records import Feedback, Origin, Quarantined
 from tasks.feedback.containers import read_lines
 from tasks.feedback.defects import Defect
 from tasks.feedback.formats import EXTRAS
+from tasks.feedback.senders import senders_of
 
 UNRECOGNISED = "unrecognised"
 
@@ -54,8 +55,9 @@ def read_rows(rows: Rows, origin: str, reading: Reading) -> Iterator[ReadRow]:
 
     Raises `UsageError` when the file itself cannot be read.
     """
+    senders = senders_of(rows) if isinstance(rows, Path) else lambda line: ()
     for line, text in read_lines(rows) if isinstance(rows, Path) else enumerate(rows, 1):
-        yield _read_row(text, Origin(file=origin, line=line), reading)
+        yield _read_row(text, Origin(file=origin, line=line, senders=senders(line)), reading)
 
 
 def _read_row(text: bytes, origin: Origin, reading: Reading) -> ReadRow:
@@ -136,4 +138,5 @@ def _quarantined(defect: Defect, origin: Origin, row: Mapping[str, Any], raw: st
         found=defect.found,
         record_id=record_id if isinstance(record_id, str) else None,
         raw=raw,
+        senders=origin.senders,
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,7 @@ from tasks.feedback import SOURCES, UNPAIRED
 from tasks.feedback.ledger import Ledger, describe, objections
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.rows import ReadRow
+from tasks.feedback.withdrawals import NONE, Withdrawals
 
 NamedBatch = tuple[str, str, Path]
 """A kind of feedback, the name of a file in records, and the file itself."""
@@ -61,6 +63,7 @@ def validate(
     *,
     report_to: Path | None = None,
     needs_pairs: bool = True,
+    withdrawn: Withdrawals = NONE,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Read every batch, run the contract, write the files into `folder` and return the counts.
@@ -69,7 +72,8 @@ def validate(
     be run or the disk is full, and `ContractViolation` when no row is valid, too many are quarantined or a
     file's labels are all the same (see `FeedbackParams`). Before the last, `report.json` and
     `quarantine.jsonl` are copied into `report_to`, and the message names them: `folder` may be a draft
-    that the caller removes. `needs_pairs`: whether single responses alone stop the run.
+    that the caller removes. `needs_pairs`: whether single responses alone stop the run. `withdrawn`: what is set
+    aside unread, since nobody is to use it.
     """
     if not batches:
         raise UsageError(
@@ -78,7 +82,7 @@ def validate(
         )
     ledger = Ledger()
     with full_disk_as_stage_error(folder):
-        _sort_rows(batches, ledger, folder, progress)
+        _sort_rows(batches, ledger, folder, withdrawn, progress)
         report = ledger.report(single_label_rows=params.single_label_rows)
         stops, warnings = objections(report, params, needs_pairs=needs_pairs)
         report["warnings"] = warnings
@@ -97,7 +101,9 @@ def judge(source: str, rows: Sequence[bytes], origin: str) -> list[Feedback | Qu
     return [outcome for _, outcome in _check(list(SOURCES[source](rows, origin)), KnownIds(), plainly=True)]
 
 
-def _sort_rows(batches: Sequence[NamedBatch], ledger: Ledger, folder: Path, progress: Progress) -> None:
+def _sort_rows(
+    batches: Sequence[NamedBatch], ledger: Ledger, folder: Path, withdrawn: Withdrawals, progress: Progress
+) -> None:
     known = KnownIds()
     with ExitStack() as files:
         accepted, quarantine = (
@@ -110,7 +116,7 @@ def _sort_rows(batches: Sequence[NamedBatch], ledger: Ledger, folder: Path, prog
             entry = ledger.open_batch(origin, source, unpaired=source in UNPAIRED)
             rows = SOURCES[_known_source(source, path)](path, origin)
             while piece := list(islice(rows, _PIECE)):
-                for row, outcome in _check(piece, known):
+                for row, outcome in _check([_unless_withdrawn(row, withdrawn) for row in piece], known):
                     entry.count(row, outcome)
                     _write(quarantine if isinstance(outcome, Quarantined) else kept[entry.unpaired], outcome)
                 progress(done, len(batches), f"{ledger.read:,} rows read")
@@ -137,6 +143,12 @@ def _check(
             yield row, _refuse(row, row.outcome, violations) if violations else row.outcome
 
 
+def _unless_withdrawn(row: ReadRow, withdrawn: Withdrawals) -> ReadRow:
+    """The row; one that was withdrawn has neither a record nor a label, so that it counts for nothing else."""
+    outcome = withdrawn.apply(row.outcome, row.raw)
+    return row if outcome is row.outcome else replace(row, outcome=outcome, label=None)
+
+
 def _refuse(row: ReadRow, record: Feedback, violations: Sequence[Violation]) -> Quarantined:
     first, *others = violations
     also = "".join(f"; also {other.field}: {other.reason}" for other in others)
@@ -149,6 +161,7 @@ def _refuse(row: ReadRow, record: Feedback, violations: Sequence[Violation]) -> 
         found=first.found + also,
         record_id=record.id,
         raw=row.raw,
+        senders=record.origin.senders,
     )
 
 

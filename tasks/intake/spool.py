@@ -68,6 +68,7 @@ ROWS = Table(
     Column("source", String(80), nullable=False),
     Column("seal", Integer, index=True),
     Column("text", LargeBinary, nullable=False),
+    Column("client", String(80)),  # null in rows that an earlier version took
     Column("at", Float, nullable=False),
 )
 
@@ -174,6 +175,13 @@ def write_seal(engine: Engine, seal: Seal, path: Path) -> None:
             file.write(row.text + b"\n")
 
 
+def senders(engine: Engine, seal: Seal) -> list[str | None]:
+    """Who sent each row of a seal, in the order in which it is written; None where nobody noted it."""
+    with reading(engine) as connection:
+        found = connection.execute(select(ROWS.c.client).where(ROWS.c.seal == seal.number).order_by(ROWS.c.id))
+        return list(found.scalars())
+
+
 def done(engine: Engine, seal: Seal, batch: str, *, keep_s: float, keep: int) -> None:
     """Note the batch that a seal became, remove its rows, and forget requests answered longer ago than `keep_s`.
 
@@ -204,7 +212,8 @@ def _keep(connection: Connection, request: Taken) -> tuple[str, Answer]:
         )
     )
     if request.rows:
-        rows = [{"source": request.source, "text": text, "at": moment} for text in request.rows]
+        sent = {"source": request.source, "client": request.client, "at": moment}
+        rows = [{**sent, "text": text} for text in request.rows]
         connection.execute(ROWS.insert(), rows)
     return request.body_sha256, request.answer
 

@@ -73,6 +73,11 @@ def revoke_token(path: Path, name: str) -> None:
     _write(path, [grant for grant in grants if grant.name != name])
 
 
+def token_names(path: Path) -> list[str]:
+    """Names of the tokens that were made and not revoked."""
+    return [grant.name for grant in _from_file(path)]
+
+
 def load_grants(path: Path) -> list[Grant]:
     """Every grant, of the file and of the environment. Raises `UsageError` where there is none, or others may read it.
 

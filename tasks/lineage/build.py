@@ -208,7 +208,7 @@ class _Builder:
                 self.graph.add(node, ident, "judged-by")
 
     def _account(self, ident: str, role: str, path: str) -> None:
-        """Records by split, quarantine with its reasons, annotators with their counts."""
+        """Records by split, quarantine with its reasons, annotators and tokens with their counts."""
         account = self.manifest.get("accounts", {}).get(role, {})
         for name, counts in account.get("lines", {}).items():
             kind: Kind = "quarantine" if name == "quarantine" else "records"
@@ -220,13 +220,17 @@ class _Builder:
             relation: Relation = "set-aside" if kind == "quarantine" else "contains"
             self.graph.add(Node(f"records:{role}:{name}", kind, label, state=state, facts=facts), ident, relation)
         if role == "curated":
-            people: Counter[str] = Counter()
-            for counts in account.get("annotators", {}).values():
-                people.update(counts)
-            for name, lines in sorted(people.items(), key=lambda item: (-item[1], item[0])):
-                where = {split: counts[name] for split, counts in account["annotators"].items() if name in counts}
-                facts = {"labels": lines, **where}
-                self.graph.add(Node(f"annotator:{name}", "annotator", name, facts=facts), ident, "labelled-by")
+            self._people(ident, account, "annotators", "annotator", "labelled-by")
+            self._people(ident, account, "tokens", "token", "sent-by")
+
+    def _people(self, ident: str, account: Mapping[str, Any], counted: str, kind: Kind, relation: Relation) -> None:
+        """Who labelled or sent the records of a dataset, those with most of them first."""
+        people: Counter[str] = Counter()
+        for counts in account.get(counted, {}).values():
+            people.update(counts)
+        for name, lines in sorted(people.items(), key=lambda item: (-item[1], item[0])):
+            where = {split: counts[name] for split, counts in account[counted].items() if name in counts}
+            self.graph.add(Node(f"{kind}:{name}", kind, name, facts={"labels": lines, **where}), ident, relation)
 
     def _contracts(self, ident: str) -> None:
         for name, suite in self.manifest.get("suites", {}).items():

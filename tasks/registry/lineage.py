@@ -7,7 +7,8 @@ reads. The line itself, read back from the dataset, says what became of the reco
 collision of the eight bytes. Being made from content, an index never goes stale and can be deleted.
 
 Beside it stands the dataset's account, `<hash>.json`: for each file, how many lines each annotator, each raw
-batch and each judge's rubric contributed. It answers "who labelled this?" without reading the lines again.
+batch, each token (of feedback sent over HTTP) and each judge's rubric contributed. It answers "who labelled this?"
+without reading the lines again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FILES = (
     "unpaired.jsonl",
 )
 _FILE_BITS = 4
-ANNOTATORS, BATCHES, PROMPTS, LINES = "annotators", "batches", "judge_prompts", "lines"
+ANNOTATORS, BATCHES, TOKENS, PROMPTS, LINES = "annotators", "batches", "tokens", "judge_prompts", "lines"
 
 Account = dict[str, dict[str, dict[str, int]]]
 """What is counted -> file of the dataset without its suffix -> name -> lines."""
@@ -118,6 +119,8 @@ def _contributors(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     origin = entry.get("origin") or entry
     if isinstance(origin, Mapping) and origin.get("file"):
         yield BATCHES, str(origin["file"])
+        for sender in origin.get("senders") or ():
+            yield TOKENS, str(sender)
     judge = (entry.get("metadata") or {}).get("judge")
     rubric = judge.get("rubric") if isinstance(judge, Mapping) else None
     if isinstance(rubric, Mapping) and _is_rubric(rubric):

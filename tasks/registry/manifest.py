@@ -71,6 +71,7 @@ def build_manifest(
             {"path": f"{folder}/{file}", "md5": digest}
             for folder, listing in sorted(lineage["raw"].items())
             for file, digest in sorted(listing.items())
+            if not file.rpartition("/")[2].startswith(".")  # who sent them, and what was withdrawn
         ],
         "objects": _objects(lineage, artifacts.values()),
         "suites": dict(lineage.get("suites", {})),

@@ -131,7 +131,9 @@ def _pair(record: str, line: int) -> dict[str, object]:
         "source": "human_pairs",
         "annotator": f"annotator-{line % 2}",
         "metadata": {"judge": {"name": "llm", "rubric": RUBRIC}} if record == "r1" else {},
-        "origin": Origin(file="data/raw/human_pairs/0123456789abcdef.jsonl", line=line),
+        "origin": Origin(
+            file="data/raw/human_pairs/0123456789abcdef.jsonl", line=line, senders=("app",) if record == "r3" else ()
+        ),
     }
 
 

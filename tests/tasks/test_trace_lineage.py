@@ -33,7 +33,9 @@ def test_a_record_is_followed_into_every_dataset_and_version(
     assert {row["fate"] for row in report.datasets} == fates
     assert {use["model_uri"].rsplit("/", 1)[1]: use["use"] for use in report.versions} == uses
     (origin,) = report.origins
-    assert origin == {"file": "data/raw/human_pairs/0123456789abcdef.jsonl", "line": int(record[1:])}
+    sent = {"senders": ["app"]} if record == "r3" else {}
+    assert origin == {"file": "data/raw/human_pairs/0123456789abcdef.jsonl", "line": int(record[1:]), **sent}
+    assert ("sent with token app" in _text(render_record(report))) is bool(sent)
     assert record in _text(render_record(report))
 
 
@@ -120,6 +122,15 @@ def _asking(world: Any, key: str) -> tuple[Any, Any, str, Any]:
 def test_what_is_no_hash_is_refused(registered_world: Any) -> None:
     with pytest.raises(RegistryError, match="expected a hash"):
         trace(registered_world.root, "dataset", "not a hash", registered_world.registry)
+
+
+def test_a_token_is_followed_into_every_version(registered_world: Any) -> None:
+    """Record r3 alone was sent with it, and is a test record of all three versions."""
+    uses = _uses(registered_world, "token", "app")
+    assert set(uses) == {"1", "2", "3"}
+    assert all("evaluated on" in use for use in uses.values())
+    report = trace(registered_world.root, "token", "nobody", registered_world.registry)
+    assert (report.found, report.known) == (False, ["app"])
 
 
 def test_a_lost_or_damaged_index_is_made_again(registered_world: Any) -> None:

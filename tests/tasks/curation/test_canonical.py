@@ -31,8 +31,8 @@ def test_canonical_is_idempotent(text):
 
 
 def test_exact_duplicates_fold_into_the_first(make_pair):
-    """Keys x y x x: the third and fourth go into the first, which then has three votes."""
-    items = [Item.of(make_pair(line), line) for line in range(1, 5)]
+    """Keys x y x x: the third and fourth go into the first, which then has three votes, of three annotators."""
+    items = [Item.of(make_pair(line, annotator=f"a{line}"), line) for line in range(1, 5)]
     outcome = merge_exact(items, ["x", "y", "x", "x"])
     assert [item.pair.id for item in outcome.kept] == ["p1", "p2"]
     assert [(one.record_id, one.into, one.reason) for one in outcome.merged] == [

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_contracts.records import Message
+from data_contracts.records import Message, Origin
 from tasks.curation.contradictions import opposed_near_prompts, resolve_contradictions
 from tasks.curation.near_merge import merge_near
 from tasks.curation.pair_texts import build_pools, contents
@@ -18,7 +18,7 @@ BAD = "Nobody knows anything about parcels in that village, so please stop askin
 def _resolve(pairs, resolve="majority", votes=None):
     items = [Item.of(pair, place) for place, pair in enumerate(pairs)]
     for item, count in zip(items, votes or [], strict=False):
-        item.unnamed = count
+        item.voters = {f"annotator {number}" for number in range(count)}
     found = contents(items, MatchingParams())
     outcome, rows = resolve_contradictions(items, found, ContradictionParams(resolve=resolve))
     kept = [item.pair.id for item in outcome.kept]
@@ -93,6 +93,30 @@ def test_one_annotator_has_one_vote(make_pair):
     pairs = [make_pair(line, PROMPT, GOOD, BAD, annotator="ann") for line in (1, 2)]
     pairs += [make_pair(line, PROMPT, BAD, GOOD, annotator=name) for line, name in ((3, "bob"), (4, "cy"))]
     assert _resolve(pairs)[0] == ["p3", "p4"]
+
+
+def _sent(pair, *senders, file="batch.jsonl"):
+    return pair.model_copy(update={"origin": Origin(file=file, line=pair.origin.line, senders=senders)})
+
+
+@pytest.mark.parametrize(
+    ("many", "few", "votes"),
+    [
+        ((dict(senders=("bot",)),) * 5, (dict(senders=("app",)), dict(file="b.jsonl")), [1, 2]),
+        ((dict(file="a.jsonl"),) * 5, (dict(file="b.jsonl"),), [1, 1]),
+        ((dict(senders=("bot",), file="a"), dict(senders=("bot",), file="b")), (dict(file="c"),), [1, 1]),
+    ],
+    ids=["one token against an app and a file", "one file against another", "one token in two batches"],
+)
+def test_rows_without_a_name_are_one_vote_of_their_sender_or_file(make_pair, many, few, votes):
+    """However many rows somebody sends: a token, or a file without one, says a thing once."""
+    sides = [(PROMPT, GOOD, BAD, given) for given in many] + [(PROMPT, BAD, GOOD, given) for given in few]
+    pairs = [
+        _sent(make_pair(line, *texts), *given.get("senders", ()), file=given.get("file", "batch.jsonl"))
+        for line, (*texts, given) in enumerate(sides, 1)
+    ]
+    _, (row,) = _resolve(pairs)
+    assert row["votes"] == votes
 
 
 def test_drop_keeps_neither(make_pair):

@@ -24,7 +24,10 @@ import httpx
 import orjson
 import pytest
 
+from data_contracts.records import Quarantined
 from flows.workspaces import init_workspace
+from tasks.feedback import SOURCES
+from tasks.feedback.validate import raw_batches
 from tasks.intake.tokens import create_token, token_file
 
 BOUNDS = (
@@ -123,6 +126,25 @@ def until_sealed(endpoint: Any, wanted: set[str]) -> list[str]:
             return ids
         time.sleep(0.3)
     return ids
+
+
+def test_a_record_keeps_the_token_that_sent_it_whatever_it_claims(endpoint: Any) -> None:
+    """A second token sends rows that claim to be the first's."""
+    stranger = create_token(token_file(endpoint.root), "stranger")
+    forged = {**pair("s1"), "metadata": {"senders": ["tester"], "origin": {"senders": ["tester"]}}}
+    assert send(endpoint, ndjson(pair("t1")), "own").status_code == 202
+    headers = {"authorization": f"Bearer {stranger}"}
+    assert send(endpoint, ndjson(forged), "forged", **headers).status_code == 202
+    assert send(endpoint, ndjson({**pair("s2"), "senders": ["tester"]}), "field", **headers).status_code == 422
+    until_sealed(endpoint, {"r-t1", "r-s1"})
+    records = [
+        row.outcome
+        for source, name, path in raw_batches(endpoint.root / "data/raw", within=endpoint.root)
+        for row in SOURCES[source](path, name)
+    ]
+    sent = {record.id: record.origin.senders for record in records if not isinstance(record, Quarantined)}
+    assert (sent["r-t1"], sent["r-s1"]) == (("tester",), ("stranger",))
+    assert all(sent.values())
 
 
 def test_accepted_rows_land_and_quarantined_ones_are_named(endpoint: Any) -> None:

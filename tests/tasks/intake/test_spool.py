@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,25 @@ def test_a_seal_holds_what_was_loose_in_order_and_is_written_alike_each_time(eng
     spool.write_seal(engine, second, tmp_path / "second")
     assert ((tmp_path / "first").read_bytes(), (tmp_path / "second").read_bytes()) == (b"", b"4\n")
     assert [(item.source, item.rows) for item in spool.waiting(engine)] == [("thumbs", 1)]
+
+
+def test_a_seal_knows_who_sent_each_row(engine: Engine) -> None:
+    spool.keep(engine, [request(b"1", b"2"), request(b"3", client="bob"), request(b"4", key="l")])
+    seal = spool.freeze(engine, "pairs")
+    assert seal is not None
+    assert spool.senders(engine, seal) == ["ann", "ann", "bob", "ann"]
+
+
+def test_rows_of_a_spool_of_an_earlier_version_have_no_sender(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "spool.db")) as old, old:
+        columns = "id INTEGER PRIMARY KEY, source TEXT NOT NULL, seal INTEGER, text BLOB NOT NULL, at FLOAT NOT NULL"
+        old.execute(f"CREATE TABLE rows ({columns})")
+        old.execute("INSERT INTO rows (source, text, at) VALUES ('pairs', '1', 0)")
+    engine = spool.open_spool(tmp_path)
+    spool.keep(engine, [request(b"2")])
+    seal = spool.freeze(engine, "pairs")
+    assert seal is not None
+    assert spool.senders(engine, seal) == [None, "ann"]
 
 
 @pytest.mark.parametrize(("passed", "age"), [(0.0, 0.0), (0.5, 0.5), (30.0, 30.0), (-0.5, math.inf)])
