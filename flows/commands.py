@@ -45,16 +45,17 @@ def validate(
 ) -> None:
     """`plumbline validate SOURCE FILE…`: contract check and curation, nothing kept but the quarantine."""
     from tasks.dry_run import dry_run
+    from tasks.feedback.shares import percent
 
     _check_source(source)
     params, _ = load_params(root, resolve_overlays(root, overlays), settings)
     with output.working("validating and curating"):
         report = dry_run(root, source, list(files), params.feedback, params.curation, params.seed)
-    table = Table("rows", "", box=None)
+    table = Table("rows", "", "share of those read", box=None)
     for name in ("read", "accepted", "merged", "quarantined"):
-        table.add_row(name, str(report[name]))
+        table.add_row(name, str(report[name]), percent(report[name] / max(report["read"], 1)))
     for name, count in report["reasons"].items():
-        table.add_row(f"  {name}", str(count))
+        table.add_row(f"  {name}", str(count), percent(report["shares"]["reasons"][name]))
     table.add_row("quarantine", report["quarantine_path"])
     output.result(report, table)
     if report["stopped"] is not None:

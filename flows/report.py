@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tasks.feedback.shares import percent, shares
 from tasks.register_model import Registered
 
 HEADLINE = (
@@ -45,7 +46,8 @@ def payload_of(registered: Registered, seconds: float) -> dict[str, Any]:
             {"name": record.name, "seconds": round(record.seconds, 2), "reused": record.reused}
             for record in registered.stages
         ],
-        "counts": {name: facts["curate"][name] for name in (*_COUNTS, "reasons", "merged_reasons", "splits")},
+        "counts": {name: facts["curate"][name] for name in (*_COUNTS, "reasons", "merged_reasons", "splits")}
+        | {"shares": shares(facts["curate"])},
         "seconds": round(seconds, 2),
     }
 
@@ -56,18 +58,24 @@ def tables_of(registered: Registered, seconds: float, root: Path) -> Iterator[Re
     yield _stages(registered, seconds)
     yield _metrics(facts["evaluate"]["metrics"])
     yield _gate(facts["gate"])
-    counts = facts["curate"]
-    yield Text(
-        f"\nFeedback: read {counts['read']} = accepted {counts['accepted']} + merged {counts['merged']} "
-        f"+ quarantined {counts['quarantined']}"
-        + "".join(f"\n  {name}: {count}" for name, count in counts["reasons"].items())
-    )
+    yield Text(_feedback(facts["curate"]))
     yield Text(_too_long(facts))
     names = ", ".join([registered.model_uri, *registered.alias_uris])
     state = "passed the gate" if registered.passed else "REJECTED by the gate, registered without an alias"
     metrics = root / "reports/evaluation/metrics.json"
     yield Text(f"\nModel:    {names} ({state})\nFiles:    {root / 'models/policy'}\nMetrics:  {metrics}")
     yield Text(f"Audit it: plumbline audit {(registered.alias_uris or [registered.model_uri])[0]} -C {root}")
+
+
+def _feedback(counts: Mapping[str, Any]) -> str:
+    """The account of the rows, and the share of each reason for which rows were set aside."""
+    aside = shares(counts)
+    lines = [
+        f"\nFeedback: read {counts['read']} = accepted {counts['accepted']} + merged {counts['merged']} "
+        f"+ quarantined {counts['quarantined']} ({percent(aside['quarantined'])})"
+    ]
+    lines += [f"  {name}: {count} ({percent(aside['reasons'][name])})" for name, count in counts["reasons"].items()]
+    return "\n".join(lines)
 
 
 def _stages(registered: Registered, seconds: float) -> Table:

@@ -67,7 +67,7 @@ def batch_contents(root: Path, source: str, path: Path, feedback: FeedbackParams
     cache = _cache(root, f"{source}-{path.name}{withdrawn.digest}", feedback, curation)
     if cache.exists():
         return _read(cache)
-    lenient = feedback.model_copy(update={"quarantine_threshold": 1.0, "on_single_label": "warn"})
+    lenient = feedback.lenient()
     with tempfile.TemporaryDirectory(dir=cache.parent) as name:
         folder = Path(name)
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from data_contracts.artifact import read_artifact, write_json
@@ -12,14 +14,29 @@ from data_contracts.records import Merged, PreferencePair, Quarantined, Unpaired
 from tasks.curation.curate import Curated, curate
 from tasks.curation.params import CurationParams
 from tasks.curation.unpaired import CuratedUnpaired, curate_unpaired
+from tasks.feedback.params import FeedbackParams
+from tasks.feedback.shares import too_many
 from tasks.stage import Facts, Stage, StageContext
 
 UNPAIRED = "unpaired.jsonl"
 """Single responses, in the validated and the curated set; absent where no feedback has any."""
 
+_REPORT_FILES = ("report.json", "quarantine.jsonl", "merged.jsonl")
 
-def curate_preferences(context: StageContext, *, seed: int, curation: CurationParams) -> Facts:
-    """Write the three splits and account for every pair that is in none of them."""
+
+def curate_preferences(
+    context: StageContext,
+    *,
+    seed: int,
+    curation: CurationParams,
+    feedback_quarantine_threshold: float = FeedbackParams().quarantine_threshold,
+    feedback_quarantine_thresholds: Mapping[str, float] = MappingProxyType({}),
+) -> Facts:
+    """Write the three splits and account for every pair that is in none of them.
+
+    Raises `ContractViolation` when validation and curation set too many rows aside. The report and the rows are then
+    copied into the work folder, and the message names them.
+    """
     validated = read_artifact(context.dep("validated"))
     pairs = list(load_jsonl(validated.path / "accepted.jsonl", PreferencePair))
     curated = curate(pairs, curation, seed, context.progress)
@@ -35,7 +52,30 @@ def curate_preferences(context: StageContext, *, seed: int, curation: CurationPa
     dump_jsonl(context.folder / "merged.jsonl", merged)
     dump_jsonl(context.folder / "quarantine.jsonl", quarantined)
     write_json(context.folder / "report.json", curated.report | ({"unpaired": single.report} if single else {}))
-    return account(validated.facts, curated, single)
+    counts = account(validated.facts, curated, single)
+    limits = FeedbackParams(
+        quarantine_threshold=feedback_quarantine_threshold, quarantine_thresholds=dict(feedback_quarantine_thresholds)
+    )
+    if stops := objections(validated.facts, curated, single, limits):
+        for name in _REPORT_FILES:
+            shutil.copyfile(context.folder / name, context.work / name)
+        kept = ", ".join(str(context.work / name) for name in _REPORT_FILES)
+        raise ContractViolation("\n".join([*stops, f"What curation set aside and merged, and its report: {kept}."]))
+    return counts
+
+
+def objections(
+    validated: Mapping[str, Any], curated: Curated, single: CuratedUnpaired | None, limits: FeedbackParams
+) -> list[str]:
+    """What params do not allow of the rows that were set aside, of pairs and of single responses each."""
+    apart: Mapping[str, Any] = validated.get("unpaired") or {"read": 0, "reasons": {}}
+    pairs = Counter(validated["reasons"]) - Counter(apart["reasons"])
+    pairs += Counter(row.reason for row in curated.quarantined)
+    stops = too_many(pairs, validated["read"] - apart["read"], limits, quarantined=curated.quarantined)
+    if single is not None:
+        reasons = Counter(apart["reasons"]) + Counter(row.reason for row in single.quarantined)
+        stops += too_many(reasons, apart["read"], limits, "rows of single responses", single.quarantined)
+    return stops
 
 
 def set_aside(curated: Curated, single: CuratedUnpaired | None) -> tuple[list[Merged], list[Quarantined]]:
@@ -82,7 +122,7 @@ STAGE = Stage(
     title="Curate preferences",
     body=curate_preferences,
     deps={"validated": "data/validated"},
-    params=("seed", "curation"),
+    params=("seed", "curation", "feedback.quarantine_threshold", "feedback.quarantine_thresholds"),
     out="data/curated",
     contract="curated_preferences",
 )

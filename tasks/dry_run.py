@@ -9,14 +9,16 @@ from typing import Any
 
 import orjson
 
+from data_contracts.artifact import write_json
 from data_contracts.errors import ContractViolation
 from data_contracts.records import PreferencePair, UnpairedResponse, dump_jsonl, load_jsonl
-from tasks.curate_preferences import UNPAIRED, account, set_aside
+from tasks.curate_preferences import UNPAIRED, account, objections, set_aside
 from tasks.curation.curate import curate
 from tasks.curation.params import CurationParams, SplitParams
 from tasks.curation.unpaired import curate_unpaired
 from tasks.feedback.batches import store_batch
 from tasks.feedback.params import FeedbackParams
+from tasks.feedback.shares import shares
 from tasks.feedback.validate import validate
 from tasks.feedback.withdrawals import load_withdrawals
 from tasks.validate_feedback import RAW
@@ -27,8 +29,10 @@ def dry_run(
 ) -> dict[str, Any]:
     """Account for every row of the files as a run would; keep only the report and the quarantine file.
 
-    Where a run would stop, over the threshold for one, "stopped" says why, and what was quarantined is the
-    contract's part alone; else it is None. Raises `UsageError` for unreadable files.
+    Where a run would stop, over a threshold for one, "stopped" says why; else it is None. A contract that stops the
+    run is all there is then: curation has not begun. `shares` are those of the rows set aside.
+
+    Raises `UsageError` for unreadable files.
     """
     home = root / ".plumbline" / "dry-run"
     home.mkdir(parents=True, exist_ok=True)
@@ -57,16 +61,25 @@ def dry_run(
             responses = list(load_jsonl(folder / "validated" / UNPAIRED, UnpairedResponse))
             single = curate_unpaired(responses, pairs, curated, curation, seed)
         counts = account(facts, curated, single)
+        stops = objections(facts, curated, single, feedback)
         quarantine = home / "quarantine.jsonl"
         shutil.copyfile(folder / "validated" / "quarantine.jsonl", quarantine)
         dump_jsonl(folder / "more.jsonl", set_aside(curated, single)[1])
         with quarantine.open("ab") as file:
             file.write((folder / "more.jsonl").read_bytes())
-    return {**counts, "quarantine_path": str(quarantine), "stopped": None}
+    report = curated.report | ({"unpaired": single.report} if single else {})
+    write_json(home / "report.json", {**counts, "shares": shares(counts), "curation": report})
+    stopped = "\n".join([*stops, f"Every row set aside: {quarantine}; the account: {home / 'report.json'}."])
+    return {
+        **counts,
+        "shares": shares(counts),
+        "quarantine_path": str(quarantine),
+        "stopped": stopped if stops else None,
+    }
 
 
 def _stopped(home: Path, why: str) -> dict[str, Any]:
     report = orjson.loads((home / "report.json").read_bytes())
     names = ("read", "accepted", "merged", "quarantined", "reasons")
     counts = {name: report[name] for name in names}
-    return {**counts, "quarantine_path": str(home / "quarantine.jsonl"), "stopped": why}
+    return {**counts, "shares": shares(counts), "quarantine_path": str(home / "quarantine.jsonl"), "stopped": why}

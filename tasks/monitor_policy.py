@@ -337,7 +337,7 @@ def _fresh_labels(subject: Subject) -> dict[str, PreferencePair]:
     ]
     if not batches:
         return {}
-    lenient = subject.params.feedback.model_copy(update={"quarantine_threshold": 1.0, "on_single_label": "warn"})
+    lenient = subject.params.feedback.lenient()
     folder = subject.scratch / "labels"
     folder.mkdir()
     validate(batches, lenient, folder, withdrawn=load_withdrawals(subject.root / RAW))

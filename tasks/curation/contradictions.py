@@ -10,6 +10,7 @@ turned the preference. They are kept, and `opposed_near_prompts` lists them for 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -58,7 +59,10 @@ def _opposed(items: Sequence[Item], contents: Sequence[Content], prompts: Sequen
     In order of their earliest items.
     """
     found: dict[Hashable, tuple[str, _Sides]] = {}
+    asked = Counter(prompts)
     for item, content, prompt in zip(items, contents, prompts, strict=True):
+        if asked[prompt] == 1:
+            continue
         chosen, rejected = content.said()
         first, sides = found.setdefault((prompt, frozenset((chosen, rejected))), (chosen, ([], [])))
         sides[chosen != first].append(item)

@@ -96,6 +96,8 @@ def join_equal(near: NearDuplicates, keys: Sequence[Hashable]) -> NearDuplicates
     first: dict[Hashable, int] = {}
     found = [(first.setdefault(key, number), number) for number, key in enumerate(keys)]
     extra = np.array([pair for pair in found if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)
+    if not len(extra):
+        return near
     pairs = distinct_pairs(np.concatenate([near.pairs, extra]))
     return replace(near, pairs=pairs, groups=components(len(keys), pairs))
 

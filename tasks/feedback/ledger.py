@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_contracts import preference_pair, unpaired_response
+from data_contracts import unpaired_response
 from data_contracts.preference_pair import CONTRACT, VERSION
 from data_contracts.records import Feedback, Quarantined
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.rows import ReadRow
-from tasks.feedback.withdrawals import WITHDRAWN
+from tasks.feedback.shares import too_many
 
 Report = dict[str, Any]
-
-NO_PREFERENCE = preference_pair.NO_PREFERENCE | unpaired_response.NO_PREFERENCE
 
 _EXAMPLES = 3  # kept for each check
 _FILES_SHOWN = 3
@@ -141,9 +139,9 @@ def objections(report: Report, params: FeedbackParams, *, needs_pairs: bool = Tr
             + (" Single responses alone leave nothing to train a reward model on or to evaluate with." * bool(unpaired))
         )
     else:
-        stops += _too_many(pairs, params)
+        stops += too_many(pairs["reasons"], pairs["read"], params)
     if unpaired:
-        stops += _too_many(unpaired, params, "rows of single responses")
+        stops += too_many(unpaired["reasons"], unpaired["read"], params, "rows of single responses")
     if report["single_label"]:
         (stops if params.on_single_label == "stop" else warnings).append(_same_label(report))
     return stops, warnings
@@ -181,19 +179,6 @@ def _without(report: Report, part: Report) -> Report:
     """Rows, accepted and reasons of a report without those of a part of it."""
     counts = {name: report[name] - part[name] for name in ("read", "accepted")}
     return counts | {"reasons": Counter(report["reasons"]) - Counter(part["reasons"])}
-
-
-def _too_many(report: Report, params: FeedbackParams, rows: str = "rows") -> list[str]:
-    read = report["read"] - report["reasons"].get(WITHDRAWN, 0)
-    defects = sum(n for reason, n in report["reasons"].items() if reason not in (*NO_PREFERENCE, WITHDRAWN))
-    fraction = defects / max(read, 1)
-    if fraction <= params.quarantine_threshold:
-        return []
-    return [
-        f"too many bad rows: expected at most {params.quarantine_threshold:.1%} of the {rows} in quarantine "
-        f"(feedback.quarantine_threshold; ties do not count), found {defects} of {read} = {fraction:.1%}. "
-        f"Mend the rows, or raise the threshold if they may be left out."
-    ]
 
 
 def _same_label(report: Report) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_contracts.params import Section
+from data_contracts.quarantine_reasons import REASONS
 
 
 class FeedbackParams(Section):
@@ -31,9 +32,15 @@ class FeedbackParams(Section):
         default=0.1,
         ge=0.0,
         le=1.0,
-        description="Largest fraction of rows read that may be quarantined before the run stops, of pairs and of "
-        "single responses each; ties and neutral thumbs, which are no defect, do not count. 0: any bad row stops the "
-        "run; 1: never stop.",
+        description="Largest share of rows read that may be set aside before the run stops, of pairs and of single "
+        "responses each: by the contract and by curation together (contradictions, leaked labels, length limits). "
+        "Ties, neutral thumbs and single responses to held-out prompts are no defect and do not count; duplicates are "
+        "merged, not set aside. 0: any bad row stops the run; 1: never stop.",
+    )
+    quarantine_thresholds: dict[str, float] = Field(
+        default={},
+        description="The same for single reasons, as {contradiction: 0.05}: each is held to its own share (0..1) and "
+        "no longer counts against quarantine_threshold. Reasons are those of the report.",
     )
     on_single_label: Literal["stop", "warn"] = Field(
         default="stop",
@@ -46,6 +53,22 @@ class FeedbackParams(Section):
         description="Fewest labelled rows in a file for on_single_label to apply. 8: where both labels are equally "
         "likely, a false alarm has probability 2 * 0.5^8 = 0.8 %.",
     )
+
+    @field_validator("quarantine_thresholds")
+    @classmethod
+    def _known_reasons(cls, thresholds: dict[str, float]) -> dict[str, float]:
+        for reason, share in thresholds.items():
+            if reason not in REASONS:
+                raise ValueError(f"{reason!r} is no reason; choose among {', '.join(sorted(REASONS))}")
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{reason}: {share} is no share; choose one of 0 to 1")
+        return thresholds
+
+    def lenient(self) -> FeedbackParams:
+        """The same, with nothing that stops over rows set aside or one class of labels."""
+        return self.model_copy(
+            update={"quarantine_threshold": 1.0, "quarantine_thresholds": {}, "on_single_label": "warn"}
+        )
 
     def to_ingest(self) -> list[tuple[str, str]]:
         """Kind and place of what a run ingests before it starts."""

@@ -19,11 +19,10 @@ import orjson
 
 from data_contracts.artifact import new_file
 from data_contracts.errors import ArtifactError
+from data_contracts.quarantine_reasons import WITHDRAWN
 from data_contracts.records import Feedback, Quarantined
 
 Kind = Literal["batch", "token", "annotator"]
-WITHDRAWN = "withdrawn"
-"""Reason of quarantine. It counts as no defect."""
 
 _PREFIX = ".withdrawal-"
 

@@ -314,6 +314,33 @@ def test_a_dry_run_says_the_same(run: Run, fresh: Place, tmp_path: Path, name: s
     assert sorted(path.name for path in home.iterdir()) == ["quarantine.jsonl", "report.json"]
 
 
+def test_what_curation_sets_aside_counts_as_well(run: Run, fresh: Place, tmp_path: Path) -> None:
+    """Two of ten rows contradict one another: each is sound by the contract. As a stage, and as a dry run."""
+    turned = {"id": "turned", "prompt": "Is it?", "chosen": "No, it is not.", "rejected": "Yes, it is."}
+    rows = [turned, turned | {"id": "again", "chosen": turned["rejected"], "rejected": turned["chosen"]}, *pairs(8, 7)]
+    place = fed(run, fresh, tmp_path, rows)
+    words = ("expected at most 10.0%", "found 2 of 10 = 20.0%", "contradiction 2", "opposite preference")
+    assert run(place, "stage", "validate").code == DONE
+    with untouched(place):
+        refused(run(place, "stage", "curate"), SAID_NO, *words)
+    work = place.root / ".plumbline/work/curate"
+    assert json.loads((work / "report.json").read_text())["reasons"] == {"contradiction": 2}
+    assert len((work / "quarantine.jsonl").read_text().splitlines()) == 2
+    assert not (place.root / "data/curated").exists()
+
+    ended = run(place, "validate", "human_pairs", tmp_path / "rows.jsonl", "--json")
+    assert ended.code == SAID_NO
+    report = json.loads(ended.out)
+    assert report["shares"] == {"quarantined": 0.2, "reasons": {"contradiction": 0.2}}
+    assert all(word in report["stopped"] for word in words)
+
+    place.set("feedback.quarantine_thresholds={contradiction: 0.25}")
+    assert run(place, "stage", "curate").code == DONE
+    table = run(place, "validate", "human_pairs", tmp_path / "rows.jsonl")
+    assert table.code == DONE
+    assert "20.0%" in table.out
+
+
 def test_what_stopped_a_run_can_be_allowed(run: Run, fresh: Place, tmp_path: Path) -> None:
     place = fed(run, fresh, tmp_path, [*labelled(12, lambda number: "a"), *pairs(2, 9, rejected="")])
     place.set("feedback.on_single_label=warn", "feedback.quarantine_threshold=0.5")

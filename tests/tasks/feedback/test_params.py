@@ -17,6 +17,7 @@ def test_defaults() -> None:
         "source": "human_pairs",
         "unpaired_path": None,
         "quarantine_threshold": 0.1,
+        "quarantine_thresholds": {},
         "on_single_label": "stop",
         "single_label_rows": 8,
     }
@@ -27,6 +28,8 @@ def test_defaults() -> None:
     [
         {"quarantine_threshold": 1.1},
         {"quarantine_threshold": -0.1},
+        {"quarantine_thresholds": {"contradictions": 0.1}},
+        {"quarantine_thresholds": {"contradiction": 1.5}},
         {"on_single_label": "ignore"},
         {"single_label_rows": 1},
         {"source": "rankings"},
