@@ -51,7 +51,8 @@ def validate(
     params, _ = load_params(root, resolve_overlays(root, overlays), settings)
     with output.working("validating and curating"):
         report = dry_run(root, source, list(files), params.feedback, params.curation, params.seed)
-    table = Table("rows", "", "share of those read", box=None)
+    table = Table("rows", "", "share", box=None)
+    table.columns[1].overflow = "fold"  # a path is read whole, or not at all
     for name in ("read", "accepted", "merged", "quarantined"):
         table.add_row(name, str(report[name]), percent(report[name] / max(report["read"], 1)))
     for name, count in report["reasons"].items():
