@@ -28,11 +28,13 @@ def register(app: typer.Typer) -> None:
 @_inbox.command("watch")
 def inbox_watch(workspace: Directory = HERE, json: Json = False) -> None:
     """Take files from <inbox>/<source>/ as they come, until interrupted."""
+    from flows.servers import told_server
     from tasks.watch_inbox import watch_inbox
 
     root = workspace_root(workspace)
     params, output = _params(root), Output(json)
     output.remark(f"watching {root / params.intake.inbox}")
+    output.remark(f"events go to: {told_server(root) or 'no Prefect server; they wait in the outbox'}")
     watch_inbox(root, params, output.remark)
 
 
@@ -129,16 +131,22 @@ def outbox_list(workspace: Directory = HERE, json: Json = False) -> None:
 @_outbox.command("drain")
 def outbox_drain(workspace: Directory = HERE, json: Json = False) -> None:
     """Send every event that the server has not confirmed; batches without a row are entered first."""
+    from flows.servers import told_server
     from tasks.announce import drain_outbox, open_outbox
     from tasks.freshness.outbox import pending
 
     root = workspace_root(workspace)
     params = _params(root)
-    told = drain_outbox(root, params)
+    told, server = drain_outbox(root, params), told_server(root)
     left = pending(open_outbox(root, params))
     Output(json).result(
-        {"emitted": [entry.key for entry in told], "pending": [entry.key for entry in left]},
-        f"Told: {', '.join(entry.key for entry in told) or 'nothing'}. Pending: {len(left)}.",
+        {
+            "emitted": [entry.key for entry in told],
+            "pending": [entry.key for entry in left],
+            "server": None if server is None else server.told,
+        },
+        f"Prefect server: {server or 'none'}. Told: {', '.join(entry.key for entry in told) or 'nothing'}. "
+        f"Pending: {len(left)}.",
     )
 
 

@@ -21,6 +21,7 @@ from flows.environment import plain_url
 from flows.params import Params
 from tasks.access.identity import who_answers
 from tasks.announce import server_url
+from tasks.services.addresses import known_server
 from tasks.services.credentials import PREFECT, find_credentials
 from tasks.services.health import foreign_server, refused_credentials, require_version
 from tasks.services.plan import HOST, services_folder
@@ -61,8 +62,7 @@ def find_server(root: Path, params: Params) -> Server:
     own = f"http://{HOST}:{params.services.prefect_port}/api" if params.services.prefect else None
     named = plain_url(server_url())
     if named and named != own:
-        by = "PREFECT_API_URL" if os.environ.get("PREFECT_API_URL") else "Prefect's settings"
-        return Server(named, f"named by {by}")
+        return Server(named, _named_by())
     if own is None:
         raise NoServer(
             "no Prefect server is named, and services.prefect is false. Export PREFECT_API_URL, or set "
@@ -78,6 +78,21 @@ def find_server(root: Path, params: Params) -> Server:
     if standing == "foreign":
         raise UsageError(foreign_server(own))
     return Server(own, OWN, secret)
+
+
+def told_server(root: Path) -> Server | None:
+    """The server that events are sent to; None where none is configured, and they wait in the outbox."""
+    url = plain_url(server_url())
+    if not url:
+        return None
+    known = known_server(root)
+    if known is not None and known.own and known.url == url:
+        return Server(url, OWN)
+    return Server(url, _named_by())
+
+
+def _named_by() -> str:
+    return "named by PREFECT_API_URL" if os.environ.get("PREFECT_API_URL") else "named by Prefect's settings"
 
 
 @contextmanager

@@ -381,6 +381,7 @@ def test_commands_of_the_workspace_use_its_server_and_name_it(up: Up) -> None:
     assert done.code == 0, done.err
     assert done.payload["server"] == {"url": up.plan.prefect_api_url, "whose": "this workspace's own"}
     assert mine.run("deploy", "--json").payload["changes"] == []
+    assert mine.run("outbox", "drain", "--json").payload["server"] == done.payload["server"]
     assert mine.run("status").code == 0
     shown = {item["server"]: item for item in mine.run("status", "--credentials", "--json").payload["credentials"]}
     assert f"{shown['mlflow']['user']}:{shown['mlflow']['password']}" == up.credentials["mlflow"]
