@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -28,7 +27,8 @@ def public_files(root: Path, params: Params) -> list[str]:
     given = params.serving.token
     if given is not None and not given.startswith("$"):
         files.append(root / given)
-    return [note for path in files if (note := _public(path))]
+    owner = root.stat().st_uid
+    return [note for path in files if (note := _public(path, owner))]
 
 
 def open_services(root: Path, params: Params) -> list[str]:
@@ -49,15 +49,15 @@ _PRIVATE = {
 """By service: a request that needs credentials and changes nothing."""
 
 
-def _public(path: Path) -> str | None:
+def _public(path: Path, owner: int) -> str | None:
     try:
         file, folder = path.stat(), path.parent.stat()
     except OSError:
         return None
     ill = [
-        f"{item} has mode {stat.S_IMODE(found.st_mode):o}"
+        f"{item} has mode {stat.S_IMODE(found.st_mode):o} and belongs to user {found.st_uid}"
         for item, found, closed in ((path, file, 0o077), (path.parent, folder, 0o022))
-        if stat.S_IMODE(found.st_mode) & closed or found.st_uid not in (os.getuid(), os.geteuid())
+        if stat.S_IMODE(found.st_mode) & closed or found.st_uid != owner
     ]
     return ", ".join(ill) or None
 

@@ -20,9 +20,11 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, UniqueConstrain
 from data_contracts.errors import OperationsError, ParamsError
 from flows.params import load_params
 from flows.services import planned
+from tasks.access.requests import basic
 from tasks.database import open_database, reading, writing
 from tasks.registry.client import Store
 from tasks.services import operate
+from tasks.services.credentials import find_credentials
 from tasks.services.processes import marked
 from tests.flows.test_services import Services, _free_ports, _workspace
 
@@ -113,7 +115,8 @@ def test_no_password_stands_in_a_file(on_postgres: Services, postgres: Postgres)
 
 
 def test_a_cron_deployment_yields_scheduled_runs(on_postgres: Services) -> None:
-    with httpx.Client(base_url=on_postgres.plan.prefect_api_url, timeout=30, trust_env=False) as api:
+    headers = basic(find_credentials(on_postgres.plan.folder)["prefect"])
+    with httpx.Client(base_url=on_postgres.plan.prefect_api_url, headers=headers, timeout=30, trust_env=False) as api:
 
         def post(path: str, body: dict[str, object]) -> object:
             return api.post(path, json=body).raise_for_status().json()

@@ -6,6 +6,7 @@ The services are real and started once; every attempt is one that worked when a 
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -152,7 +153,7 @@ def test_doctor_finds_it_all_closed_and_says_what_is_open(up: Up, tmp_path: Path
     file.chmod(0o644)
     try:
         (found,) = public_files(up.root, params)
-        assert found == f"{file} has mode 644"
+        assert found == f"{file} has mode 644 and belongs to user {os.getuid()}"
     finally:
         file.chmod(0o600)
 
