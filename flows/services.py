@@ -65,18 +65,15 @@ def show_credentials(root: Path, output: Output) -> None:
     found, file = find_credentials(plan.folder), credentials_file(plan.folder)
     if not found:
         raise UsageError(f"{file}: expected the services' credentials, found none yet. `plumbline up` makes them.")
-    table = Table(
-        "server", "page", "user", "password", box=None, caption=f"Prefect's page asks for user:password. {file}"
-    )
     rows = [
         {"server": item.name, "url": item.url, "user": user, "password": password}
         for item in plan.services
         if item.name in found
         for user, _, password in [found[item.name].partition(":")]
     ]
-    for row in rows:
-        table.add_row(row["server"], row["url"].removesuffix("/api"), row["user"], row["password"])
-    output.result({"file": str(file), "credentials": rows}, table)
+    lines = [f"{row['server']}: {row['url'].removesuffix('/api')}  {row['user']}:{row['password']}" for row in rows]
+    lines.append(f"Prefect's page asks for user:password in one field. They are in {file}.")
+    output.result({"file": str(file), "credentials": rows}, "\n".join(lines))
 
 
 def planned(root: Path, params: Params) -> Plan:

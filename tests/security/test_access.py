@@ -384,6 +384,7 @@ def test_commands_of_the_workspace_use_its_server_and_name_it(up: Up) -> None:
     assert mine.run("deploy", "--json").payload["changes"] == []
     assert mine.run("outbox", "drain", "--json").payload["server"] == done.payload["server"]
     assert mine.run("status").code == 0
+    assert up.credentials["prefect"] in mine.run("status", "--credentials").out, "whole, however narrow the terminal"
     shown = {item["server"]: item for item in mine.run("status", "--credentials", "--json").payload["credentials"]}
     assert f"{shown['mlflow']['user']}:{shown['mlflow']['password']}" == up.credentials["mlflow"]
     logs = [process for process in marked(up.plan.folder) if not isinstance(process, psutil.Popen)]
