@@ -1,8 +1,8 @@
 """How much of the feedback is set aside, for each reason and in all, and whether params allow it.
 
-Validation and curation count together: whatever is quarantined counts, whoever found it. Four things do not: rows that
-were withdrawn; merged duplicates, since they are merged and not set aside; ties and neutral thumbs, which are sound; and
-single responses to prompts of the validation or test split, which the split keeps out of training by its size.
+Validation and curation count together: whatever is quarantined counts, whoever found it. Four things do not: rows
+that were withdrawn; merged duplicates, since they are merged and not set aside; ties and neutral thumbs, which are
+sound; and single responses to prompts of the validation or test split, which the split keeps out of training.
 """
 
 from __future__ import annotations
