@@ -17,7 +17,9 @@ PlumblineError                 exit 3   a stage failed
 ├── SignatureError             exit 3   a version is unsigned, or not what was signed
 ├── RegistryError              exit 3   MLflow refused
 │   └── UnknownModelError      exit 2   no such model, version or alias
-└── StageError                 exit 3   a stage ended badly (killed, out of memory, disk full)
+├── StageError                 exit 3   a stage ended badly (killed, out of memory, disk full)
+├── Interrupted                exit 3   SIGINT or SIGTERM ended the command
+└── UnexpectedError            exit 3   nobody foresaw it: a mistake of the program, or of a library
 ```
 
 A message says what was expected, what was found (bounded examples) and what to do.
@@ -103,3 +105,11 @@ class UnknownModelError(RegistryError):
 
 class StageError(PlumblineError):
     """A stage ended badly: killed, timed out, out of memory, disk full."""
+
+
+class Interrupted(PlumblineError):
+    """SIGINT (Ctrl-C) or SIGTERM ended the command."""
+
+
+class UnexpectedError(PlumblineError):
+    """An error that nobody foresaw: a mistake of the program or of a library. Its traceback is in a log."""

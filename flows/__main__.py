@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from data_contracts.artifact import full_disk_as_stage_error
-from data_contracts.errors import CheckFailed, PlumblineError
+from data_contracts.errors import CheckFailed
 from flows import (
     audit_cli,
     deployments_cli,
@@ -21,8 +20,10 @@ from flows import (
     services_cli,
     serving_cli,
 )
+from flows.account import settle_account
 from flows.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
-from flows.output import Output, report_failure
+from flows.ending import exit_code_of
+from flows.output import Output
 
 app = typer.Typer(
     name="plumbline",
@@ -167,14 +168,13 @@ for area in _AREAS:
 
 def main() -> None:
     """Run the command line and end the process with the documented exit code."""
+    sys.exit(exit_code_of(_command))
+
+
+def _command() -> None:
+    settle_account()
     environment.prepare()
-    Output.printed = False
-    try:
-        with full_disk_as_stage_error(Path.cwd()):
-            app(prog_name="plumbline")
-    except PlumblineError as error:
-        report_failure(error, json="--json" in sys.argv[1:])
-        sys.exit(error.exit_code)
+    app(prog_name="plumbline")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.arguments import HERE, Directory, Json, workspace_root
+from flows.ending import until_ended
 from flows.output import Output
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def inbox_watch(workspace: Directory = HERE, json: Json = False) -> None:
     params, output = _params(root), Output(json)
     output.remark(f"watching {root / params.intake.inbox}")
     output.remark(f"events go to: {told_server(root) or 'no Prefect server; they wait in the outbox'}")
-    watch_inbox(root, params, output.remark)
+    with until_ended():
+        watch_inbox(root, params, output.remark)
 
 
 @_inbox.command("scan")
@@ -69,7 +71,8 @@ def intake_serve(workspace: Directory = HERE, json: Json = False) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("plumbline.intake").setLevel(logging.INFO)
     Output(json).remark(f"taking feedback on http://{params.intake.host}:{params.intake.port}/v1/feedback/SOURCE")
-    serve(root, params)
+    with until_ended():
+        serve(root, params)
 
 
 @_intake.command("token")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, ClassVar
 
 import orjson
@@ -39,13 +41,18 @@ class Output:
             self.remark(f"the tables could not be made ({type(error).__name__}: {error}). The result as JSON:")
             _write_json(payload)
         else:
-            Console(highlight=False, markup=not isinstance(shown, str)).print(shown, soft_wrap=True)
+            _Stdout(highlight=False, markup=not isinstance(shown, str)).print(shown, soft_wrap=True)
         Output.printed = True
 
     def raw(self, data: bytes) -> None:
         """Print a result that is a document of its own, as it is."""
         Output.printed = True
-        sys.stdout.write(data.decode())
+        text = data.decode()
+        if _can_show(text):
+            _write(text)
+        else:  # a document's bytes are what its name says, whatever alphabet the terminal has
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
 
     def working(self, on: str) -> AbstractContextManager[object]:
         """Show a spinner on stderr while the block runs; nothing where stderr is not a terminal."""
@@ -56,14 +63,54 @@ class Output:
         self.remarks.print(text, markup=False, highlight=False)
 
 
-def report_failure(error: PlumblineError, *, json: bool) -> None:
-    """Say on stderr what went wrong; with `json`, say it on stdout too where no result was printed before it."""
+class _Stdout(Console):
+    """Results as text. A reader that has seen enough (`plumbline history | head -1`) is no failure of the command."""
+
+    def on_broken_pipe(self) -> None:
+        """Print to nowhere from now on. Rich's own would end the process with exit code 1."""
+        self.quiet = True
+        _let_stdout_lead_nowhere()
+
+
+def report_failure(error: PlumblineError, *, as_json: bool) -> None:
+    """Say on stderr what went wrong; with `as_json`, say it on stdout too where no result was printed before it."""
     message = mask(str(error))
-    sys.stderr.write(f"plumbline: {message}\n")
-    if json and not Output.printed:
+    notes = [mask(note) for note in getattr(error, "__notes__", ())]
+    with suppress(OSError, ValueError):  # nobody reads it; the exit code says it too
+        sys.stderr.write("\n".join([f"plumbline: {message}", *notes]) + "\n")
+        sys.stderr.flush()
+    if as_json and not Output.printed:
         kind = type(error).__name__
-        _write_json({"error": {"kind": kind, "message": message, "exit_code": error.exit_code}})
+        _write_json({"error": {"kind": kind, "message": " ".join([message, *notes]), "exit_code": error.exit_code}})
 
 
 def _write_json(payload: dict[str, Any]) -> None:
-    sys.stdout.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode() + "\n")
+    """One object, whatever stdout can show: JSON has an ASCII form of every character."""
+    try:
+        text = orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode()
+    except TypeError:  # a path whose bytes are no UTF-8
+        text = json.dumps(payload, indent=2, default=str)
+    _write((text if _can_show(text) else json.dumps(orjson.loads(text), indent=2)) + "\n")
+
+
+def _can_show(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_stdout_lead_nowhere()
+
+
+def _let_stdout_lead_nowhere() -> None:
+    """Else Python's last flush, while it ends, would say that the pipe is broken."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 
-from data_contracts.errors import StageError, UsageError
+from data_contracts.errors import UsageError
 from flows import environment
 from flows.comparison_report import comparison_payload, comparison_view
 from flows.output import Output
@@ -56,7 +55,7 @@ def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
         from flows.retrain import retrain
 
     _require_server()
-    with Display(list(STAGES.values())), _naming_interrupts():
+    with Display(list(STAGES.values())):
         registered = retrain(root=str(root))
     seconds = time.monotonic() - started
     return RetrainReport(
@@ -79,7 +78,7 @@ def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
 
         shown = shown_stages(params)
     _require_server()
-    with Display(shown), _naming_interrupts():
+    with Display(shown):
         compared = compare(root=str(root))
     return CompareReport(list(compared.failed), comparison_payload(compared), lambda: comparison_view(compared))
 
@@ -100,24 +99,6 @@ def stage_here(root: Path, name: str) -> None:
     with Display([stage]) as display:
         display.started(stage)
         execute(stage, root, params, display.progress(stage))
-
-
-@contextmanager
-def _naming_interrupts() -> Iterator[None]:
-    """Turn Ctrl-C or a SIGTERM, wherever it struck, into one sentence. The stages' processes have ended by then."""
-    from prefect.exceptions import TerminationSignal
-
-    try:
-        yield
-    except BaseException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, KeyboardInterrupt | TerminationSignal):
-            cause = cause.__context__
-        if cause is None:
-            raise
-        raise StageError(
-            "interrupted. Finished stages are kept and training resumes from its last checkpoint: run it again."
-        ) from None
 
 
 def _require_server() -> None:

@@ -11,6 +11,7 @@ import typer
 
 from data_contracts.errors import CheckFailed
 from flows.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
+from flows.ending import until_ended
 from flows.output import Output
 from flows.promote_cli import OverrideName, OverrideReason, override_of
 
@@ -49,7 +50,8 @@ def serve(
         output.result(told, f"{version} answers on {url}/v1/chat/completions\n{asked}")
         sys.stdout.flush()
 
-    serve_model(root, loaded, alias=alias, port=port, ready=ready)
+    with until_ended():
+        serve_model(root, loaded, alias=alias, port=port, ready=ready)
 
 
 def harvest(

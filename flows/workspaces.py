@@ -11,10 +11,12 @@ from filelock import FileLock, Timeout
 
 from data_contracts.artifact import FULL_DISK, write_bytes
 from data_contracts.errors import UsageError, WorkspaceBusy
-from data_contracts.private_files import HOME, keep_private, make_private
 from data_contracts.secrets import has_password, mask
+from flows.half_made import undone_on_failure
 
 PARAMS_FILE = "params.yaml"
+_IGNORE_ALL = b"*\n"  # state, logs and databases of this machine, whatever a .gitignore that was there says
+_OWN_FOLDERS = (".git", ".dvc", ".plumbline", "params", "data", "data/raw", ".git/index", ".plumbline/.gitignore")
 _LOOK_EVERY_S = 1.0  # how often a run that waits looks whether the workspace is free
 
 
@@ -37,10 +39,6 @@ def init_workspace(root: Path, remote: str | None = None) -> list[str]:
     Returns the files written. Raises `UsageError` when `root` is a file or not writable, or `remote` carries
     a password.
     """
-    from tasks.validate_feedback import RAW
-    from tasks.versioning.git import commit_git, head_commit
-    from tasks.versioning.workspace import Versions, init_versioning
-
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root}: expected a folder or a new name, found a file. Choose another folder.")
     if remote is not None and has_password(remote):
@@ -48,11 +46,22 @@ def init_workspace(root: Path, remote: str | None = None) -> list[str]:
             f"{mask(remote)}: expected a remote URL without a password, because git keeps it. Leave it out, then run "
             f"`dvc remote modify --local storage password …` in the workspace."
         )
+    with undone_on_failure(root, (*_OWN_FOLDERS, *_versioned_files())):
+        return _make_workspace(root, remote)
+
+
+def _make_workspace(root: Path, remote: str | None) -> list[str]:
+    from tasks.validate_feedback import RAW
+    from tasks.versioning.git import commit_git, head_commit, init_git
+    from tasks.versioning.workspace import Versions, init_versioning
+
     try:
-        for name in (HOME, RAW):
-            make_private(root / name)
-        keep_private(root)
+        root.mkdir(parents=True, exist_ok=True)
+        init_git(root)
+        _refuse_ignored(root)
+        (root / RAW).mkdir(parents=True, exist_ok=True)
         written = [name for name, data in template_files().items() if _write_missing(root / name, data)]
+        _write_missing(root / ".plumbline" / ".gitignore", _IGNORE_ALL)
     except OSError as error:
         if error.errno in FULL_DISK:
             raise
@@ -61,8 +70,32 @@ def init_workspace(root: Path, remote: str | None = None) -> list[str]:
     if not (root / f"{RAW}.dvc").exists():
         Versions(root).track(RAW)
     if head_commit(root) is None:
-        commit_git(root, "Start a Plumbline workspace")
+        commit_git(root, "Start a Plumbline workspace", _versioned_files())
     return written
+
+
+def _versioned_files() -> list[str]:
+    """What git keeps of a workspace, by its relative path; some of it comes with the first run."""
+    from flows.stages import STAGES
+    from tasks.validate_feedback import RAW
+
+    outs = {f"{Path(stage.out).parent.as_posix()}/.gitignore" for stage in STAGES.values()}
+    by_dvc = {".dvc/config", ".dvc/.gitignore", ".dvcignore", "dvc.lock", f"{RAW}.dvc", "data/.gitignore"}
+    return sorted({*template_files(), *by_dvc, *outs})
+
+
+def _refuse_ignored(root: Path) -> None:
+    """Name the rule that hides from git what it has to keep: DVC refuses it, or clones would lack it."""
+    from tasks.versioning.git import ignoring_rules
+
+    rules = ignoring_rules(root, _versioned_files())
+    if rules:
+        path, rule = next(iter(rules.items()))
+        more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
+        raise UsageError(
+            f"{root}: expected git to keep {path}{more}, found it ignored by {rule}. Remove that line or narrow it "
+            f"(DVC itself ignores the data), or choose another folder. Nothing was changed."
+        )
 
 
 def find_workspace(start: Path) -> Path:

@@ -144,6 +144,8 @@ def _follow(
             artifact: Artifact = value
             return artifact
         else:
+            if str(log) not in str(value):
+                value.add_note(f"Log: {log}")
             raise value
 
 

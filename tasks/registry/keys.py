@@ -152,6 +152,12 @@ def _make(path: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+    stand_in = os.environ.get("PLUMBLINE_STAND_IN_HOME")
+    if stand_in and path.is_relative_to(stand_in):
+        raise SignatureError(
+            f"registry.signing_key: expected a lasting place for the key that signs versions; this user has no home "
+            f"that can be written to, and {stand_in} is temporary. Set HOME, XDG_CONFIG_HOME or registry.signing_key."
+        )
     pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,17 @@ from data_contracts.errors import VersioningError
 PACKAGES = ("data_contracts", "flows", "tasks")
 # Written by the program itself, and recorded by hash elsewhere: not a person's change.
 _OWN_FILES = (":(exclude,glob)**/dvc.lock", ":(exclude,glob)**/*.dvc", ":(exclude,glob)**/.gitignore")
+# A commit that the program makes: nobody is there to answer a hook, to sign or to fill in a template.
+_PLAIN = (
+    "-c",
+    "core.hooksPath=/dev/null",
+    "-c",
+    "commit.gpgSign=false",
+    "-c",
+    "commit.template=",
+    "-c",
+    "commit.status=0",
+)
 _MAX_DIFF_BYTES = 4 << 20
 _TIMEOUT_S = 120
 
@@ -34,16 +46,20 @@ class WorkspaceState:
         return asdict(self)
 
 
-def run_git(root: Path, *arguments: str, env: dict[str, str] | None = None) -> str:
+def run_git(
+    root: Path, *arguments: str, env: dict[str, str] | None = None, told: str = "", fine: Sequence[int] = (0,)
+) -> str:
     """Run git in `root`, independent of the caller's GIT_* variables, and return its output.
 
-    Raises `VersioningError` when git is missing or refuses.
+    `told` goes to its standard input; `fine` are the exit codes that are no refusal. Raises `VersioningError` when git
+    is missing or refuses.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
             ["git", "-C", os.fspath(root), *arguments],
             env={**clean, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", **(env or {})},
+            input=os.fsencode(told),
             capture_output=True,
             timeout=_TIMEOUT_S,
             check=False,
@@ -52,7 +68,7 @@ def run_git(root: Path, *arguments: str, env: dict[str, str] | None = None) -> s
         raise VersioningError("git: expected on PATH, found none. Install git and run again.") from error
     except subprocess.TimeoutExpired as error:
         raise VersioningError(f"git {arguments[0]} in {root}: no answer within {_TIMEOUT_S} s.") from error
-    if done.returncode != 0:
+    if done.returncode not in fine:
         note = done.stderr.decode(errors="replace").strip()[:400]
         raise VersioningError(f"git {' '.join(arguments)} in {root} failed: {note}")
     return done.stdout.decode(errors="replace")
@@ -98,23 +114,51 @@ def _diff(root: Path) -> str:
     return diff
 
 
-def commit_git(root: Path, message: str) -> str:
-    """Commit everything that is not ignored and return the commit; an unchanged tree keeps its commit.
+def init_git(root: Path) -> None:
+    """Make `root` a repository, without the hooks of a person's own template; one that is there stays as it is."""
+    if not (root / ".git").exists():
+        run_git(root, "init", "--quiet", "--template=")
 
-    Where no identity is configured, a neutral one is used for this commit only.
+
+def ignoring_rules(root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Of these paths, there or not, those that git ignores, each with the rule: its text, file and line."""
+    # -z: source, line, pattern, path, each ended by a zero; exit code 1: none is ignored
+    answer = run_git(root, "check-ignore", "--verbose", "-z", "--stdin", told="\0".join(paths) + "\0", fine=(0, 1))
+    fields = answer.split("\0")
+    found = zip(fields[0::4], fields[1::4], fields[2::4], fields[3::4], strict=False)
+    return {
+        path: f"the rule {rule} in {_place(root, source)}, line {line}"
+        for source, line, rule, path in found
+        if not rule.startswith("!")
+    }
+
+
+def _place(root: Path, source: str) -> str:
+    """The file of a rule as a person opens it: git names those of the repository by their path in it."""
+    return os.fspath(root / source)
+
+
+def commit_git(root: Path, message: str, paths: Sequence[str] = (".",)) -> str:
+    """Commit these paths, as far as they are there and not ignored, and return the commit; no change keeps its commit.
+
+    No hook, template or signature of a person's own stands in the way. Where no identity is configured, a neutral one
+    is used for this commit only.
     """
-    run_git(root, "add", "--all")
+    there = [path for path in paths if (root / path).exists()]
+    run_git(root, "add", "--all", "--", *there)
     head = head_commit(root)
-    if head is not None and not run_git(root, "status", "--porcelain").strip():
+    if head is not None and not run_git(root, "status", "--porcelain", "--", *there).strip():
         return head
+    run_git(root, *_PLAIN, *_identity(root), "commit", "--quiet", "--no-verify", "--message", message, "--", *there)
+    return run_git(root, "rev-parse", "HEAD").strip()
+
+
+def _identity(root: Path) -> list[str]:
     identity = []
     for key, value in (("user.name", "plumbline"), ("user.email", "plumbline@localhost")):
-        try:
-            run_git(root, "config", "--get", key)
-        except VersioningError:
+        if not run_git(root, "config", "--get", key, fine=(0, 1)).strip():
             identity += ["-c", f"{key}={value}"]
-    run_git(root, *identity, "commit", "--quiet", "--no-verify", "--message", message)
-    return run_git(root, "rev-parse", "HEAD").strip()
+    return identity
 
 
 def why_unsound(root: Path, commit: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_contracts.artifact import verify_artifact
 from data_contracts.errors import ArtifactError, InputsChangedError, VersioningError
-from tasks.versioning.git import run_git
+from tasks.versioning.git import init_git
 from tasks.versioning.repo import BUSY_WAIT_S, Result, silence, with_repo
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def init_versioning(root: Path, remote: str | None = None) -> None:
     from dvc.repo import Repo
 
     root.mkdir(parents=True, exist_ok=True)
-    if not (root / ".git").exists():
-        run_git(root, "init", "--quiet")
+    init_git(root)
     try:
         if not (root / ".dvc" / "config").exists():
             Repo.init(os.fspath(root), force=(root / ".dvc").exists()).close()
