@@ -10,12 +10,15 @@ PlumblineError                 exit 3   a stage failed
 ├── ArtifactError              exit 3   an artifact is missing, half-written or not what it claims
 ├── ModelError                 exit 3   a checkpoint or tokenizer cannot be used
 ├── RewardError                exit 3   a reward function gave what no stated fallback covers
-├── JudgeError                 exit 3   a judge cannot be reached, or is worse than params allow
+├── JudgeError                 exit 3   a judge cannot be reached, or answers nothing usable
+│   └── JudgeRefused           exit 1   a judge agrees with people less than params allow
 ├── VersioningError            exit 3   DVC or git refused
 │   └── InputsChangedError     exit 3   an input got another version while a stage ran
 ├── OperationsError            exit 3   a service, or the operations database, refused
-├── SignatureError             exit 3   a version is unsigned, or not what was signed
+├── SignatureError             exit 1   a version or the ledger is unsigned, or not what was signed
+│   └── SigningError           exit 3   a signing key cannot be made or used
 ├── RegistryError              exit 3   MLflow refused
+│   ├── RegistryRefused        exit 1   a check said no: an alias holds the version, another moved it
 │   └── UnknownModelError      exit 2   no such model, version or alias
 ├── StageError                 exit 3   a stage ended badly (killed, out of memory, disk full)
 ├── Interrupted                exit 3   SIGINT or SIGTERM ended the command
@@ -74,7 +77,13 @@ class RewardError(PlumblineError):
 
 
 class JudgeError(PlumblineError):
-    """A judge cannot be reached, answers nothing usable, or agrees with people less than params allow."""
+    """A judge cannot be reached, or answers nothing usable."""
+
+
+class JudgeRefused(JudgeError):
+    """A judge agrees with people less than params allow."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class VersioningError(PlumblineError):
@@ -92,9 +101,23 @@ class OperationsError(PlumblineError):
 class SignatureError(PlumblineError):
     """A model version is not signed, or its files or its ledger are not what was signed."""
 
+    exit_code: ClassVar[int] = 1
+
+
+class SigningError(SignatureError):
+    """A signing key cannot be made or used."""
+
+    exit_code: ClassVar[int] = 3
+
 
 class RegistryError(PlumblineError):
     """MLflow refused an operation."""
+
+
+class RegistryRefused(RegistryError):
+    """A check before a change of the registry said no; nothing was changed."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class UnknownModelError(RegistryError):

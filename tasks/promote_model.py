@@ -15,7 +15,13 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
-from data_contracts.errors import PlumblineError, RegistryError, SignatureError, UsageError, VersioningError
+from data_contracts.errors import (
+    PlumblineError,
+    RegistryRefused,
+    SignatureError,
+    UsageError,
+    VersioningError,
+)
 from tasks.compare_champion import Sampling, compare_champion, measure_latency
 from tasks.database.params import OperationsParams
 from tasks.evaluation.params import EvaluationParams
@@ -178,7 +184,7 @@ def champion_of(root: Path, params: PromotionSettings) -> Version | None:
     books.settle(engine, store)
     strange = books.moved_outside(engine, store).get(CHAMPION)
     if strange is not None:
-        raise RegistryError(
+        raise RegistryRefused(
             f"{params.registry.model_name}@{CHAMPION}: moved outside the ledger: the ledger says version "
             f"{strange['ledger'] or 'none'}, MLflow says {strange['mlflow'] or 'none'}. Nobody vouches for the latter. "
             f"`plumbline rollback --to MODEL --reason …` settles it, on record."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_contracts.artifact import FULL_DISK, write_bytes
-from data_contracts.errors import RegistryError, UsageError, VersioningError
+from data_contracts.errors import RegistryRefused, UsageError, VersioningError
 from tasks.registry.client import Store
 from tasks.registry.manifest import all_paths
 from tasks.registry.params import RegistryParams
@@ -35,7 +35,9 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
     stored = StoredFiles(store, version)
     pinned = stored.check_manifest()
     if not pinned.ok:
-        raise RegistryError(f"{version.uri}: {pinned.problem()} What it names cannot be trusted; nothing was restored.")
+        raise RegistryRefused(
+            f"{version.uri}: {pinned.problem()} What it names cannot be trusted; nothing was restored."
+        )
     stored.require_signed()
     manifest = stored.manifest()
     paths = all_paths(manifest)

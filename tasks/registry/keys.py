@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_contracts.artifact import write_bytes
-from data_contracts.errors import ParamsError, SignatureError
+from data_contracts.errors import ParamsError, SignatureError, SigningError
 from tasks.registry.params import RegistryParams
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _make(path: Path) -> None:
 
     stand_in = os.environ.get("PLUMBLINE_STAND_IN_HOME")
     if stand_in and path.is_relative_to(stand_in):
-        raise SignatureError(
+        raise SigningError(
             f"registry.signing_key: expected a lasting place for the key that signs versions; this user has no home "
             f"that can be written to, and {stand_in} is temporary. Set HOME, XDG_CONFIG_HOME or registry.signing_key."
         )
@@ -173,7 +173,7 @@ def _make(path: Path) -> None:
         finally:
             os.unlink(scratch)
     except OSError as error:
-        raise SignatureError(
+        raise SigningError(
             f"{path}: a signing key cannot be made there ({error.strerror}). Set registry.signing_key to a path "
             f"that is writable, or make the key yourself (`openssl ecparam -name prime256v1 -genkey`)."
         ) from error

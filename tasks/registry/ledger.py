@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from data_contracts.errors import OperationsError, RegistryError, SignatureError
+from data_contracts.errors import OperationsError, RegistryError, RegistryRefused, SignatureError
 from tasks.database import writing
 from tasks.registry.chain import (
     Action,
@@ -173,7 +173,7 @@ def delete_version(engine: Engine, store: Store, number: str, *, actor: str, rea
         aliases, _ = _registered(store, name)
         held |= {alias for alias, version in aliases.items() if version == number}
         if held:
-            raise RegistryError(
+            raise RegistryRefused(
                 f"models:/{name}/{number}: expected a version that no alias holds, found {', '.join(sorted(held))}. "
                 f"Move the alias first (`plumbline promote`, `plumbline rollback`); nothing was deleted."
             )
@@ -199,7 +199,7 @@ def anchor_head(engine: Engine, store: Store, *, actor: str, reason: str) -> Led
                 f"Restore the operations database from a backup."
             )
         if not found:
-            raise RegistryError(f"ledger of {name}: lines and signed head agree; there is nothing to anchor.")
+            raise RegistryRefused(f"ledger of {name}: lines and signed head agree; there is nothing to anchor.")
         _, tags = _registered(store, name)
         line = Line("", None, None, {"problems": found, "head": tags.get(HEAD_TAG)})
         (entry,) = _append(engine, store, [line], "anchor", actor, reason)
@@ -292,7 +292,7 @@ def _require_live(store: Store, name: str, entries: Sequence[LedgerEntry], moves
         if move.version is None or (move.version not in deleted and is_live(store, move.version)):
             continue
         why = f"deleted by {deleted[move.version].title}" if move.version in deleted else "MLflow has no such version"
-        raise RegistryError(
+        raise RegistryRefused(
             f"{name}@{move.alias}: expected a version that exists, found {move.version}: {why}. Nothing was changed. "
             f"Choose another one (`plumbline lineage`), for instance `plumbline rollback --to MODEL`."
         )
@@ -313,13 +313,13 @@ def _compare(
         last = state.get(move.alias)
         holder = None if last is None else last.version
         if holder != move.expected:
-            raise RegistryError(
+            raise RegistryRefused(
                 f"{name}@{move.alias}: expected version {move.expected or 'none'}, found {holder or 'none'}: "
                 f"{last.title if last else 'no line'} won, because: {last.reason if last else '-'} "
                 f"Nothing was changed. See `plumbline history`, then decide anew."
             )
         if move.alias in strange and outside == "refuse" and not _lost(store, strange[move.alias]):
-            raise RegistryError(_outside_words(name, move.alias, strange[move.alias]))
+            raise RegistryRefused(_outside_words(name, move.alias, strange[move.alias]))
     return strange
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from data_contracts.errors import RegistryError
+from data_contracts.errors import RegistryError, RegistryRefused
 from tasks.registry.client import Store, refusals
 from tasks.registry.fetching import fetched
 from tasks.registry.lookup import location_of, registered
@@ -125,6 +125,6 @@ def pinned_manifest(store: Store, name: str, number: str, pin: Pinned) -> dict[s
         raise RegistryError(f"{version.uri}: its {MANIFEST} cannot be read: {error}.") from error
     found = hashlib.sha256(data).hexdigest()
     if found != pin.manifest_sha256:
-        raise RegistryError(f"{version.uri}: {MANIFEST} was changed, expected {pin.manifest_sha256}, found {found}.")
+        raise RegistryRefused(f"{version.uri}: {MANIFEST} was changed, expected {pin.manifest_sha256}, found {found}.")
     manifest: dict[str, Any] = orjson.loads(data)
     return manifest

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from data_contracts.artifact import MANIFEST as MANIFEST
-from data_contracts.errors import SignatureError
+from data_contracts.errors import SignatureError, SigningError
 from data_contracts.verification import HashCheck
 from tasks.registry.keys import SigningKey, VerifyingKey
 
@@ -40,7 +40,7 @@ def sign_version_files(folder: Path, key: SigningKey, to: Path) -> Path:
     try:
         config.use_elliptic_key_signer(private_key=key.path).sign(folder, to)
     except (ValueError, OSError) as error:
-        raise SignatureError(f"{folder}: cannot be signed: {_first_line(error)}.") from error
+        raise SigningError(f"{folder}: cannot be signed: {_first_line(error)}.") from error
     return to
 
 

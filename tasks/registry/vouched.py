@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from data_contracts.errors import RegistryError, SignatureError
+from data_contracts.errors import RegistryError, RegistryRefused, SignatureError
 from tasks.registry import ledger
 from tasks.registry.chain import rows_of
 from tasks.registry.client import Store, refusals
@@ -55,7 +55,7 @@ class Vouched:
     def _require_agreed(self, name: str, alias: str) -> None:
         found = self._strange.get(alias)
         if found is not None:
-            raise RegistryError(
+            raise RegistryRefused(
                 f"models:/{name}@{alias}: moved outside the ledger: the ledger says version "
                 f"{found['ledger'] or 'none'}, MLflow says {found['mlflow'] or 'none'}. It is not followed. "
                 f"`plumbline rollback --to MODEL --reason WHY` settles it, on record."

@@ -44,7 +44,7 @@ def test_a_judged_batch_is_ingested_once_and_retrained_on(copy: Workspace) -> No
 
 def test_a_judge_that_agrees_with_nobody_is_not_asked(copy: Workspace) -> None:
     done = copy.run("self-play", "--set", "judge.min_kappa=0.99", "--json")
-    assert (done.code, done.payload["error"]["kind"]) == (3, "JudgeError")
+    assert (done.code, done.payload["error"]["kind"]) == (1, "JudgeRefused")
     assert "judge.min_kappa 0.99" in done.err
     assert not (copy.root / "data/raw/judged_pairs").exists()
 

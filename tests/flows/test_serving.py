@@ -143,7 +143,7 @@ def test_a_tampered_version_is_not_loaded_and_the_champion_goes_on(copy: Workspa
         assert "models:/assistant/2" in health["alerts"][0]
         assert ask(url).model == "models:/assistant/1"
     refused = copy.run("serve", "--port", 0, "--json")
-    assert (refused.code, refused.payload["error"]["kind"]) == (3, "SignatureError")
+    assert (refused.code, refused.payload["error"]["kind"]) == (1, "SignatureError")
 
 
 def test_wrong_settings_are_refused_before_anything_is_loaded(copy: Workspace) -> None:

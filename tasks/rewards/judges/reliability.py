@@ -27,7 +27,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from data_contracts.errors import JudgeError
+from data_contracts.errors import JudgeError, JudgeRefused
 from data_contracts.records import CuratedPair
 from tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts, rubric_of, settle
 from tasks.rewards.judge_params import JudgeParams
@@ -101,7 +101,7 @@ def require_reliable(report: Mapping[str, Any], params: JudgeParams) -> None:
         shown = rounded(bias, params.max_position_bias, ".3f")
         missed.append(f"position bias {shown} above judge.max_position_bias {params.max_position_bias:.15g}")
     if missed:
-        raise JudgeError(
+        raise JudgeRefused(
             f"Expected a judge that agrees with people on {report['pairs']} held-out pairs, found the judge "
             f"{report['judge']} with {'; '.join(missed)}. Take another judge or rubric, look at its answers, or lower "
             "the threshold if you mean to train on it all the same."
