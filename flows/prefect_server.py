@@ -14,6 +14,7 @@ from prefect.settings import get_current_settings
 from starlette.types import ASGIApp
 
 from data_contracts.errors import OperationsError
+from flows.sqlite_writes import wait_for_turns
 from tasks.access.requests import Proving, checked
 from tasks.access.serving_arguments import server_arguments
 from tasks.services.plan import HOST
@@ -23,6 +24,7 @@ CREDENTIALS = "PREFECT_SERVER_API_AUTH_STRING"
 
 def temporary_app() -> ASGIApp:
     """The application of a command's temporary server (`tasks.services.temporary`): the same checks on loopback."""
+    wait_for_turns()
     return checked(create_app(), host=HOST)
 
 
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     # The pages may be opened under either name, and ask the API under the first.
     own = [f"http://{name}:{given.port}" for name in (given.host, "localhost")]
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join([*own, *given.allowed_origin])
+    wait_for_turns()
     settings = get_current_settings()
     app = checked(
         Proving(create_app(final=True, webserver_only=given.no_services), secret, given.port),

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +47,7 @@ EVENTS: Mapping[str, str] = {"batch": "preferences.fresh", "finding": "monitor.f
 
 _DIGEST_NAME = re.compile(r"[0-9a-f]{16}")
 _REQUEST_S = 30.0
+_AGAIN_S = (0.5, 2.0, 5.0)  # pauses before a request is sent again
 _LOOK_EVERY_S = 0.3
 _CHUNK = 50  # events of one request
 
@@ -187,11 +188,24 @@ def _server(root: Path) -> httpx.Client:
             raise OperationsError(f"{foreign_server(url)} Events stay in the outbox.")
     client = httpx.Client(base_url=url, headers=given_credentials(), timeout=_REQUEST_S)
     try:
-        client.get("/health").raise_for_status()
+        _ask(client, "GET", "/health")
     except httpx.HTTPError as error:
         client.close()
         raise _unreachable(url, error) from error
     return client
+
+
+def _ask(server: httpx.Client, method: str, path: str, **content: Any) -> httpx.Response:
+    """One request, sent again where the server is busy (503) or slow: an event's id makes it count once."""
+    import httpx
+
+    for pause in _AGAIN_S:
+        with suppress(httpx.TimeoutException):
+            answer = server.request(method, path, **content)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return answer.raise_for_status()
+        time.sleep(pause)
+    return server.request(method, path, **content).raise_for_status()
 
 
 def _deliver(server: httpx.Client, root: Path, entries: Sequence[Entry], timeout_s: float) -> set[str]:
@@ -204,7 +218,7 @@ def _deliver(server: httpx.Client, root: Path, entries: Sequence[Entry], timeout
         missing = [entry for entry in entries if entry.event_id not in there]
         for start in range(0, len(missing), _CHUNK):
             events = [_event(root, entry) for entry in missing[start : start + _CHUNK]]
-            server.post("/events", json=events).raise_for_status()
+            _ask(server, "POST", "/events", json=events)
         until = time.monotonic() + timeout_s
         while len(there) < len(set(wanted)) and time.monotonic() < until:
             time.sleep(_LOOK_EVERY_S)
@@ -221,8 +235,7 @@ def _confirmed(server: httpx.Client, ids: Collection[str]) -> set[str]:
     for start in range(0, len(listed), _CHUNK):
         # Without `occurred` the server looks back 180 days only, which is longer than it keeps events.
         query = {"filter": {"id": {"id": listed[start : start + _CHUNK]}}, "limit": _CHUNK}
-        answer = server.post("/events/filter", json=query)
-        answer.raise_for_status()
+        answer = _ask(server, "POST", "/events/filter", json=query)
         try:
             found |= {event["id"] for event in answer.json()["events"]}
         except (ValueError, KeyError, TypeError) as error:
@@ -248,11 +261,12 @@ def _event(root: Path, entry: Entry) -> dict[str, Any]:
 
 
 def _unreachable(url: str, error: Exception) -> OperationsError:
-    from httpx import HTTPStatusError
+    from httpx import HTTPStatusError, TimeoutException
 
     if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
         return OperationsError(f"{refused_credentials(url)} Events stay in the outbox.")
+    found = "slow to answer, nothing in time" if isinstance(error, TimeoutException) else mask(str(error))
     return OperationsError(
-        f"{mask(url)}: expected a healthy Prefect server, found: {mask(str(error)) or type(error).__name__}. Events "
+        f"{mask(url)}: expected a healthy Prefect server, found: {found or type(error).__name__}. Events "
         f"stay in the outbox; start the server (`plumbline up`) and run `plumbline outbox drain`, or wait for the poll."
     )

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tasks.access.requests import PROOF_PATH, proof
 
 Standing = Literal["own", "foreign", "silent"]
-_ANSWER_S = 10.0  # a closed port refuses at once; a server of ours may be busy
+_ANSWER_S = 30.0  # a closed port refuses at once; a server of ours may be busy, and slow is not absent
 _MOST_BYTES = 4096
 
 

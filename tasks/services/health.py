@@ -7,6 +7,7 @@ gave for it, and nothing of ours.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,8 @@ from tasks.access.requests import basic
 from tasks.services.credentials import MLFLOW, PREFECT, credentials_file, find_credentials
 from tasks.services.plan import HOST, WORK_POOL, Plan, Probe, Service, worker_name
 
-_TIMEOUT_S = 5.0
+_TRIES_S = (5.0, 10.0, 20.0)  # for an answer; a port that nobody listens on refuses at once
+_AGAIN_S = 1.0  # after 503: a database that was busy for a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,19 @@ def check(plan: Plan, service: Service, since: float = 0.0) -> Health:
 
     `since`: a time stamp in seconds; a worker's heartbeat before it is that of an earlier worker.
     """
+    began = time.monotonic()
     try:
-        if service.probe == "worker":
-            return _worker(plan, service, since)
-        return _PROBES[service.probe](plan, service)
+        health = _worker(plan, service, since) if service.probe == "worker" else _PROBES[service.probe](plan, service)
+    except httpx.TimeoutException:
+        return Health(False, f"{service.url}: slow to answer: nothing within {time.monotonic() - began:.0f} s")
     except httpx.HTTPError as error:
         return Health(False, f"{service.url}: {type(error).__name__}: {error}")
     except UsageError as error:  # another server, or credentials that others may read
         return Health(False, str(error))
     except (ValueError, KeyError, TypeError) as error:  # an answer that is not what this service would say
         return Health(False, f"{service.url}: unexpected answer ({type(error).__name__}: {error})")
+    seconds = time.monotonic() - began
+    return health if seconds < _TRIES_S[0] else Health(health.ok, f"{health.note}; slow to answer: {seconds:.0f} s")
 
 
 def server_version(api_url: str, headers: Mapping[str, str] | None = None) -> str | None:
@@ -119,6 +124,8 @@ def _prefect(plan: Plan, service: Service) -> Health:
     headers = _credentials(plan, PREFECT, service.url)
     healthy = _ask("GET", f"{service.url}/health").raise_for_status().json() is True
     found, ours = server_version(service.url, headers), version("prefect")
+    if found is None:
+        return Health(False, f"{service.url}: answers, and does not tell its version")
     if found != ours:
         return Health(False, f"expected a Prefect server {ours}, found {found}: `plumbline down`, then `plumbline up`")
     return Health(healthy, f"Prefect {found}" if healthy else "its database does not answer")
@@ -185,10 +192,21 @@ def _http(plan: Plan, service: Service) -> Health:
 
 
 def _ask(method: str, url: str, headers: Mapping[str, str] | None = None, **content: Any) -> httpx.Response:
-    """One request. Loopback is asked directly, whatever proxy the environment names."""
+    """One question, asked again where the answer is late or 503. Loopback is asked directly, whatever proxy is named.
+
+    Raises `httpx.TimeoutException` where none came in all that time.
+    """
     local = httpx.URL(url).host == HOST
-    with httpx.Client(timeout=_TIMEOUT_S, trust_env=not local, headers=headers) as client:
-        return client.request(method, url, **content)
+    with httpx.Client(trust_env=not local, headers=headers) as client:
+        for timeout in _TRIES_S[:-1]:
+            try:
+                answer = client.request(method, url, timeout=timeout, **content)
+            except httpx.TimeoutException:
+                continue
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return answer
+            time.sleep(_AGAIN_S)
+        return client.request(method, url, timeout=_TRIES_S[-1], **content)
 
 
 _PROBES: Mapping[Probe, Callable[[Plan, Service], Health]] = {
