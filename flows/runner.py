@@ -107,7 +107,7 @@ def _require_server() -> None:
     from prefect.exceptions import PrefectHTTPStatusError
     from prefect.settings import PREFECT_API_URL
 
-    from tasks.services.health import refused_credentials, require_version
+    from tasks.services.health import refused_credentials, require_version, why_silent
 
     url = PREFECT_API_URL.value()
     if not url:
@@ -116,8 +116,8 @@ def _require_server() -> None:
     error = client.api_healthcheck()
     if error is not None:
         raise UsageError(
-            f"PREFECT_API_URL: expected a Prefect server at {url}, found none ({error}). Start it (`plumbline up`), "
-            f"correct the URL, or unset it for a temporary server of the run's own."
+            f"PREFECT_API_URL: expected a Prefect server at {url}, found none ({why_silent(error)}). Start it "
+            f"(`plumbline up`), correct the URL, or unset it for a temporary server of the run's own."
         )
     try:
         require_version(url.rstrip("/"), "PREFECT_API_URL", client.api_version())

@@ -23,7 +23,7 @@ from tasks.access.identity import who_answers
 from tasks.announce import server_url
 from tasks.services.addresses import known_server
 from tasks.services.credentials import PREFECT, find_credentials
-from tasks.services.health import foreign_server, refused_credentials, require_version
+from tasks.services.health import foreign_server, refused_credentials, require_version, why_silent
 from tasks.services.plan import HOST, services_folder
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def connected(root: Path, params: Params) -> Iterator[tuple[SyncPrefectClient, S
         found = client.api_healthcheck()
         if found is not None:
             raise UsageError(
-                f"no Prefect server answers at {server} ({mask(str(found)) or type(found).__name__}). Start it and "
-                f"its worker with `plumbline up`, or set PREFECT_API_URL to the server's API."
+                f"no Prefect server answers at {server} ({why_silent(found)}). Start it and its worker with `plumbline "
+                f"up`, or set PREFECT_API_URL to the server's API."
             )
         require_version(server.url, "PREFECT_API_URL", _told_version(client, server.url))
         yield client, server

@@ -35,7 +35,7 @@ from tasks.freshness.params import TriggerParams
 from tasks.freshness.tables import METADATA, utc_now
 from tasks.ingest_feedback import version_raw
 from tasks.services.addresses import known_server
-from tasks.services.health import foreign_server, given_credentials, refused_credentials
+from tasks.services.health import foreign_server, given_credentials, refused_credentials, why_silent
 from tasks.services.temporary import TEMPORARY
 from tasks.validate_feedback import RAW
 
@@ -261,12 +261,11 @@ def _event(root: Path, entry: Entry) -> dict[str, Any]:
 
 
 def _unreachable(url: str, error: Exception) -> OperationsError:
-    from httpx import HTTPStatusError, TimeoutException
+    from httpx import HTTPStatusError
 
     if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
         return OperationsError(f"{refused_credentials(url)} Events stay in the outbox.")
-    found = "slow to answer, nothing in time" if isinstance(error, TimeoutException) else mask(str(error))
     return OperationsError(
-        f"{mask(url)}: expected a healthy Prefect server, found: {found or type(error).__name__}. Events "
+        f"{mask(url)}: expected a healthy Prefect server, found: {why_silent(error)}. Events "
         f"stay in the outbox; start the server (`plumbline up`) and run `plumbline outbox drain`, or wait for the poll."
     )

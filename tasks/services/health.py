@@ -110,6 +110,13 @@ def require_server(api_url: str) -> None:
     require_version(api_url, "PREFECT_API_URL")
 
 
+def why_silent(error: Exception) -> str:
+    """What to say of a server that gave no answer: one that is slow is there."""
+    if isinstance(error, httpx.TimeoutException):
+        return "slow to answer: nothing came in time"
+    return mask(str(error)) or type(error).__name__
+
+
 def refused_credentials(api_url: str) -> str:
     """What to say of a server that answers 401."""
     given = "others" if given_credentials() else "none"
