@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -30,7 +30,8 @@ def undone_on_failure(root: Path, changes: Iterable[str]) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)  # what cannot be removed must not hide why it is
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(OSError):  # what cannot be removed must not hide why it is
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
