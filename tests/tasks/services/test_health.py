@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,14 +76,16 @@ def test_one_that_never_answers_is_slow_with_the_seconds_and_not_absent() -> Non
     with answering(slow(3.0)) as url:
         found = look(url)
     assert not found.ok
-    assert "slow to answer: nothing within 2 s" in found.note
+    assert re.search(r"slow to answer: nothing within \d+ s", found.note)
 
 
 def test_a_moment_of_503_is_asked_again() -> None:
     with answering(lambda number: 503 if number == 0 else 200) as url:
-        assert look(url) == health.Health(True, "answers 200")
+        found = look(url)
+        assert found.ok and found.note.startswith("answers 200")
     with answering(lambda _: 503) as url:
-        assert look(url) == health.Health(False, "answers 503")
+        found = look(url)
+        assert not found.ok and found.note.startswith("answers 503")
 
 
 def test_one_that_is_absent_is_said_at_once() -> None:
