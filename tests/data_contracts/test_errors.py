@@ -37,7 +37,7 @@ def kinds(of: type[PlumblineError] = PlumblineError) -> Iterator[type[PlumblineE
             yield from kinds(below)
 
 
-@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
 def test_a_refusal_by_a_check_is_1_wrong_usage_2_and_a_failure_3(kind: type[PlumblineError]) -> None:
     expected = {**dict.fromkeys(CHECK_SAID_NO, 1), **dict.fromkeys(WRONG_USAGE, 2), **dict.fromkeys(FAILED, 3)}
     assert kind.exit_code == expected[kind.__name__]
