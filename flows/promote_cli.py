@@ -74,9 +74,12 @@ def rollback(
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
-    """Give champion back to an earlier version, verified first: no gates, no training, seconds."""
+    """Give champion back to an earlier champion, verified first: no gates, no training, seconds.
+
+    A version that never was champion passes every gate of `promote` first.
+    """
     from flows.params import load_params
-    from flows.promotion_report import promotion_payload, promotion_view
+    from flows.promotion_report import promotion_payload, promotion_view, refusal
     from tasks import promote_model as verb
 
     root, output = workspace_root(workspace), Output(json)
@@ -84,6 +87,8 @@ def rollback(
     with output.working("verifying the version to return to"):
         returned = verb.rollback(root, params, reason=reason, to=to)
     output.result(promotion_payload(returned), lambda: promotion_view(returned))
+    if not returned.promoted:
+        raise CheckFailed(refusal(returned))
 
 
 def history(

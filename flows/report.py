@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,19 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flows.promotion_report import promotion_payload, promotion_view
 from tasks.feedback.shares import percent, shares
 from tasks.register_model import Registered
+from tasks.stage import warnings_of
 
 HEADLINE = (
     ("win_rate.gold", "win rate over π_ref, by the gold reward"),
     ("win_rate.judge", "win rate over π_ref, by the reward model"),
     ("win_rate.judge.length_controlled", "  the same at equal length"),
+    ("text.policy.finished", "answers that end, of the policy"),
+    ("text.reference.finished", "answers that end, of π_ref"),
+    ("endings.win_rate_both_finished", "  win rate where both answers end"),
+    ("endings.cut_preferred", "  one answer cut: the judge prefers it"),
     ("preference.accuracy", "preference accuracy of the policy"),
     ("reward_audit.accuracy", "preference accuracy of the reward model"),
     ("calibration.ece", "calibration error of the policy"),
@@ -41,6 +47,8 @@ def payload_of(registered: Registered, seconds: float) -> dict[str, Any]:
         "model_uri": registered.model_uri,
         "alias_uris": registered.alias_uris,
         "gate": {"passed": registered.passed, "reasons": facts["gate"]["reasons"]},
+        "first_champion": None if registered.first is None else promotion_payload(registered.first),
+        "warnings": _warnings(registered),
         "metrics": facts["evaluate"]["metrics"],
         "stages": [
             {"name": record.name, "seconds": round(record.seconds, 2), "reused": record.reused}
@@ -58,9 +66,14 @@ def tables_of(registered: Registered, seconds: float, root: Path) -> Iterator[Re
     yield _stages(registered, seconds)
     yield _metrics(facts["evaluate"]["metrics"])
     yield _gate(facts["gate"])
+    if _warnings(registered):
+        yield _warned(_warnings(registered))
     yield Text(_feedback(facts["curate"]))
     yield Text(_too_long(facts))
     names = ", ".join([registered.model_uri, *registered.alias_uris])
+    if registered.first is not None and not registered.first.promoted:
+        yield Text("\nNo champion yet: this version passed its gate, but not the gates before that alias.")
+        yield promotion_view(registered.first)
     state = "passed the gate" if registered.passed else "REJECTED by the gate, registered without an alias"
     metrics = root / "reports/evaluation/metrics.json"
     yield Text(f"\nModel:    {names} ({state})\nFiles:    {root / 'models/policy'}\nMetrics:  {metrics}")
@@ -107,6 +120,17 @@ def _gate(gate: Mapping[str, Any]) -> Table:
     table = Table("", "check", box=None, title="\nGate", title_justify="left")
     for reason in gate["reasons"]:
         table.add_row("ok" if reason["passed"] else "NO", reason["text"])
+    return table
+
+
+def _warnings(registered: Registered) -> list[dict[str, str]]:
+    return warnings_of({record.name: record.artifact for record in registered.stages})
+
+
+def _warned(warnings: Iterable[Mapping[str, str]]) -> Table:
+    table = Table("stage", "warning", box=None, title="\nWarnings", title_justify="left")
+    for entry in warnings:
+        table.add_row(entry["stage"], Text(entry["text"]))
     return table
 
 

@@ -19,7 +19,7 @@ from flows.stages import STAGES
 from flows.workspaces import exclusive_run
 from tasks.ingest_feedback import ingest_feedback
 from tasks.isolation import warm_up
-from tasks.register_model import Registered, refuse_early, register_model
+from tasks.register_model import Registered, refuse_early, register_model, settle_first_champion
 from tasks.registry.runs import open_run
 from tasks.run_stage import Session, run_stage
 from tasks.stage import Stage, StageRecord, fill
@@ -62,7 +62,10 @@ def _retrain(
         ingest_feedback(workspace, source, [path])
     with open_run(workspace, params.registry, flow_run_id=str(flow_run.id)) as run:
         records = bring_up_to_date(STAGES.values(), Session(workspace, params, run), params)
-        return register_model(workspace, params.registry, records, run, operations=params.operations, trigger=trigger)
+        registered = register_model(
+            workspace, params.registry, records, run, operations=params.operations, trigger=trigger
+        )
+    return settle_first_champion(workspace, params, registered)
 
 
 def bring_up_to_date(stages: Iterable[Stage], session: Session, params: Params) -> list[StageRecord]:

@@ -42,7 +42,7 @@ from tasks.evaluation.gate import decide
 from tasks.evaluation.params import GateParams
 from tasks.isolation import run_isolated
 from tasks.run_stage import Session
-from tasks.stage import Stage, StageRecord, declared, digest_of, fill
+from tasks.stage import Stage, StageRecord, declared, digest_of, fill, warnings_of
 from tasks.watch import watch
 
 HOME = "comparisons"
@@ -203,6 +203,7 @@ def _trial(attempt: Attempt, policy: Artifact, evaluation: Artifact, cost: Cost)
         outcomes=read_outcomes(evaluation.path),
         cost=cost,
         readings=readings_of(policy.facts, cost.cpu_seconds),
+        warnings=tuple(entry["text"] for entry in warnings_of({"finetune": policy, "evaluate": evaluation})),
     )
 
 

@@ -19,6 +19,7 @@ def evaluate_policy(
 
     The gold reward, where the world has one, is known only here.
     """
+    from tasks.evaluation.endings import warnings_of
     from tasks.evaluation.evaluate import evaluate
     from tasks.evaluation.gold import Gold
     from tasks.rewards.held_out import choose_judge
@@ -51,7 +52,7 @@ def evaluate_policy(
         judge_length=judge.max_length,
         trust_remote_code=reference_trust_remote_code,
     )
-    return {"metrics": metrics}
+    return {"metrics": metrics, "warnings": warnings_of(metrics, evaluation)}
 
 
 def _audit(reward: Path) -> Facts:

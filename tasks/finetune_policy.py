@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from data_contracts.artifact import write_json
 from data_contracts.records import CuratedPair, UnpairedResponse, load_jsonl
@@ -42,18 +43,13 @@ def finetune_policy(
     """Write the fine-tuned policy; the held-out judge, or else the reward model, chooses the best checkpoint."""
     from tasks.finetuning import stack
     from tasks.finetuning.methods import FinetuneInputs
+    from tasks.models.curve import read_curve
     from tasks.rewards.held_out import choose_judge
     from tasks.rewards.scoring import RewardModel
 
     curated, reward = context.dep("curated"), context.dep("reward")
     name, folder = choose_judge(reward)
     optimised = name == "reward_model" and learns_from_reward_model(finetune, mixture, judge)
-    if optimised:
-        logger.warning(
-            "%s is optimised against the reward model, and the same model chooses the best checkpoint and reports win "
-            "rates, which then rise with its errors. Set reward.held_out_share (such as 0.5) for a held-out judge.",
-            "+".join(finetune.methods),
-        )
     unpaired, ignored = unpaired_responses(curated / UNPAIRED, finetune)
     arbiter = RewardModel.load(folder, trust_remote_code=reference_trust_remote_code)
     inputs = FinetuneInputs(
@@ -80,7 +76,30 @@ def finetune_policy(
         )
         inputs, taught = _with_rewards(inputs, finetune, mixture, judge, trained)
     facts = stack.run(inputs, finetune)
-    return {**facts, **taught, **ignored, "held_out_judge": name, "optimised_against_judge": optimised}
+    facts = {**facts, **taught, **ignored, "held_out_judge": name, "optimised_against_judge": optimised}
+    return {**facts, "warnings": training_warnings(facts, read_curve(context.folder))}
+
+
+def training_warnings(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What people have to know beside the result: no judge of its own, responses nobody learns from, and the signs."""
+    from tasks.finetuning.signs import signs_of
+
+    found, methods = signs_of(facts, rows), facts["method"]
+    if facts["optimised_against_judge"]:
+        found.insert(
+            0,
+            f"There is no independent judge: {methods} is optimised against the reward model, and the same model "
+            f"chooses the best checkpoint and reports win rates, which then rise with its errors. Set "
+            f"reward.held_out_share (such as 0.5) for a held-out judge.",
+        )
+    if "unpaired_ignored" in facts:
+        found.append(
+            f"{facts['unpaired_ignored']} single responses ({UNPAIRED}) are not learned from: only kto takes them, and "
+            f"finetune.methods is {methods}."
+        )
+    for text in found:
+        logger.warning("%s", text)
+    return found
 
 
 def unpaired_responses(file: Path, finetune: FinetuneParams) -> tuple[list[UnpairedResponse], Facts]:
@@ -90,12 +109,6 @@ def unpaired_responses(file: Path, finetune: FinetuneParams) -> tuple[list[Unpai
     found = list(load_jsonl(file, UnpairedResponse))
     if "kto" in finetune.methods or not found:
         return found, {}
-    logger.warning(
-        "%d single responses (%s) are not learned from: only kto takes them, and finetune.methods is %s.",
-        len(found),
-        file.name,
-        "+".join(finetune.methods),
-    )
     return [], {"unpaired_ignored": len(found)}
 
 

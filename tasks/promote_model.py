@@ -29,11 +29,12 @@ from tasks.finetuning.params import ReferenceParams
 from tasks.promotion.gates import GATES_OF, GateResult, Measured, decide
 from tasks.promotion.params import PromotionParams
 from tasks.registry import ledger as books
+from tasks.registry.champions import champion_before, was_champion
 from tasks.registry.client import Store
 from tasks.registry.ledger import Action, LedgerEntry, Move, alias_state
 from tasks.registry.params import RegistryParams
 from tasks.registry.serving_files import verified_model, verified_version
-from tasks.registry.versions import CANDIDATE, CHAMPION, MANIFEST_TAG, StoredFiles, Version, resolve
+from tasks.registry.versions import CANDIDATE, CHAMPION, MANIFEST_TAG, REGISTRATION, StoredFiles, Version, resolve
 from tasks.versioning.git import run_git
 
 PREVIOUS = "previous"
@@ -143,14 +144,29 @@ def promote(
     return Promotion(version.uri, alias, before, True, gates, lines, repaired)
 
 
+def promote_first(root: Path, params: PromotionSettings, model: str) -> Promotion | None:
+    """`promote` a version just registered to champion, if there never was one; None where there was.
+
+    Nobody can be compared with, which its gate says; all else is measured and held to params, as for every champion.
+    Raises as `promote`.
+    """
+    store, engine = _open(root, params)
+    books.settle(engine, store)
+    state = alias_state(books.history(engine, params.registry.model_name))
+    if CHAMPION in state or CHAMPION in books.moved_outside(engine, store):
+        return None
+    return promote(root, params, model, reason="registered, and no champion before it", actor=REGISTRATION)
+
+
 def rollback(
     root: Path, params: PromotionSettings, *, reason: str, to: str | None = None, actor: str | None = None
 ) -> Promotion:
     """Give `champion` back to an earlier version (by default `previous`), verified with all that its answers need.
 
-    No gate stands in the way and nothing is measured: it takes seconds. An alias that was moved outside the ledger is
-    taken over, on record. `previous` becomes the champion before the one returned to, so that a second rollback goes
-    further back and never to the version just left. Raises `SignatureError`, `RegistryError`, `UsageError`.
+    No gate stands in the way of one that was champion, and nothing is measured: it takes seconds. A version that never
+    was is held to every gate of a champion first. An alias that was moved outside the ledger is taken over, on record.
+    `previous` becomes the champion before the one returned to, so that a second rollback goes further back and never to
+    the version just left. Raises `SignatureError`, `RegistryError`, `UsageError`.
     """
     _require_words(reason, None)
     store, engine = _open(root, params)
@@ -162,6 +178,12 @@ def rollback(
     if before == version.number and CHAMPION not in books.moved_outside(engine, store):
         raise UsageError(f"{version.uri} is champion already: there is nothing to roll back to. Name one with --to.")
     verified_model(store, version, root)
+    gates: list[GateResult] = []
+    if not was_champion(entries, version.number):
+        _, gates = _examine(root, params, store, version, CHAMPION, _rival(store, state))
+        if not all(gate.passed for gate in gates):
+            return Promotion(version.uri, CHAMPION, before, False, gates, repaired=repaired)
+    measured = {"gates": [gate.as_dict() for gate in gates]} if gates else {}
     lines = books.move_aliases(
         engine,
         store,
@@ -169,10 +191,10 @@ def rollback(
         action="rollback",
         actor=actor or current_actor(root),
         reason=reason,
-        evidence={"manifest_sha256": version.tags[MANIFEST_TAG], "verified": True},
+        evidence={"manifest_sha256": version.tags[MANIFEST_TAG], "verified": True, **measured},
         outside="record",
     )
-    return Promotion(version.uri, CHAMPION, before, True, [], lines, repaired)
+    return Promotion(version.uri, CHAMPION, before, True, gates, lines, repaired)
 
 
 def champion_of(root: Path, params: PromotionSettings) -> Version | None:
@@ -291,28 +313,10 @@ def _moves_back(
     store: Store, entries: Sequence[LedgerEntry], state: Mapping[str, LedgerEntry], number: str
 ) -> list[Move]:
     before = state[CHAMPION].version if CHAMPION in state else None
-    under = _champion_before(store, entries, number)
+    under = champion_before(entries, number, lambda item: books.is_live(store, item))
     held = state[PREVIOUS].version if PREVIOUS in state else None
     moves = [Move(CHAMPION, number, before)]
     return moves if held == under else [Move(PREVIOUS, under, held), *moves]
-
-
-def _champion_before(store: Store, entries: Sequence[LedgerEntry], number: str) -> str | None:
-    """Who was champion before `number` was: a promotion is put on a stack, a rollback takes off what it leaves.
-
-    Versions that were deleted, here or in MLflow, are passed over.
-    """
-    stack: list[str] = []
-    deleted = {entry.version for entry in entries if entry.action == "delete"}
-    deleted.add(number)
-    for entry in entries:
-        if entry.alias == CHAMPION and entry.version is not None:
-            if entry.action == "rollback" and entry.version in stack:
-                del stack[stack.index(entry.version) + 1 :]
-            elif not stack or stack[-1] != entry.version:
-                stack.append(entry.version)
-    below = stack[: stack.index(number)] if number in stack else []
-    return next((item for item in reversed(below) if item not in deleted and books.is_live(store, item)), None)
 
 
 def _examine(

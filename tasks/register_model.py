@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from data_contracts.artifact import Artifact, sha256_file
 from data_contracts.errors import VersioningError
 from tasks.database.params import OperationsParams
 from tasks.index_lineage import INDEXED, index_datasets
+from tasks.promote_model import Promotion, PromotionSettings, promote_first
 from tasks.registry.card import render_card
 from tasks.registry.ledger import open_ledger
 from tasks.registry.manifest import all_paths, build_manifest, published_files
@@ -36,12 +37,16 @@ SUITES = Path(data_contracts.__file__).parent / "suites"
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A registered version: its URI for good, the URIs of its aliases, the gate's verdict, the stages behind it."""
+    """A registered version: its URI for good, the URIs of its aliases, the gate's verdict, the stages behind it.
+
+    `first`: what came of making it the first champion; None where there was a champion, or it was rejected.
+    """
 
     model_uri: str
     alias_uris: list[str]
     passed: bool
     stages: list[StageRecord]
+    first: Promotion | None = None
 
 
 def refuse_early(root: Path, params: RegistryParams) -> None:
@@ -98,6 +103,18 @@ def register_model(
     )
     aliases = [f"models:/{version.name}@{alias}" for alias in version.aliases]
     return Registered(version.uri, aliases, version.passed, list(records))
+
+
+def settle_first_champion(root: Path, params: PromotionSettings, registered: Registered) -> Registered:
+    """Make a version that passed its gate champion, where there never was one and it passes the gates of that alias.
+
+    Safe to repeat: a kill between registration and this leaves a candidate, which the same results take up again.
+    """
+    promotion = promote_first(root, params, registered.model_uri) if registered.passed else None
+    if promotion is None or not promotion.promoted:
+        return replace(registered, first=promotion)
+    champion = f"models:/{params.registry.model_name}@{promotion.alias}"
+    return replace(registered, alias_uris=[*registered.alias_uris, champion], first=promotion)
 
 
 def _describe(

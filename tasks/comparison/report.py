@@ -71,6 +71,7 @@ def compare(
         "recommendation": asdict(found),
         "time_ratio": time_ratios(rows, shared.reward_seconds),
         "failures": dict(failures),
+        "warnings": {f"{trial.variant}-seed{trial.seed}": list(trial.warnings) for trial in trials if trial.warnings},
         "budget": _budget(rows, shared, params),
         "inputs": dict(shared.inputs),
     }
@@ -98,7 +99,8 @@ def verdict(comparison: Comparison) -> str:
     named = f"{found.variant} ({' → '.join(found.methods)})" if found.variant else "keep π_ref: no variant is admitted"
     left_out = [f"Left out: {', '.join(found.left_out)}"] if found.left_out else []
     lines = [f"Recommended: {named}", *left_out, *(f"  {reason.rule}: {reason.text}" for reason in found.reasons)]
-    return "\n".join([*lines, *_ratio_lines(comparison), *_failure_lines(comparison)])
+    warned = [f"Warning: {label}: {text}" for label, texts in comparison.facts["warnings"].items() for text in texts]
+    return "\n".join([*lines, *_ratio_lines(comparison), *warned, *_failure_lines(comparison)])
 
 
 def _facts(

@@ -34,7 +34,7 @@ class Trial:
     """What one variant left under one seed: evaluation metrics, its outcome against π_ref a prompt and judge, its cost.
 
     `outcomes` maps gold and judge to {id of a prompt: 1 a win, ½ a tie, 0 a loss}; `readings` are the evaluations that
-    training made on validation prompts.
+    training made on validation prompts; `warnings` what training and evaluation warned of.
     """
 
     variant: str
@@ -45,6 +45,7 @@ class Trial:
     outcomes: Mapping[str, Mapping[str, float]]
     cost: Cost
     readings: tuple[Reading, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

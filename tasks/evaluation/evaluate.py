@@ -4,7 +4,7 @@
    accuracy and calibration of the implied probabilities.
 2. One completion of each policy for every distinct test prompt.
 3. Scores of both completions by the judge, and by the gold reward on prompts of a world that has one: win rates.
-4. Divergence of the policy on its own completions; surface of the texts; refusals.
+4. Divergence of the policy on its own completions; surface of the texts, and how they ended; refusals.
 
 What does not fit the context is set aside and counted, never cut. What this does not cover: judges that
 compare two responses at once (`win_rate.Compare` is their place) and metrics of a task.
@@ -23,6 +23,7 @@ from data_contracts.records import CuratedPair
 from tasks.evaluation import on_policy_plots, plots
 from tasks.evaluation.calibration import calibration
 from tasks.evaluation.divergence import divergence
+from tasks.evaluation.endings import describe_endings
 from tasks.evaluation.estimate import mean
 from tasks.evaluation.gold import Gold
 from tasks.evaluation.params import EvaluationParams
@@ -117,6 +118,7 @@ def evaluate(
             "policy": describe(samples.policy, params, seed),
             "reference": describe(samples.reference, params, seed),
         },
+        "endings": describe_endings(samples, scores["judge"], params, seed),
         "safety": _refusals(samples, scores, gold, params),
         "reward_audit": None if reward_audit is None else dict(reward_audit),
         "judge_audit": None if judge_audit is None else dict(judge_audit),

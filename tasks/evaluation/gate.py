@@ -61,6 +61,12 @@ CHECKS = (
     _Check(
         "min_gold_win_rate_low", "win_rate.gold.low", "≥", "win rate over π_ref (gold), lower end", only_with="gold"
     ),
+    _Check(
+        "min_finished_share",
+        "text.policy.finished.value",
+        "≥",
+        "answers that end before evaluation.max_new_tokens",
+    ),
     _Check("min_preference_accuracy", "preference.accuracy.value", "≥", "held-out preference accuracy"),
     _Check(
         "max_ece",
@@ -96,6 +102,7 @@ _RESTS_ON = {
 def decide(metrics: Mapping[str, Any], params: GateParams) -> GateDecision:
     """Apply every check. A metric that is missing, null or not finite fails the check that needs it."""
     reasons = [_apply(check, metrics, getattr(params, check.threshold)) for check in CHECKS]
+    reasons.append(_finished_drop(metrics, params.max_finished_drop))
     reasons.append(
         _audited("require_reward_audit", "reward model", metrics.get("reward_audit"), params.require_reward_audit)
     )
@@ -118,6 +125,24 @@ def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None) -
     relation = check.side if passed else {"≥": "<", "≤": ">"}[check.side]
     text = f"{check.words} {_number(value, threshold)} {relation} {threshold:.15g}: {'passed' if passed else 'failed'}"
     return Reason(check.threshold, passed, value, threshold, text)
+
+
+def _finished_drop(metrics: Mapping[str, Any], threshold: float | None) -> Reason:
+    """How far the share of answers that end lies below π_ref's: training taught the policy not to end, or did not."""
+    name, words = "max_finished_drop", "answers that end, less than of π_ref by"
+    policy, reference = (_number_at(metrics, f"text.{side}.finished.value") for side in ("policy", "reference"))
+    if threshold is None:
+        return Reason(name, True, None, None, f"{words}: off in params", applies=False)
+    if policy is None or reference is None:
+        text = f"{words}: not measured (text.policy.finished or text.reference.finished is missing): failed"
+        return Reason(name, False, None, threshold, text)
+    drop = max(0.0, reference - policy)
+    passed = drop <= threshold
+    text = (
+        f"{words} {_number(drop)} {'≤' if passed else '>'} {_number(threshold)} ({_number(policy)} against "
+        f"{_number(reference)}): {'passed' if passed else 'failed'}"
+    )
+    return Reason(name, passed, drop, threshold, text)
 
 
 def _look_up(metrics: Mapping[str, Any], path: str) -> Any:

@@ -59,6 +59,16 @@ class GateParams(Section):
     min_length_controlled_win_rate: float | None = Field(
         0.5, ge=0, le=1, description="The judge's win rate at equal length: refuses a policy that wins by length alone."
     )
+    min_finished_share: float | None = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the policy's answers that end by themselves, before evaluation.max_new_tokens. A win "
+        "rate over answers that were cut says little of what people would read.",
+    )
+    max_finished_drop: float | None = Field(
+        0.1, ge=0, le=1, description="Most that this share may lie below that of the reference policy."
+    )
     min_preference_accuracy: float | None = Field(
         0.5, ge=0, le=1, description="Accuracy of the implied reward on held-out preference pairs; chance is 0.5."
     )

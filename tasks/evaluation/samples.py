@@ -158,7 +158,10 @@ def score_samples(judge: Pointwise, samples: Samples, rows: Sequence[int] | None
 
 
 def write_samples(path: Path, samples: Samples, scores: Mapping[str, Scores]) -> None:
-    """Write a JSON line a prompt: `pair_id`, `prompt`, texts, whether each ended by itself, and each judge's scores."""
+    """Write a JSON line a prompt: `pair_id`, `prompt`, texts, how each ended, and each judge's scores.
+
+    `finished`: it ended by itself. `cut_at_tokens`: the limit that cut it, null where none did.
+    """
     lines = []
     places = {name: {row: place for place, row in enumerate(score.rows)} for name, score in scores.items()}
     for row, prompt in enumerate(samples.prompts):
@@ -168,6 +171,9 @@ def write_samples(path: Path, samples: Samples, scores: Mapping[str, Scores]) ->
             "prompt": [message.model_dump() for message in prompt],
             **{side: completion.text for side, completion in sides.items()},
             "finished": {side: completion.finished for side, completion in sides.items()},
+            "cut_at_tokens": {
+                side: None if completion.finished else len(completion.token_ids) for side, completion in sides.items()
+            },
             "scores": {
                 name: {"policy": float(score.policy[place]), "reference": float(score.reference[place])}
                 for name, score in scores.items()

@@ -55,6 +55,11 @@ def evaluations_of(rows: Sequence[Mapping[str, Any]], measured: str) -> list[dic
     ]
 
 
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `training.jsonl` in a folder."""
+    return [orjson.loads(line) for line in (folder / CURVE).read_bytes().splitlines()]
+
+
 def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `training.jsonl`, a JSON object a logged step."""
     lines = b"".join(orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in rows)

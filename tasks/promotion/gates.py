@@ -131,6 +131,17 @@ def _metric(
     return _held(name, words, figures, end, side, threshold)
 
 
+def _finished_drop(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+    words, threshold = "answers that end, less than of π_ref by", params.max_finished_drop
+    if threshold is None:
+        return _off(name, words)
+    ends = [_number(_at(measured.evaluation, f"text.{side}.finished.value")) for side in ("policy", "reference")]
+    policy, reference = ends
+    if policy is None or reference is None:
+        return _unmeasured(name, words, threshold, "a share is missing or not finite")
+    return _held(name, words, {"value": max(0.0, reference - policy)}, "value", "≤", threshold)
+
+
 GATES: dict[str, Gate] = {
     "signature": _signature,
     "registered_gate": _registered_gate,
@@ -143,6 +154,14 @@ GATES: dict[str, Gate] = {
         side="≥",
         end="low",
     ),
+    "finished": partial(
+        _metric,
+        words="answers that end before evaluation.max_new_tokens",
+        path="text.policy.finished",
+        bound="min_finished_share",
+        side="≥",
+    ),
+    "finished_vs_reference": _finished_drop,
     "preference_accuracy": partial(
         _metric,
         words="held-out preference accuracy",

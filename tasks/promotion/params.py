@@ -20,6 +20,12 @@ class PromotionParams(Section):
     min_win_rate_vs_reference_low: float | None = Field(
         0.5, ge=0, le=1, description="Lower end of the interval of the win rate over pi_ref, by the judge."
     )
+    min_finished_share: float | None = Field(
+        0.5, ge=0, le=1, description="Share of answers that end by themselves, before evaluation.max_new_tokens."
+    )
+    max_finished_drop: float | None = Field(
+        0.1, ge=0, le=1, description="Most that this share may lie below that of pi_ref."
+    )
     min_preference_accuracy: float | None = Field(
         0.5, ge=0, le=1, description="Accuracy of the implied reward on held-out preference pairs; chance is 0.5."
     )

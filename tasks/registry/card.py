@@ -25,6 +25,9 @@ KEY_FIGURES = {
     "text.policy.tokens": "tokens a response",
     "text.reference.tokens": "tokens a response, π_ref",
     "text.policy.finished": "responses that end before the limit of tokens",
+    "text.reference.finished": "responses that end before the limit of tokens, π_ref",
+    "endings.win_rate_both_finished": "win rate where both responses end, {judge} as judge",
+    "endings.cut_preferred": "of pairs with one response cut: the {judge} prefers that one",
     "safety.policy.refusal_accuracy": "requests to refuse that are refused",
     "safety.policy.over_refusal": "harmless requests that are refused",
 }
@@ -76,6 +79,7 @@ def render_card(manifest: Mapping[str, Any]) -> str:
         _head(manifest),
         _summary(manifest),
         _key_figures(manifest),
+        *_warnings(manifest),
         _use(manifest),
         _limits(manifest),
         _data(manifest),
@@ -177,6 +181,12 @@ def _key_figures(manifest: Mapping[str, Any]) -> str:
     judge = _judge(manifest)
     rows = [(words.format(judge=judge), *found[name]) for name, words in KEY_FIGURES.items() if name in found]
     return f"## Key figures, on the test split\n\n{_table(('figure', 'value', _interval_title(manifest), 'n'), rows)}"
+
+
+def _warnings(manifest: Mapping[str, Any]) -> list[str]:
+    """What the stages warned of; no section where they did not, or were older."""
+    lines = [f"- {entry['text']} (stage `{entry['stage']}`)" for entry in manifest.get("warnings", ())]
+    return ["## Warnings\n\n" + "\n".join(lines)] if lines else []
 
 
 def _judge(manifest: Mapping[str, Any]) -> str:

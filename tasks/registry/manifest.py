@@ -6,7 +6,7 @@
 the same results again gives the same bytes up to the id of the flow run.
 
 Keys may be added, never renamed or removed: what an older program registered stays readable. Added since the first
-version of the schema: "suites", "accounts", "judge_prompts" and "trigger".
+version of the schema: "suites", "accounts", "judge_prompts", "trigger" and "warnings".
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from data_contracts.artifact import MANIFEST, Artifact
+from tasks.stage import warnings_of
 
 if TYPE_CHECKING:
     from tasks.registry.runs import Finished
@@ -83,6 +84,7 @@ def build_manifest(
         "as_run": {name: dict(artifact.facts) for name, artifact in artifacts.items() if name not in _REPORTED},
         "evaluation": dict(artifacts["evaluate"].facts.get("metrics", {})),
         "gate": {"passed": bool(gate["passed"]), "reasons": list(gate["reasons"])},
+        "warnings": warnings_of(artifacts),
         "flow_run_id": flow_run_id,
         "trigger_event_id": (trigger or {}).get("event_id"),
         "trigger": dict(trigger) if trigger is not None else None,

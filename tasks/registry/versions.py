@@ -7,8 +7,8 @@ Order of a registration, each step safe to repeat:
 3. their signature, verified against them;
 4. manifest, then the version itself, created with all its tags at once: the commit point;
 5. the seal, a signed tag that binds number and manifest;
-6. aliases, through the promotion ledger. `candidate` names the latest version that passed the gate. `champion` is set
-   by the first version that passes and never moved here.
+6. the alias `candidate`, through the promotion ledger: it names the latest version that passed the gate, and serves
+   nobody. No alias that serves is given here (`tasks.promote_model` does, behind its gates).
 
 Steps 3 and 5 are made up for where a crash, or a program before signing, left a version without them.
 """
@@ -97,16 +97,16 @@ def register(
     else:
         _complete_signature(store, known, manifest)
     _complete_seal(store, find_by_key(store, name, key))
-    return settle_aliases(store, name, key, ledger)
+    return settle_candidate(store, name, key, ledger)
 
 
-def settle_aliases(store: Store, name: str, key: str, ledger: Engine) -> Version:
-    """Give a version that passed its aliases, on record; a rejected one gets none. Returns it as it then stands."""
+def settle_candidate(store: Store, name: str, key: str, ledger: Engine) -> Version:
+    """Make a version that passed the candidate, on record; a rejected one gets no alias. Returns it as it then is."""
     version = find_by_key(store, name, key)
     if version is None:
         raise RegistryError(f"{name}: the version just registered is not to be found. Run again.")
     if version.passed:
-        moves = _first_moves(store, version, ledger)
+        moves = _candidate_move(store, version, ledger)
         if moves:
             StoredFiles(store, version).require_signed(verifying_key(store.root, store.params))
             move_aliases(
@@ -122,17 +122,13 @@ def settle_aliases(store: Store, name: str, key: str, ledger: Engine) -> Version
     return resolve(store, version.uri)
 
 
-def _first_moves(store: Store, version: Version, ledger: Engine) -> list[Move]:
-    """`candidate` to this version unless it is there, and `champion` where there never was one."""
+def _candidate_move(store: Store, version: Version, ledger: Engine) -> list[Move]:
+    """`candidate` to this version, unless it is there."""
     state = alias_state(history(ledger, version.name))
     holders = {alias: item.number for item in all_versions(store, version.name) for alias in item.aliases}
-    moves = []
-    if CHAMPION not in state and CHAMPION not in holders:
-        moves.append(Move(CHAMPION, version.number, None))
     before = state[CANDIDATE].version if CANDIDATE in state else None
-    if not before == holders.get(CANDIDATE) == version.number:
-        moves.append(Move(CANDIDATE, version.number, before))
-    return moves
+    there = before == holders.get(CANDIDATE) == version.number
+    return [] if there else [Move(CANDIDATE, version.number, before)]
 
 
 def find_by_key(store: Store, name: str, key: str) -> Version | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from io import StringIO
 from pathlib import Path
@@ -15,9 +15,11 @@ from rich.console import Console, Group
 from data_contracts.artifact import Artifact
 from flows.output import Output
 from flows.report import HEADLINE, payload_of, tables_of
+from tasks.promote_model import Promotion
+from tasks.promotion.gates import GateResult
 from tasks.register_model import Registered
 from tasks.registry.card import render_card
-from tasks.stage import StageRecord
+from tasks.stage import StageRecord, warnings_of
 
 
 def estimate(value: float = 0.6) -> dict[str, Any]:
@@ -44,11 +46,27 @@ METRICS: dict[str, Any] = {
         "policy": {"tokens": estimate(11.0), "finished": estimate(0.99)},
         "reference": {"tokens": estimate(12.0), "finished": estimate(0.98)},
     },
+    "endings": {"win_rate_both_finished": estimate(), "cut_preferred": estimate(0.4)},
     "reward_audit": {"passed": True, "accuracy": {**estimate(0.7), "clusters": 200}},
 }
 
 
-def registered(metrics: Mapping[str, Any]) -> Registered:
+CARD: dict[str, Any] = {
+    "model": {"name": "assistant", "key": "k"},
+    "git": {"commit": "c", "dirty": False},
+    "program": {"version": "0.1.0", "git_commit": "p"},
+    "environment": {"python": "3.11", "sha256": "e" * 64},
+    "counts": {},
+    "raw_batches": [],
+    "objects": {},
+    "settings": {},
+    "as_run": {},
+    "gate": {"passed": True, "reasons": []},
+}
+"""What a card needs of a manifest beside the evaluation."""
+
+
+def registered(metrics: Mapping[str, Any], warnings: Sequence[str] = (), first: Promotion | None = None) -> Registered:
     """A run whose stages have the facts that the tables read."""
     facts: dict[str, dict[str, Any]] = {
         "curate": {
@@ -62,7 +80,7 @@ def registered(metrics: Mapping[str, Any]) -> Registered:
         },
         "reference": {},
         "reward": {"too_long": {"train": 0}},
-        "finetune": {"too_long": {"train": 0}},
+        "finetune": {"too_long": {"train": 0}, "warnings": list(warnings)},
         "evaluate": {"metrics": metrics},
         "gate": {"passed": True, "reasons": [{"name": "min_prompts", "passed": True, "text": "enough"}]},
     }
@@ -70,12 +88,12 @@ def registered(metrics: Mapping[str, Any]) -> Registered:
         StageRecord(name, 0.1, False, Artifact(Path(name), "d", name, 1, {}, found, {}))
         for name, found in facts.items()
     ]
-    return Registered("models:/assistant/1", [], True, records)
+    return Registered("models:/assistant/1", [], True, records, first)
 
 
-def shown(metrics: Mapping[str, Any]) -> str:
-    console = Console(width=160, record=True, file=StringIO())
-    console.print(Group(*tables_of(registered(metrics), 1.0, Path("/w"))))
+def shown(metrics: Mapping[str, Any], warnings: Sequence[str] = (), first: Promotion | None = None) -> str:
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(Group(*tables_of(registered(metrics, warnings, first), 1.0, Path("/w"))))
     return console.export_text()
 
 
@@ -112,20 +130,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 def test_tables_and_card_are_made_whatever_figure_is_null(case: str) -> None:
     metrics = CASES[case]()
     assert "Feedback: read 3" in shown(metrics)
-    manifest = {
-        "model": {"name": "assistant", "key": "k"},
-        "git": {"commit": "c", "dirty": False},
-        "program": {"version": "0.1.0", "git_commit": "p"},
-        "environment": {"python": "3.11", "sha256": "e" * 64},
-        "counts": {},
-        "raw_batches": [],
-        "objects": {},
-        "settings": {},
-        "as_run": {},
-        "evaluation": metrics,
-        "gate": {"passed": True, "reasons": []},
-    }
-    assert render_card(manifest)
+    assert render_card({**CARD, "evaluation": metrics})
     assert orjson.dumps(payload_of(registered(metrics), 1.0))
 
 
@@ -136,6 +141,30 @@ def test_every_line_of_the_headline_is_shown_and_an_estimate_without_interval_ke
     alone["win_rate"]["judge"] |= {"value": 1.0, "low": None, "high": None, "n": 1}
     line = next(line for line in shown(alone).splitlines() if "by the reward model" in line)
     assert line.split() == ["win", "rate", "over", "π_ref,", "by", "the", "reward", "model", "1.000", "1"]
+
+
+def test_warnings_of_stages_reach_terminal_json_and_card() -> None:
+    said = "There is no independent judge: [ppo] is optimised against the reward model."
+    assert said in shown(METRICS, [said])
+    assert "Warnings" not in shown(METRICS)
+    run = registered(METRICS, [said])
+    assert payload_of(run, 1.0)["warnings"] == [{"stage": "finetune", "text": said}]
+    assert payload_of(registered(METRICS), 1.0)["warnings"] == []
+    artifacts = {record.name: record.artifact for record in run.stages}
+    manifest = {**CARD, "evaluation": METRICS, "warnings": warnings_of(artifacts)}
+    assert f"## Warnings\n\n- {said} (stage `finetune`)" in render_card(manifest)
+    assert "## Warnings" not in render_card({**CARD, "evaluation": METRICS})
+
+
+def test_a_version_that_is_no_champion_says_which_gate_said_no() -> None:
+    gate = GateResult("calibration", False, 0.363, 0.25, "calibration error (ECE) 0.363 > 0.25: failed")
+    first = Promotion("models:/assistant/1", "champion", None, False, [gate])
+    text = shown(METRICS, first=first)
+    assert "No champion yet" in text
+    assert "calibration error (ECE) 0.363 > 0.25: failed" in text
+    payload = payload_of(registered(METRICS, first=first), 1.0)
+    assert payload["first_champion"]["promoted"] is False
+    assert payload["first_champion"]["gates"][0]["name"] == "calibration"
 
 
 def test_a_mistake_in_a_view_costs_the_view_alone(capsys: pytest.CaptureFixture[str]) -> None:

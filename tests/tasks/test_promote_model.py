@@ -24,6 +24,7 @@ from tasks.promote_model import (
 )
 from tasks.promotion.gates import GATES, GateResult, Measured
 from tasks.promotion.params import PromotionParams
+from tasks.register_model import Registered, settle_first_champion
 from tasks.registry.client import Store
 from tasks.registry.keys import PUBLIC_KEY
 from tasks.registry.signing import SIGNATURE
@@ -33,6 +34,8 @@ from tasks.registry.versions import StoredFiles, all_versions, resolve
 LENIENT = PromotionParams(
     min_win_rate_vs_champion_low=None,
     min_preference_accuracy=None,
+    min_finished_share=None,
+    max_finished_drop=None,
     max_ece=None,
     max_kl_nats_per_token=None,
     max_latency_p95_ms=None,
@@ -72,6 +75,62 @@ def numbers(world: Any) -> dict[str, str]:
     """Aliases as MLflow has them."""
     found = all_versions(Store(world.root, PARAMS.registry), "assistant")
     return {alias: version.number for version in found for alias in version.aliases}
+
+
+def without_champion(make_worlds: Any, root: Path, *, passed: bool = True) -> tuple[Any, Registered]:
+    world = make_worlds(root)
+    world.set(gate={"pass": passed})
+    return world, world.register(crowned=False)
+
+
+def test_the_first_version_is_held_to_every_gate_that_can_be_measured(make_worlds: Any, tmp_path: Path) -> None:
+    """Its own gate passed; of what promotion asks for the small world measures only a win rate over π_ref."""
+    world, registered = without_champion(make_worlds, tmp_path / "strict")
+    first = settle_first_champion(world.root, Params(), registered).first
+    assert first is not None
+    assert not first.promoted
+    gates = {gate.name: gate for gate in first.gates}
+    assert list(gates) == list(GATES)
+    unmeasured = {"finished", "finished_vs_reference", "preference_accuracy", "kl", "latency", "reward_audit"}
+    assert {gate.name for gate in first.refused_by} == unmeasured
+    assert gates["win_rate_vs_reference"].passed
+    assert gates["win_rate_vs_champion"].text.endswith("not applicable, no champion yet")
+    assert numbers(world) == {"candidate": "1"}
+    assert [line.alias for line in promotion_history(world.root, PARAMS).entries] == ["candidate"]
+    with pytest.raises(UnknownModelError):
+        resolve(Store(world.root, PARAMS.registry), "models:/assistant@champion")
+
+
+def test_the_first_version_that_passes_them_is_champion_once_and_on_record(make_worlds: Any, tmp_path: Path) -> None:
+    world, registered = without_champion(make_worlds, tmp_path / "lenient")
+    settled = settle_first_champion(world.root, PARAMS, registered)
+    assert settled.alias_uris == ["models:/assistant@candidate", "models:/assistant@champion"]
+    line = promotion_history(world.root, PARAMS, "champion").entries[-1]
+    assert (line.actor, line.action, line.version) == ("registration", "promote", "1")
+    assert [gate["name"] for gate in line.evidence["gates"]] == list(GATES)
+    again = settle_first_champion(world.root, PARAMS, world.register(crowned=False))
+    assert again.first is None
+    Store(world.root, PARAMS.registry).client.delete_registered_model_alias("assistant", "champion")
+    assert settle_first_champion(world.root, PARAMS, registered).first is None
+    assert numbers(world) == {"candidate": "1"}
+
+
+def test_a_rejected_version_is_not_examined_for_champion(make_worlds: Any, tmp_path: Path) -> None:
+    world, registered = without_champion(make_worlds, tmp_path / "rejected", passed=False)
+    assert settle_first_champion(world.root, PARAMS, registered).first is None
+    assert numbers(world) == {}
+
+
+def test_rollback_is_no_way_around_the_gates(world: Any) -> None:
+    """Version 2 was rejected and never champion; 3 was champion under other limits, and returns without gates."""
+    back = rollback(world.root, PARAMS, to="models:/assistant/2", reason="I want it")
+    assert not back.promoted
+    assert [gate.name for gate in back.refused_by] == ["registered_gate"]
+    assert numbers(world) == {"champion": "1", "candidate": "4"}
+    for number in "34":
+        promote(world.root, PARAMS, f"models:/assistant/{number}", reason="weekly")
+    returned = rollback(world.root, Params(), to="models:/assistant/3", reason="worse")
+    assert (returned.promoted, returned.gates) == (True, [])
 
 
 def test_the_candidate_becomes_champion_and_the_champion_previous(world: Any) -> None:
@@ -283,7 +342,7 @@ def test_a_kill_at_any_step_of_a_promotion_is_made_good_by_the_next_command(worl
     """SIGKILL of a real process behind the n-th call to MLflow or commit: the ledger and MLflow agree again after."""
     code = _KILLED.format(root=str(world.root))
     for place, number in enumerate("3434", start=1):
-        arguments = [sys.executable, "-c", code, str(place), number]
+        arguments = [sys.executable, "-c", code, str(place), number, LENIENT.model_dump_json()]
         done = subprocess.run(arguments, cwd=REPOSITORY, check=False, capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         found = champion_of(world.root, PARAMS)  # the next command
@@ -300,6 +359,7 @@ import os, signal, sys
 from pathlib import Path
 from flows.params import Params
 from tasks.promote_model import rollback
+from tasks.promotion.params import PromotionParams
 from tasks.registry import ledger
 
 place = int(sys.argv[1])
@@ -316,7 +376,8 @@ def dying(step):
 
 for name in ("_append", "_carry_out", "_write_head"):
     setattr(ledger, name, dying(getattr(ledger, name)))
-rollback(Path({root!r}), Params(), to="models:/assistant/" + sys.argv[2], reason="killed")
+params = Params(promotion=PromotionParams.model_validate_json(sys.argv[3]))
+rollback(Path({root!r}), params, to="models:/assistant/" + sys.argv[2], reason="killed")
 """
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 
 from data_contracts.artifact import writing
 from data_contracts.records import CuratedPair, Merged, Quarantined, UnpairedResponse, load_jsonl
@@ -15,7 +13,7 @@ from tasks.curate_preferences import curate_preferences
 from tasks.curation.params import CurationParams
 from tasks.dry_run import dry_run
 from tasks.feedback.params import FeedbackParams
-from tasks.finetune_policy import unpaired_responses
+from tasks.finetune_policy import training_warnings, unpaired_responses
 from tasks.finetuning.params import FinetuneParams
 from tasks.registry.lineage import build_index, look_up, read_line
 from tasks.stage import StageContext
@@ -94,21 +92,17 @@ def test_an_index_of_the_dataset_finds_them(tmp_path: Path) -> None:
     assert line["origin"] == {"file": "data/raw/unpaired_responses/batch.jsonl", "line": 2}
 
 
-def test_kto_is_given_them_and_other_methods_say_that_they_are_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_kto_is_given_them_and_other_methods_say_that_they_are_not(tmp_path: Path) -> None:
     store(tmp_path, "human_pairs", [pair(number) for number in range(30)])
     store(tmp_path, "unpaired_responses", [thumb(1), thumb(2, thumb="down")])
     file = through(tmp_path)[1] / "unpaired.jsonl"
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        found, facts = unpaired_responses(file, FinetuneParams(methods=("sft", "kto")))
+    found, facts = unpaired_responses(file, FinetuneParams(methods=("sft", "kto")))
     assert [(each.id, each.desirable) for each in found] == [("u1", True), ("u2", False)]
-    assert facts == {} and caplog.records == []
-    with caplog.at_level(logging.WARNING):
-        found, facts = unpaired_responses(file, FinetuneParams(methods=("dpo",)))
+    assert facts == {}
+    found, facts = unpaired_responses(file, FinetuneParams(methods=("dpo",)))
     assert (found, facts) == ([], {"unpaired_ignored": 2})
-    assert "2 single responses (unpaired.jsonl) are not learned from: only kto" in caplog.text
+    (said,) = training_warnings({**facts, "method": "dpo", "optimised_against_judge": False}, [])
+    assert "2 single responses (unpaired.jsonl) are not learned from: only kto" in said
     assert unpaired_responses(tmp_path / "absent.jsonl", FinetuneParams(methods=("dpo",))) == ([], {})
 
 

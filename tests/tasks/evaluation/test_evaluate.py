@@ -5,6 +5,7 @@ import orjson
 import pytest
 
 from data_contracts.errors import ArtifactError, ModelError, StageError
+from tasks.evaluation.endings import warnings_of
 from tasks.evaluation.evaluate import PHASES, evaluate
 from tasks.evaluation.gate import decide
 from tasks.evaluation.gold import Gold
@@ -104,6 +105,50 @@ def test_samples_hold_every_prompt_and_agree_with_the_metrics(checkpoints, test_
         assert row["scores"]["judge"] == {"policy": policy, "reference": reference}
         outcomes.append((policy > reference) + 0.5 * (policy == reference))
     assert metrics["win_rate"]["judge"]["value"] == pytest.approx(sum(outcomes) / 20)
+
+
+def test_how_answers_ended_and_what_the_judge_makes_of_cut_ones(checkpoints, test_split, tmp_path):
+    """A judge that counts characters likes long answers, and cut ones are long: each figure again by hand."""
+
+    def length(prompts, responses):
+        return [float(len(response)) for response in responses]
+
+    metrics = run(checkpoints, test_split, tmp_path / "out", score=length)
+    rows = [orjson.loads(line) for line in (tmp_path / "out/samples.jsonl").read_bytes().splitlines()]
+    for row in rows:
+        for side in ("policy", "reference"):
+            assert row["cut_at_tokens"][side] == (None if row["finished"][side] else PARAMS.max_new_tokens)
+    found = metrics["endings"]
+    by_ending = {(True, True): [], (True, False): [], (False, True): [], (False, False): []}
+    scores = {True: [], False: []}
+    for row in rows:
+        ended, score = row["finished"], row["scores"]["judge"]
+        won = (score["policy"] > score["reference"]) + 0.5 * (score["policy"] == score["reference"])
+        by_ending[ended["policy"], ended["reference"]].append(won)
+        for side in ("policy", "reference"):
+            scores[ended[side]].append(score[side])
+    names = ("win_rate_both_finished", "win_rate_reference_cut", "win_rate_policy_cut", "win_rate_both_cut")
+    for name, outcomes in zip(names, by_ending.values(), strict=True):
+        assert found[name]["n"] == len(outcomes)
+        assert found[name]["value"] == (pytest.approx(sum(outcomes) / len(outcomes)) if outcomes else None)
+    liked = [*by_ending[False, True], *(1 - outcome for outcome in by_ending[True, False])]
+    assert liked
+    assert found["cut_preferred"]["value"] == pytest.approx(sum(liked) / len(liked))
+    for name, ended in (("judge_score_finished", True), ("judge_score_cut", False)):
+        assert found[name]["value"] == pytest.approx(sum(scores[ended]) / len(scores[ended]))
+
+
+def test_what_is_warned_of_endings():
+    def metrics(policy, low):
+        ends = {"policy": {"finished": {"value": policy}}, "reference": {"finished": {"value": 0.6}}}
+        return {"text": ends, "endings": {"cut_preferred": {"value": 0.9, "low": low, "high": 1.0, "n": 40}}}
+
+    assert warnings_of(metrics(0.96, 0.4), PARAMS) == []
+    assert warnings_of(metrics(None, None), PARAMS) == []
+    cut, liked = warnings_of(metrics(0.03, 0.8), PARAMS)
+    assert "3.0% of the policy's answers end by themselves (60.0% of π_ref's)" in cut
+    assert "evaluation.max_new_tokens (12)" in cut
+    assert "prefers the cut answer in 90.0% of the 40 pairs" in liked
 
 
 def test_figures_that_rest_on_the_truth_leave_out_prompts_of_another_world(checkpoints, test_split, tmp_path):

@@ -17,6 +17,7 @@ GOOD = {
     "calibration": {"ece": 0.05, "beta": 0.1},
     "divergence": {"kl_nats_per_token": {"value": 0.12}},
     "safety": {"policy": {"refusal_accuracy": {"value": 0.9}, "over_refusal": {"value": 0.02}}},
+    "text": {"policy": {"finished": {"value": 0.98}}, "reference": {"finished": {"value": 0.5}}},
     "gold": {},
     "reward_audit": {"passed": True, "reasons": []},
 }
@@ -96,6 +97,34 @@ def test_a_threshold_is_met_at_equality_and_missed_beyond_it(check):
     beyond = threshold - 0.01 if check.side == "≥" else threshold + 0.01
     assert decide(changed(check.metric, threshold), PARAMS).passed
     assert not decide(changed(check.metric, beyond), PARAMS).passed
+
+
+@pytest.mark.parametrize(("policy", "reference", "drop"), [(0.6, 0.75, 0.15), (0.55, 0.66, 0.11)])
+def test_a_policy_that_ends_less_often_than_the_reference_fails(policy, reference, drop):
+    ends = {"policy": {"finished": {"value": policy}}, "reference": {"finished": {"value": reference}}}
+    decision = decide({**GOOD, "text": ends}, PARAMS)
+    assert [found.name for found in decision.reasons if not found.passed] == ["max_finished_drop"]
+    found = reason(decision, "max_finished_drop")
+    assert found.value == pytest.approx(drop)
+    assert f"({policy:g} against {reference:g}): failed" in found.text
+    assert decide({**GOOD, "text": ends}, GateParams(max_finished_drop=None)).passed
+
+
+def test_answers_that_never_end_are_refused_whatever_the_win_rate():
+    """0 of 32 finished on both sides, or 3 % against 60 %: the drop alone would let the first pass."""
+    for policy, reference, names in (
+        (0.0, 0.0, ["min_finished_share"]),
+        (0.03, 0.6, ["min_finished_share", "max_finished_drop"]),
+    ):
+        ends = {"policy": {"finished": {"value": policy}}, "reference": {"finished": {"value": reference}}}
+        decision = decide({**GOOD, "text": ends}, PARAMS)
+        assert [found.name for found in decision.reasons if not found.passed] == names
+    assert "answers that end before evaluation.max_new_tokens" in reason(decision, "min_finished_share").text
+
+
+@pytest.mark.parametrize("side", ["policy", "reference"])
+def test_a_share_that_was_not_measured_fails_the_comparison_with_the_reference(side):
+    assert not reason(decide(changed(f"text.{side}.finished.value", None), PARAMS), "max_finished_drop").passed
 
 
 def test_gold_checks_do_not_apply_without_gold():

@@ -17,6 +17,10 @@ EVALUATION: dict[str, Any] = {
     "calibration": {"ece": 0.1, "beta": 0.2},
     "safety": {"policy": {"refusal_accuracy": {"value": 0.9}, "over_refusal": {"value": 0.05}}},
     "divergence": {"kl_nats_per_token": {"value": 0.1}},
+    "text": {
+        "policy": {"finished": {"value": 0.9, "low": 0.8, "high": 0.95, "n": 200}},
+        "reference": {"finished": {"value": 0.95, "low": 0.9, "high": 0.97, "n": 200}},
+    },
     "reward_audit": {"passed": True},
 }
 GOOD = Measured(
@@ -42,6 +46,11 @@ def with_metric(path: str, value: Any) -> Measured:
     return replace(GOOD, evaluation=put(EVALUATION, path.split(".")))
 
 
+def ends(policy: float, reference: float) -> dict[str, Any]:
+    """Shares of answers that end, as an evaluation has them."""
+    return {side: {"finished": {"value": value}} for side, value in (("policy", policy), ("reference", reference))}
+
+
 def test_a_good_version_passes_every_gate_and_each_states_its_reason() -> None:
     gates = by_name(GOOD)
     assert list(gates) == list(GATES)
@@ -62,6 +71,8 @@ BAD = {
         "0.44 < 0.45: failed",
     ),
     "win_rate_vs_reference": (with_metric("win_rate.judge.low", 0.49), "0.49 < 0.5: failed"),
+    "finished": (with_metric("text", ends(0.4, 0.45)), "answers that end before evaluation.max_new_tokens 0.4 < 0.5"),
+    "finished_vs_reference": (with_metric("text", ends(0.6, 0.9)), "less than of π_ref by 0.3 > 0.1: failed"),
     "preference_accuracy": (with_metric("preference.accuracy.value", 0.4), "0.4 < 0.5: failed"),
     "calibration": (with_metric("calibration.ece", 0.3), "0.3 > 0.25: failed"),
     "refusal_accuracy": (with_metric("safety.policy.refusal_accuracy.value", 0.2), "0.2 < 0.5: failed"),
@@ -104,6 +115,8 @@ def test_an_audit_that_is_missing_is_held_to_one_as_well() -> None:
 
 
 UNMEASURED = {
+    "finished": with_metric("text.policy.finished.value", math.nan),
+    "finished_vs_reference": with_metric("text.reference.finished", None),
     "registered_gate": replace(GOOD, gate={}),
     "win_rate_vs_champion": replace(GOOD, comparison="another tokenizer"),
     "win_rate_vs_reference": with_metric("win_rate.judge.low", None),

@@ -71,8 +71,8 @@ def test_registration_writes_who_when_why_on_what_evidence(registry: Any) -> Non
     registry.register("a")
     lines = history(registry.ledger, registry.name)
     assert [(line.seq, line.alias, line.previous, line.version, line.action) for line in lines] == [
-        (1, "champion", None, "1", "assign"),
-        (2, "candidate", None, "1", "assign"),
+        (1, "candidate", None, "1", "assign"),
+        (2, "champion", None, "1", "assign"),
     ]
     assert lines[0].actor == "registration"
     assert lines[0].evidence["manifest_sha256"] == version.tags["plumbline.manifest_sha256"]

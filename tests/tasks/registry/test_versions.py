@@ -13,7 +13,13 @@ def aliases(registry: Any) -> dict[str, tuple[str, ...]]:
     return {version.number: version.aliases for version in all_versions(registry.store, registry.name)}
 
 
-def test_champion_is_the_first_that_passes_and_candidate_the_latest(registry: Any) -> None:
+def test_registration_gives_no_alias_that_serves(registry: Any) -> None:
+    registry.register("a", crowned=False)
+    registry.register("b", passed=False, crowned=False)
+    assert aliases(registry) == {"1": ("candidate",), "2": ()}
+
+
+def test_the_candidate_is_the_latest_that_passed(registry: Any) -> None:
     assert not registry.register("a", passed=False).passed
     assert aliases(registry) == {"1": ()}
     registry.register("b")
@@ -39,7 +45,7 @@ def test_the_same_results_keep_their_version(registry: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["_upload", "_verify_upload", "_sign_upload", "_create_version", "_complete_seal", "settle_aliases"]
+    "step", ["_upload", "_verify_upload", "_sign_upload", "_create_version", "_complete_seal", "settle_candidate"]
 )
 def test_a_crash_before_any_step_loses_nothing(registry: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*arguments: object, **named: object) -> None:
