@@ -173,6 +173,7 @@ def _register(store: Store, root: Path, manifests: list[dict[str, Any]]) -> None
         versions.append(row | {"source": place, "storage_location": place, "status": "READY", "current_stage": "None"})
         objects = {f"plumbline.md5.{role}": entry["md5"] for role, entry in manifest["objects"].items()}
         pinned = {"plumbline.manifest_sha256": hashlib.sha256(data).hexdigest(), "plumbline.gate": "passed", **objects}
+        pinned["plumbline.key"] = manifest["model"]["key"]
         tags += [{"name": "assistant", "version": number, "key": key, "value": value} for key, value in pinned.items()]
     registry = store.client._get_registry_client().store
     with registry.ManagedSessionMaker() as session:

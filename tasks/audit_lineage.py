@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,14 @@ from tasks.registry.listing import find_version
 from tasks.registry.lookup import registered_at
 from tasks.registry.manifest import all_paths, broken_links
 from tasks.registry.params import RegistryParams
+from tasks.registry.record import check_record
 from tasks.registry.versions import MANIFEST_TAG, StoredFiles, Version
 from tasks.versioning.git import why_unsound
 from tasks.versioning.objects import ObjectStore
 
 LEDGER = "promotion ledger"
+RECORD = "record in MLflow"
+_AS_SIGNED = "as the signed manifest says"
 _WHOLE = "an unbroken, signed chain"
 
 
@@ -99,20 +102,25 @@ def walk_model(
     if not pinned.ok:
         return _distrust(version, pinned)
     manifest, checks = stored.manifest(), [pinned]
-    timeline, notes, ledger = _operations(root, store, operations or OperationsParams(), rehash)
+    timeline, outside, ledger = _operations(root, store, operations or OperationsParams(), rehash)
     checks += ledger
+    shown = check_record(store, version, manifest)
+    moved, notes = _moved(outside, version.number if timeline else None)
+    shown.problems += moved
     if rehash:
         checks += _check_everything(root, stored, manifest)
-    about = _describe(store, version, timeline, checks if rehash else [])
+    about = _describe(store, version, timeline, [*checks, _record_row(shown.problems)] if rehash else [])
     about = replace(about, trigger=_trigger(root, operations or OperationsParams(), manifest))
-    problems = [check.problem() for check in checks if not check.ok] + broken_links(manifest)
+    problems = [check.problem() for check in checks if not check.ok] + shown.problems + broken_links(manifest)
     if rehash:
         problems += _unlinked_artifacts(manifest, ObjectStore(root), checks)
     verified = False if problems else (True if rehash else None)
     graph = build_graph(manifest, about)
+    if rehash or shown.problems:
+        checks.append(_record_row(shown.problems))
     rows = [{**asdict(check), "ok": check.ok} for check in checks]
     lineage = graph.as_dict(verified, problems)
-    report = AuditReport(version.uri, verified, rows, problems, notes, timeline, lineage)
+    report = AuditReport(version.uri, verified, rows, problems, [*notes, *shown.notes], timeline, lineage)
     return Walk(report, about, manifest, graph)
 
 
@@ -154,7 +162,7 @@ def _check_commit(root: Path, manifest: Mapping[str, Any]) -> Iterator[HashCheck
 
 def _operations(
     root: Path, store: Store, params: OperationsParams, rehash: bool
-) -> tuple[list[dict[str, Any]], list[str], list[HashCheck]]:
+) -> tuple[list[dict[str, Any]], Mapping[str, Mapping[str, str | None]], list[HashCheck]]:
     """The ledger's lines, aliases that it cannot explain, and whether its chain is whole."""
     engine = open_ledger(root, params)
     try:
@@ -167,12 +175,29 @@ def _operations(
         engine.dispose()
     found = _WHOLE if not problems else " ".join(problems)
     checks = [HashCheck(LEDGER, "ledger", _WHOLE, "operations database", found)] if rehash or problems else []
-    notes = [
-        f"@{alias} was moved in MLflow itself: it names version {place['mlflow'] or 'none'}, the ledger says "
-        f"{place['ledger'] or 'none'}. Nobody approved that on record."
-        for alias, place in outside.items()
-    ]
-    return [_line(entry) for entry in entries], notes, checks
+    return [_line(entry) for entry in entries], outside, checks
+
+
+def _moved(outside: Mapping[str, Mapping[str, str | None]], number: str | None) -> tuple[list[str], list[str]]:
+    """Aliases moved in MLflow itself: problems of the version that MLflow or the ledger names, notes on others.
+
+    `number` is None where there is no ledger: a program before it gave the aliases.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    for alias, place in outside.items():
+        text = (
+            f"@{alias} was moved in MLflow itself: it names version {place['mlflow'] or 'none'}, the ledger says "
+            f"{place['ledger'] or 'none'}. Nobody approved that on record."
+        )
+        (problems if number is not None and number in place.values() else notes).append(text)
+    return problems, notes
+
+
+def _record_row(problems: Sequence[str]) -> HashCheck:
+    """One row for all that MLflow shows beside the files; what differs stands in the problems."""
+    found = _AS_SIGNED if not problems else f"{len(problems)} differences"
+    return HashCheck(RECORD, "record", _AS_SIGNED, "mlflow database", found)
 
 
 def _trigger(root: Path, params: OperationsParams, manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import Engine
 
@@ -106,11 +106,12 @@ def promote(
     override: Override | None = None,
     actor: str | None = None,
     retry_of: Mapping[str, Any] | None = None,
+    asked_as: Literal["promote", "assign"] = "promote",
 ) -> Promotion:
     """Give `alias` to a version (by default the candidate) that passes every gate before it, or whose override is kept.
 
-    `retry_of` is what ended its last try with this alias: it is kept in the line, which is written even where the
-    version holds the alias again.
+    `asked_as` is "assign" where registration asks, and nobody. `retry_of` is what ended its last try with this alias:
+    it is kept in the line, which is written even where the version holds the alias again.
 
     Raises `SignatureError` for a version that is not what was registered (no override helps), `RegistryError` when
     another promotion won meanwhile or the alias was moved outside.
@@ -130,7 +131,7 @@ def promote(
     failing = [gate for gate in gates if not gate.passed]
     if failing and override is None:
         return Promotion(version.uri, alias, before, False, gates, repaired=repaired)
-    action: Action = "override" if failing else "promote" if retry_of is None else "retry"
+    action: Action = "override" if failing else asked_as if retry_of is None else "retry"
     evidence = _evidence(version, manifest, gates, override if failing else None)
     lines = books.move_aliases(
         engine,
@@ -155,7 +156,8 @@ def promote_first(root: Path, params: PromotionSettings, model: str) -> Promotio
     state = alias_state(books.history(engine, params.registry.model_name))
     if CHAMPION in state or CHAMPION in books.moved_outside(engine, store):
         return None
-    return promote(root, params, model, reason="registered, and no champion before it", actor=REGISTRATION)
+    reason = "registered, and no champion before it"
+    return promote(root, params, model, reason=reason, actor=REGISTRATION, asked_as="assign")
 
 
 def rollback(

@@ -141,6 +141,7 @@ def _describe(
         files=files,
         settings=YAML(typ="safe").load(lineage["texts"]["params.yaml"]),
         flow_run_id=run.flow_run_id,
+        mlflow_run_id=run.run_id,
         trigger=trigger,
     )
     card = render_card(manifest)

@@ -3,10 +3,10 @@
 `lineage` is what DVC and git know, gathered by the verb (this package knows MLflow alone):
 {"lock": stages of dvc.lock, "tracked": {path: entry}, "raw": {path: {file: md5}}, "texts":
 {"params.yaml": …}, "git": {…}, "program": {…}}. The manifest holds no clock, so that registering
-the same results again gives the same bytes up to the id of the flow run.
+the same results again gives the same bytes up to the ids of the runs.
 
 Keys may be added, never renamed or removed: what an older program registered stays readable. Added since the first
-version of the schema: "suites", "accounts", "judge_prompts", "trigger" and "warnings".
+version of the schema: "suites", "accounts", "judge_prompts", "trigger", "warnings" and "mlflow_run_id".
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def build_manifest(
     files: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
     flow_run_id: str | None,
+    mlflow_run_id: str | None = None,
     trigger: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Assemble the manifest. `files` are the registered artifacts: path -> {"sha256", "bytes"}."""
@@ -86,6 +87,7 @@ def build_manifest(
         "gate": {"passed": bool(gate["passed"]), "reasons": list(gate["reasons"])},
         "warnings": warnings_of(artifacts),
         "flow_run_id": flow_run_id,
+        "mlflow_run_id": mlflow_run_id,
         "trigger_event_id": (trigger or {}).get("event_id"),
         "trigger": dict(trigger) if trigger is not None else None,
         "promoted_by": None,

@@ -91,7 +91,7 @@ class Run:
         from mlflow.entities import Param
 
         tags = _owner() | {"mlflow.parentRunId": self.run_id, "plumbline.variant": name}
-        params = [Param(_key(key), str(value)[:_PARAM_CHARACTERS]) for key, value in settings.items()]
+        params = [Param(mlflow_key(key), param_text(value)) for key, value in settings.items()]
         with self._lock, refusals(f"variant {name}"):
             client = self.store.client
             child = client.create_run(self.experiment_id, tags=tags, run_name=name)
@@ -131,7 +131,7 @@ class Run:
         """Log the flow's metrics, its params and its outcome on the parent run."""
         from mlflow.entities import Param, RunTag
 
-        params = [Param(_key(name), str(value)[:_PARAM_CHARACTERS]) for name, value in flatten(settings)]
+        params = [Param(mlflow_key(name), param_text(value)) for name, value in flatten(settings)]
         with self._lock, refusals("the outcome of the run"):
             self._log(self.run_id, figures(metrics), _now())
             for chunk in _chunks(params, _PARAM_BATCH):
@@ -141,7 +141,7 @@ class Run:
     def _log(self, run_id: str, values: Mapping[str, float], timestamp: int, step: int = 0) -> None:
         from mlflow.entities import Metric
 
-        self._send(run_id, [Metric(_key(name), value, timestamp, step) for name, value in values.items()])
+        self._send(run_id, [Metric(mlflow_key(name), value, timestamp, step) for name, value in values.items()])
 
     def _log_curve(self, run_id: str, path: Path, timestamp: int) -> None:
         """Log a training curve: one JSON object a line, "step" and any number of metrics."""
@@ -155,7 +155,8 @@ class Run:
                 point = orjson.loads(line)
                 step = int(point.pop("step", number))
                 metrics += [
-                    Metric(f"curve/{_key(name)}", value, timestamp, step) for name, value in figures(point).items()
+                    Metric(f"curve/{mlflow_key(name)}", value, timestamp, step)
+                    for name, value in figures(point).items()
                 ]
         self._send(run_id, metrics)
 
@@ -212,9 +213,14 @@ def figures(values: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in leaves if math.isfinite(value)}
 
 
-def _key(name: str) -> str:
+def mlflow_key(name: str) -> str:
     """A metric or param key that MLflow accepts."""
     return re.sub(r"[^\w\-./ :]", "_", name)[:250]
+
+
+def param_text(value: Any) -> str:
+    """A value of params as MLflow is given it."""
+    return str(value)[:_PARAM_CHARACTERS]
 
 
 def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:

@@ -67,6 +67,7 @@ _VERSIONS = Table(
     Column("source", String(500)),
     Column("storage_location", String(500)),
     Column("run_id", String(32)),
+    Column("description", String(5000)),
 )
 _VERSION_TAGS = Table(
     "model_version_tags",
@@ -88,6 +89,7 @@ class Row:
     run_id: str | None
     created_ms: int
     location: str | None
+    description: str | None = None
 
 
 class Tables:
@@ -98,7 +100,7 @@ class Tables:
 
     def model(self, name: str) -> tuple[dict[str, str], dict[str, str]] | None:
         """Aliases (to version numbers) and tags of a registered model; None where there is no such model."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             if connection.execute(_of(select(_MODELS.c.name), _MODELS, name)).first() is None:
                 return None
             aliases = connection.execute(_of(select(_ALIASES.c.alias, _ALIASES.c.version), _ALIASES, name))
@@ -119,7 +121,7 @@ class Tables:
     def latest(self, name: str) -> str | None:
         """The highest number of a version; None where there is none."""
         newest = _alive(select(_VERSIONS.c.version), name).order_by(_VERSIONS.c.version.desc()).limit(1)
-        with self._reading() as connection:
+        with self.reading() as connection:
             number = connection.execute(newest).scalar()
         return None if number is None else str(number)
 
@@ -132,13 +134,13 @@ class Tables:
         if tags is not None:
             tagged = tagged.where(_VERSION_TAGS.c.key.in_(tags))
         found: dict[int, dict[str, str]] = {}
-        with self._reading() as connection:
+        with self.reading() as connection:
             for owner, key, value in connection.execute(tagged):
                 found.setdefault(owner, {})[key] = value
             return [_row(item, found.get(item.version, {})) for item in connection.execute(wanted)]
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
         """One transaction, so that the queries of a question see one state."""
         with self._engine.connect() as connection, connection.begin():
             yield connection
@@ -171,4 +173,4 @@ def _alive(query: Any, name: str) -> Any:
 
 def _row(item: Any, tags: Mapping[str, str]) -> Row:
     location = item.storage_location or item.source
-    return Row(str(item.version), tags, item.run_id, int(item.creation_time), location)
+    return Row(str(item.version), tags, item.run_id, int(item.creation_time), location, item.description)

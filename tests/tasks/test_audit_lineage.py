@@ -290,3 +290,34 @@ def test_a_changed_weight_marks_its_node_and_the_version(registered_world: Any) 
         lineage = audit(registered_world, "models:/assistant/3").lineage
     changed = {node["id"] for node in lineage["nodes"] if node["state"] == "changed"}
     assert changed == {"version", "path:models/reward"}
+
+
+def test_figures_and_aliases_that_mlflow_alone_shows_are_findings(registered_world: Any) -> None:
+    """A metric raised in the database, and an alias moved in MLflow: each is named, re-hashed or not, and put back."""
+    uri, store = "models:/assistant/3", Store(registered_world.root, registered_world.registry)
+    run_id = resolve(store, uri).run_id
+    change = "UPDATE latest_metrics SET value = ? WHERE key = 'win_rate.judge.value' AND run_uuid = ?"
+    with sqlite3.connect(registered_world.root / ".plumbline/mlflow.db") as connection:
+        connection.execute(change, (0.99, run_id))
+    try:
+        full, quick = (
+            audit_model(registered_world.root, uri, registered_world.registry, rehash=rehash)
+            for rehash in (True, False)
+        )
+    finally:
+        with sqlite3.connect(registered_world.root / ".plumbline/mlflow.db") as connection:
+            connection.execute(change, (0.7, run_id))
+    words = f"metric win_rate.judge.value of run {run_id}: MLflow shows 0.99, the signed manifest says 0.7."
+    assert (full.verified, full.problems) == (quick.verified, quick.problems) == (False, [words])
+    assert audit(registered_world, uri).verified
+
+    store.client.set_registered_model_alias("assistant", "champion", "3")
+    try:
+        named, led = audit(registered_world, uri), audit(registered_world, "models:/assistant/1")
+        other = audit(registered_world, "models:/assistant/2")
+    finally:
+        store.client.set_registered_model_alias("assistant", "champion", "1")
+    for report in (named, led):
+        assert report.verified is False
+        assert "@champion was moved in MLflow itself: it names version 3, the ledger says 1" in report.problems[0]
+    assert (other.verified, len(other.notes)) == (True, 1)

@@ -106,7 +106,7 @@ def test_the_first_version_that_passes_them_is_champion_once_and_on_record(make_
     settled = settle_first_champion(world.root, PARAMS, registered)
     assert settled.alias_uris == ["models:/assistant@candidate", "models:/assistant@champion"]
     line = promotion_history(world.root, PARAMS, "champion").entries[-1]
-    assert (line.actor, line.action, line.version) == ("registration", "promote", "1")
+    assert (line.actor, line.action, line.version) == ("registration", "assign", "1")
     assert [gate["name"] for gate in line.evidence["gates"]] == list(GATES)
     again = settle_first_champion(world.root, PARAMS, world.register(crowned=False))
     assert again.first is None

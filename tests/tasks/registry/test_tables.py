@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from data_contracts.errors import RegistryError
-from tasks.registry import tables
+from tasks.registry import run_tables, tables
 from tasks.registry.client import Store
 from tasks.registry.listing import find_version, live_aliases, pinned_versions
 from tasks.registry.lookup import location_of, registered, registered_at
@@ -21,9 +21,11 @@ def test_revision_and_columns_are_those_of_the_mlflow_that_is_installed(migrated
     """When MLflow is raised: compare its models with `tables.py`, then write the new revision there."""
     from mlflow.store.db.base_sql_model import Base
     from mlflow.store.model_registry.dbmodels import models as registry_models  # noqa: F401  (fills Base)
+    from mlflow.store.tracking.dbmodels import models as tracking_models  # noqa: F401  (likewise)
 
     with create_engine(f"sqlite:///{migrated_store}").connect() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == SCHEMA_REVISION
+    assert run_tables.METADATA is METADATA
     for name, table in METADATA.tables.items():
         if name != "alembic_version":
             theirs = Base.metadata.tables[name].columns

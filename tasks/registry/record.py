@@ -1,0 +1,199 @@
+"""What MLflow shows of a version, held to its signed manifest: people read MLflow's page, and anyone can write there.
+
+Compared are figures, settings, tags and data of the run, the figures of its stages' runs, and tags and description of
+the version. Each difference is a sentence with the key, MLflow's value and the manifest's. What an older program did
+not put into the manifest is a note, and so are tags of people's own. Curves of training are not compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_contracts.params import flatten
+from tasks.registry.client import Store, refusals
+from tasks.registry.manifest import all_paths
+from tasks.registry.run_tables import PARENT, RunRecord, from_client, read_runs
+from tasks.registry.runs import figures, mlflow_key, param_text
+from tasks.registry.stored import GATE_TAG, KEY_TAG, MANIFEST_TAG, Version
+from tasks.registry.versions import OBJECT_TAG
+
+_OURS = ("plumbline.", "prefect.")  # tags that a run or a registration writes
+_OF_PROCESS = ("plumbline.host", "plumbline.pid", "plumbline.reused")  # who ran it, which no manifest holds
+_OF_SIGNATURE = "plumbline.seal"  # verified with the signature
+_NOTE = "mlflow.note.content"  # what the page shows as a run's description
+_CLOCKED = "seconds"
+_MOST = 200  # characters of a value in a sentence
+
+
+@dataclass(slots=True)
+class RecordCheck:
+    """`problems`: what differs, a sentence each. `notes`: what could not be compared, or is people's own."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) -> RecordCheck:
+    """Compare MLflow's record of a version with its manifest. Raises `RegistryError` where MLflow does not answer."""
+    found = RecordCheck()
+    found.problems += _version_tags(version, manifest)
+    found.notes += [f"tag {key} of {version.uri} is nobody's on record." for key in version.tags if not _ours(key)]
+    with refusals(f"what MLflow shows of {version.uri}"):
+        description = _description(store, version)
+    if description:
+        found.problems.append(_differs("description", version.uri, description, "none"))
+    signed = manifest.get("mlflow_run_id")
+    if signed is not None and version.run_id != signed:
+        found.problems.append(_differs("run", version.uri, version.run_id or "none", signed))
+    run_id = signed or version.run_id
+    if run_id is None:
+        found.notes.append("MLflow names no run of this version: its figures and params could not be compared.")
+        return found
+    with refusals(f"run {run_id} of {version.uri}"):
+        runs = _runs(store, run_id)
+    _check_runs(found, runs, run_id, manifest)
+    return found
+
+
+def _check_runs(found: RecordCheck, runs: Mapping[str, RunRecord], run_id: str, manifest: Mapping[str, Any]) -> None:
+    run = runs.get(run_id)
+    if run is None:
+        found.problems.append(f"run {run_id}: gone from MLflow; the manifest's figures, params and data are not shown.")
+        return
+    if run.deleted:
+        found.problems.append(f"run {run_id}: deleted in MLflow. `mlflow.client.restore_run` brings it back.")
+    where = f"run {run_id}"
+    found.problems += _figures(where, run, figures(manifest["evaluation"]))
+    found.problems += _values(
+        "param",
+        where,
+        run.params,
+        {mlflow_key(name): param_text(value) for name, value in flatten(manifest["settings"])},
+    )
+    found.problems += _values("dataset", where, _data(run), _expected_data(manifest))
+    tags = {KEY_TAG: str(manifest["model"]["key"])}
+    if manifest.get("flow_run_id") is not None:
+        tags["prefect.flow_run_id"] = str(manifest["flow_run_id"])
+    found.problems += _run_tags(where, run, tags)
+    for child in runs.values():
+        if child.run_id != run_id:
+            found.problems += _stage_run(child, manifest)
+
+
+def _stage_run(child: RunRecord, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """A stage's run against the facts of its artifact."""
+    name = child.tags.get("plumbline.stage")
+    facts = _facts_of(str(name), manifest)
+    if facts is None:  # a stage of a program that had another graph
+        return
+    where = f"run {child.run_id} of stage {name}"
+    if child.deleted:
+        yield f"{where}: deleted in MLflow."
+    yield from _figures(where, child, figures(facts))
+    artifact = manifest["stages"].get(name, {}).get("artifact") or {}
+    tags = {"plumbline.stage": str(name)}
+    if "digest" in artifact:
+        tags["plumbline.artifact"] = artifact["digest"]
+    yield from _run_tags(where, child, tags)
+
+
+def _facts_of(stage: str, manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if stage == "evaluate":
+        return {"metrics": manifest["evaluation"]}
+    if stage == "gate":
+        return {"passed": manifest["gate"]["passed"]}
+    facts: Mapping[str, Any] | None = manifest.get("as_run", {}).get(stage)
+    return facts
+
+
+def _figures(where: str, run: RunRecord, expected: Mapping[str, float]) -> Iterator[str]:
+    """Every value that was ever logged for a figure: the page draws all of them."""
+    named = {mlflow_key(name): value for name, value in expected.items()}
+    for key in sorted(named.keys() | run.metrics.keys()):
+        if key == _CLOCKED and key not in named:
+            continue
+        values, signed = run.metrics.get(key), named.get(key)
+        if values is None:
+            yield _differs(f"metric {key}", where, "none", signed)
+        else:
+            for value in sorted(values, key=lambda each: (math.isnan(each), each)):
+                if value != signed:
+                    yield _differs(f"metric {key}", where, value, "none" if signed is None else signed)
+
+
+def _values(kind: str, where: str, shown: Mapping[str, str], expected: Mapping[str, str]) -> Iterator[str]:
+    for key in sorted(shown.keys() | expected.keys()):
+        if shown.get(key) != expected.get(key):
+            yield _differs(f"{kind} {key}", where, shown.get(key, "none"), expected.get(key, "none"))
+
+
+def _run_tags(where: str, run: RunRecord, expected: Mapping[str, str]) -> Iterator[str]:
+    """Tags of ours, and the description; `mlflow.` tags are MLflow's own, others are people's."""
+    ours = {key: value for key, value in run.tags.items() if _ours(key) and key not in _OF_PROCESS}
+    yield from _values("tag", where, ours, expected)
+    if run.tags.get(_NOTE):
+        yield _differs("description", where, run.tags[_NOTE], "none")
+
+
+def _version_tags(version: Version, manifest: Mapping[str, Any]) -> Iterator[str]:
+    expected = {
+        KEY_TAG: str(manifest["model"]["key"]),
+        GATE_TAG: "passed" if manifest["gate"]["passed"] else "rejected",
+        **{f"{OBJECT_TAG}{role}": str(entry["md5"]) for role, entry in manifest["objects"].items()},
+    }
+    ours = {
+        key: value for key, value in version.tags.items() if _ours(key) and key not in (MANIFEST_TAG, _OF_SIGNATURE)
+    }
+    yield from _values("tag", version.uri, ours, expected)
+
+
+def _data(run: RunRecord) -> dict[str, str]:
+    return {name: f"{digest} ({context})" for name, (digest, context) in run.datasets.items()}
+
+
+def _expected_data(manifest: Mapping[str, Any]) -> dict[str, str]:
+    roles = {entry["path"]: role for role, entry in manifest["objects"].items()}
+    return {path: f"{digest} ({roles.get(path, 'lineage')})" for path, digest in all_paths(manifest).items()}
+
+
+def _runs(store: Store, run_id: str) -> dict[str, RunRecord]:
+    if store.tables is not None:
+        with store.tables.reading() as connection:
+            return read_runs(connection, run_id)
+    from mlflow.entities import ViewType
+    from mlflow.exceptions import MlflowException
+
+    client = store.client
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+    query = f"tags.`{PARENT}` = '{run_id}'"
+    children = client.search_runs([run.info.experiment_id], query, ViewType.ALL, max_results=1000)
+    return {str(each.info.run_id): from_client(each) for each in (run, *children)}
+
+
+def _description(store: Store, version: Version) -> str | None:
+    if store.tables is not None:
+        row = store.tables.version(version.name, version.number)
+        return row.description if row is not None else None
+    found = store.client.get_model_version(version.name, version.number).description
+    return str(found) if found else None
+
+
+def _ours(key: str) -> bool:
+    return key.startswith(_OURS)
+
+
+def _differs(what: str, where: str, shown: object, signed: object) -> str:
+    return f"{what} of {where}: MLflow shows {_short(shown)}, the signed manifest says {_short(signed)}."
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MOST else f"{text[:_MOST]}… ({len(text)} characters)"
