@@ -7,8 +7,9 @@ not put into the manifest is a note, and so are tags of people's own. Curves of 
 
 from __future__ import annotations
 
+import ast
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from data_contracts.params import flatten
 from tasks.registry.client import Store, refusals
 from tasks.registry.manifest import all_paths
 from tasks.registry.run_tables import PARENT, RunRecord, from_client, read_runs
-from tasks.registry.runs import figures, mlflow_key, param_text
+from tasks.registry.runs import PARAM_CHARACTERS, figures, in_order, mlflow_key, param_text
 from tasks.registry.stored import GATE_TAG, KEY_TAG, MANIFEST_TAG, Version
 from tasks.registry.versions import OBJECT_TAG
 
@@ -67,12 +68,11 @@ def _check_runs(found: RecordCheck, runs: Mapping[str, RunRecord], run_id: str, 
         found.problems.append(f"run {run_id}: deleted in MLflow. `mlflow.client.restore_run` brings it back.")
     where = f"run {run_id}"
     found.problems += _figures(where, run, figures(manifest["evaluation"]))
-    found.problems += _values(
-        "param",
-        where,
-        run.params,
-        {mlflow_key(name): param_text(value) for name, value in flatten(manifest["settings"])},
-    )
+    cut = [] if "mlflow_run_id" in manifest else [key for key, text in run.params.items() if _is_cut(text)]
+    found.notes += [
+        f"param {key} of {where}: cut to {PARAM_CHARACTERS} characters, could not be compared." for key in cut
+    ]
+    found.problems += _params(where, run.params, dict(flatten(manifest["settings"])), cut)
     found.problems += _values("dataset", where, _data(run), _expected_data(manifest))
     tags = {KEY_TAG: str(manifest["model"]["key"])}
     if manifest.get("flow_run_id") is not None:
@@ -122,6 +122,31 @@ def _figures(where: str, run: RunRecord, expected: Mapping[str, float]) -> Itera
             for value in sorted(values, key=lambda each: (math.isnan(each), each)):
                 if value != signed:
                     yield _differs(f"metric {key}", where, value, "none" if signed is None else signed)
+
+
+def _params(where: str, shown: Mapping[str, str], settings: Mapping[str, Any], cut: Sequence[str]) -> Iterator[str]:
+    """Params as texts; an older program gave MLflow the keys inside a value in the order of the file."""
+    values = {mlflow_key(name): value for name, value in settings.items()}
+    same = {key for key, text in shown.items() if key in cut or (key in values and _same(text, values[key]))}
+    yield from _values(
+        "param",
+        where,
+        {key: text for key, text in shown.items() if key not in same},
+        {key: param_text(value) for key, value in values.items() if key not in same},
+    )
+
+
+def _is_cut(text: str) -> bool:
+    return len(text) == PARAM_CHARACTERS
+
+
+def _same(text: str, value: Any) -> bool:
+    if text == param_text(value):
+        return True
+    try:
+        return isinstance(value, list | dict) and in_order(ast.literal_eval(text)) == in_order(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return False  # no text of ours
 
 
 def _values(kind: str, where: str, shown: Mapping[str, str], expected: Mapping[str, str]) -> Iterator[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CURVE = "training.jsonl"
 _BATCH = 1000  # MLflow's own limit of metrics a call
 _PARAM_BATCH = 100
-_PARAM_CHARACTERS = 6000
+PARAM_CHARACTERS = 6000
 _HOST, _PID = "plumbline.host", "plumbline.pid"
 
 
@@ -219,8 +219,15 @@ def mlflow_key(name: str) -> str:
 
 
 def param_text(value: Any) -> str:
-    """A value of params as MLflow is given it."""
-    return str(value)[:_PARAM_CHARACTERS]
+    """A value of params as MLflow is given it, keys in one order: a manifest keeps none."""
+    return str(in_order(value))[:PARAM_CHARACTERS]
+
+
+def in_order(value: Any) -> Any:
+    """A value with the keys of all its mappings sorted, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: in_order(value[key]) for key in sorted(value)}
+    return [in_order(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:

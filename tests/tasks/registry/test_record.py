@@ -220,6 +220,17 @@ def test_what_somebody_changed_through_the_client_is_named_with_both_values(
     assert len(problems) == 1
 
 
+def test_a_list_of_mappings_is_the_same_in_any_order_of_its_keys(store: Store, manifest: dict[str, Any]) -> None:
+    """An older program logged the keys as the file had them; the manifest keeps no order. Another value is found."""
+    terms = [{"kind": "safety", "asks": ["bomb"], "weight": 1.0}]
+    store.client.log_param(runs(store)["whole"], "mixture.terms", str(terms))
+    held = {**manifest, "settings": {**manifest["settings"], "mixture": {"terms": [dict(sorted(terms[0].items()))]}}}
+    assert check(store, held) == RecordCheck()
+    held["settings"]["mixture"]["terms"][0]["weight"] = 2.0
+    (problem,) = check(store, held).problems
+    assert problem.startswith("param mixture.terms of run ")
+
+
 def test_tags_of_peoples_own_are_a_note(store: Store, manifest: dict[str, Any]) -> None:
     store.client.set_model_version_tag("assistant", "1", "team", "desk")
     store.client.set_tag(runs(store)["whole"], "team", "desk")
