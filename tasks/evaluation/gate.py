@@ -136,11 +136,11 @@ def _finished_drop(metrics: Mapping[str, Any], threshold: float | None) -> Reaso
     if policy is None or reference is None:
         text = f"{words}: not measured (text.policy.finished or text.reference.finished is missing): failed"
         return Reason(name, False, None, threshold, text)
-    drop = max(0.0, reference - policy)
+    drop = round(max(0.0, reference - policy), 12)  # 0.4 less 0.3 is 0.1
     passed = drop <= threshold
     text = (
-        f"{words} {_number(drop)} {'≤' if passed else '>'} {_number(threshold)} ({_number(policy)} against "
-        f"{_number(reference)}): {'passed' if passed else 'failed'}"
+        f"{words} {_number(drop, threshold)} {'≤' if passed else '>'} {threshold:.15g} ({policy:.4g} against "
+        f"{reference:.4g}): {'passed' if passed else 'failed'}"
     )
     return Reason(name, passed, drop, threshold, text)
 

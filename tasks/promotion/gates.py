@@ -139,7 +139,7 @@ def _finished_drop(name: str, measured: Measured, params: PromotionParams) -> Ga
     policy, reference = ends
     if policy is None or reference is None:
         return _unmeasured(name, words, threshold, "a share is missing or not finite")
-    return _held(name, words, {"value": max(0.0, reference - policy)}, "value", "≤", threshold)
+    return _held(name, words, {"value": round(max(0.0, reference - policy), 12)}, "value", "≤", threshold)
 
 
 GATES: dict[str, Gate] = {
