@@ -19,13 +19,14 @@ from sqlalchemy import select
 from data_contracts.artifact import MANIFEST
 from data_contracts.errors import SignatureError
 from data_contracts.verification import HashCheck
-from tasks.database import open_database, reading
+from tasks.database import read_database, reading
+from tasks.database.location import find_location
 from tasks.database.params import OperationsParams
 from tasks.freshness.tables import METADATA, OUTBOX
 from tasks.lineage.build import Described, build_graph
 from tasks.lineage.graph import SCHEMA, SCHEMA_VERSION, Graph
 from tasks.lineage.tree import render_graph, render_timeline
-from tasks.registry.chain import open_ledger
+from tasks.registry.chain import read_ledger
 from tasks.registry.client import Store
 from tasks.registry.ledger import history, moved_outside, verify_chain
 from tasks.registry.listing import find_version
@@ -48,7 +49,8 @@ class AuditReport:
     """What an audit of one version found.
 
     `objects`: a dict per copy with name, kind, hash, where, found, ok. `verified` is None where nothing was re-hashed
-    and nothing else is wrong. `notes` are worth knowing and break nothing. `timeline`: every move of an alias of the
+    and nothing else is wrong. `notes` are worth knowing and break nothing; `moved_from` is where the workspace lay
+    before, if it was moved or copied. `timeline`: every move of an alias of the
     model, oldest first. `lineage` is the graph, in the schema of `tasks.lineage.graph`.
     """
 
@@ -57,6 +59,7 @@ class AuditReport:
     objects: list[dict[str, Any]]
     problems: list[str]
     notes: list[str] = field(default_factory=list)
+    moved_from: str | None = None
     timeline: list[dict[str, Any]] = field(default_factory=list)
     lineage: dict[str, Any] = field(default_factory=dict)
 
@@ -95,13 +98,14 @@ def walk_model(
     rehash: bool = True,
 ) -> Walk:
     """As `audit_model`, with graph and manifest. Without `rehash` only the manifest's own hash is checked."""
-    store = Store(root, params)
+    store = Store(root, params, read_only=True)
     version = find_version(store, uri)
     stored = StoredFiles(store, version)
     pinned = stored.check_manifest()
     if not pinned.ok:
         return _distrust(version, pinned)
     manifest, checks = stored.manifest(), [pinned]
+    moved_from = find_location(root).moved_from
     timeline, outside, ledger = _operations(root, store, operations or OperationsParams(), rehash)
     checks += ledger
     shown = check_record(store, version, manifest)
@@ -120,7 +124,10 @@ def walk_model(
         checks.append(_record_row(shown.problems))
     rows = [{**asdict(check), "ok": check.ok} for check in checks]
     lineage = graph.as_dict(verified, problems)
-    report = AuditReport(version.uri, verified, rows, problems, [*notes, *shown.notes], timeline, lineage)
+    notes = [*notes, *shown.notes]
+    if moved_from is not None:
+        notes.append(f"moved: this workspace lay at {moved_from} and lies at {root.resolve()} now; all was read here.")
+    report = AuditReport(version.uri, verified, rows, problems, notes, moved_from, timeline, lineage)
     return Walk(report, about, manifest, graph)
 
 
@@ -164,7 +171,7 @@ def _operations(
     root: Path, store: Store, params: OperationsParams, rehash: bool
 ) -> tuple[list[dict[str, Any]], Mapping[str, Mapping[str, str | None]], list[HashCheck]]:
     """The ledger's lines, aliases that it cannot explain, and whether its chain is whole."""
-    engine = open_ledger(root, params)
+    engine = read_ledger(root, params)
     try:
         problems = verify_chain(engine, store) if rehash else []
         entries = history(engine, store.params.model_name)
@@ -205,7 +212,7 @@ def _trigger(root: Path, params: OperationsParams, manifest: Mapping[str, Any]) 
     event = manifest.get("trigger_event_id")
     if not event:
         return {}
-    engine = open_database(root, params, METADATA)
+    engine = read_database(root, params, METADATA)
     try:
         columns = (OUTBOX.c.key, OUTBOX.c.kind, OUTBOX.c.subject, OUTBOX.c.created_at)
         with reading(engine) as connection:

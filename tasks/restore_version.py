@@ -50,7 +50,7 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
             raise
         raise UsageError(f"{to}: cannot write there ({error.strerror}). Choose another folder.") from error
     try:
-        _fill(ObjectStore(root), draft, to, manifest, paths)
+        _fill(ObjectStore(root), draft, manifest, paths)
         commit_git(draft, f"Restore {version.uri}")
         draft.rename(to)
     except BaseException:
@@ -59,12 +59,15 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
     return {"model_uri": version.uri, "to": str(to), "objects": paths}
 
 
-def _fill(source: ObjectStore, draft: Path, to: Path, manifest: Mapping[str, Any], paths: Mapping[str, str]) -> None:
-    """Texts, then objects into a cache of the draft's own, then a checkout, then a re-hash of every file."""
+def _fill(source: ObjectStore, draft: Path, manifest: Mapping[str, Any], paths: Mapping[str, str]) -> None:
+    """Texts, then objects into a cache of the draft's own, then a checkout, then a re-hash of every file.
+
+    Its remote is the source's, unless that is a folder of the source's own: nothing is ever pushed into that.
+    """
     for name, entry in manifest["texts"].items():
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(draft / name, entry["text"].encode())
-    init_versioning(draft, source.remote_url or str(to / ".plumbline" / "remote"))
+    init_versioning(draft, source.shared_remote)
     target = ObjectStore(draft)
     for digest in sorted({item for path in paths.values() for item in source.reachable(path)}):
         source.fetch(digest, target.cache_path(digest))

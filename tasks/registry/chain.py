@@ -19,7 +19,7 @@ import orjson
 from sqlalchemy import DDL, Column, Connection, Engine, Integer, MetaData, String, Table, Text, event, insert, select
 
 from data_contracts.errors import SignatureError
-from tasks.database import open_database, reading
+from tasks.database import open_database, read_database, reading
 from tasks.database.params import OperationsParams
 from tasks.registry.keys import SigningKey, VerifyingKey
 
@@ -124,6 +124,11 @@ class Line:
 def open_ledger(root: Path, params: OperationsParams) -> Engine:
     """The operations database with the ledger's table and triggers in it."""
     return open_database(root, params, METADATA)
+
+
+def read_ledger(root: Path, params: OperationsParams) -> Engine:
+    """As `open_ledger`, to read alone: nothing is made or written."""
+    return read_database(root, params, METADATA)
 
 
 def history(engine: Engine, model: str) -> list[LedgerEntry]:

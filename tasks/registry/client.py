@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +20,11 @@ from data_contracts.params import from_environment
 from data_contracts.private_files import make_private_file
 from data_contracts.private_names import private_names
 from data_contracts.secrets import mask
+from tasks.database.location import ARTIFACTS, record_location
+from tasks.database.sqlite import copy_database, sqlite_url
+from tasks.registry.locations import require_inside, settle
 from tasks.registry.params import RegistryParams
-from tasks.registry.tables import Tables, open_tables
+from tasks.registry.tables import Tables, empty_tables, open_tables, read_tables
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +51,7 @@ def store_uri(root: Path, params: RegistryParams) -> str:
     """
     given = params.tracking_uri
     if given is None:
-        return f"sqlite:///{root.resolve() / '.plumbline' / DATABASE}"
+        return sqlite_url(root.resolve() / ".plumbline" / DATABASE)
     return from_environment(given, "registry.tracking_uri", "an MLflow URI")
 
 
@@ -54,18 +59,54 @@ class Store:
     """One MLflow store. Opening it creates or migrates the database, seconds the first time.
 
     `tables` are there where the store is a database of the revision that we read ourselves. MLflow's client, whose
-    import takes seconds, is then opened by the first use of it.
+    import takes seconds, is then opened by the first use of it. With `read_only` nothing is made, migrated or written:
+    where the client is needed for a database of the workspace's own, it gets a private copy.
     """
 
-    def __init__(self, root: Path, params: RegistryParams) -> None:
+    def __init__(self, root: Path, params: RegistryParams, *, read_only: bool = False) -> None:
         self.root = root.resolve()
         self.params = params
         self.uri = store_uri(root, params)
-        self.tables: Tables | None = open_tables(self.uri)
+        self.is_own = params.tracking_uri is None
         self._client: MlflowClient | None = None
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._reads_only = read_only and self.is_own
+        if self._reads_only:
+            self.tables = self._read()
+            return
+        self._settle()
+        self.tables = open_tables(self.uri)
         if self.tables is None:
             self._client = self._open()
             self.tables = open_tables(self.uri)
+            self._settle()
+
+    def located(self, location: str) -> str:
+        """Where artifacts lie now. Raises `RegistryError` for a place outside of a workspace that has its own store."""
+        return require_inside(location, self.root) if self.is_own else location
+
+    def _settle(self) -> None:
+        """Let locations follow a workspace that was moved or copied."""
+        if self.is_own:
+            record_location(self.root)
+            if self._database.is_file():
+                with refusals(f"MLflow store {self.name} cannot be opened"), _OPENING:
+                    settle(self._database, self.root)
+
+    def _read(self) -> Tables | None:
+        """The tables of the own database; of another revision, those of a private copy that MLflow migrates."""
+        if not self._database.exists():
+            return empty_tables()
+        with refusals(f"MLflow store {self.name} cannot be read"):
+            found = read_tables(self._database)
+        if found is not None:
+            return found
+        _ = self.client
+        return open_tables(self.uri)
+
+    @property
+    def _database(self) -> Path:
+        return self.root / ".plumbline" / DATABASE
 
     @property
     def client(self) -> MlflowClient:
@@ -85,8 +126,14 @@ class Store:
         from mlflow import MlflowClient
 
         with refusals(f"MLflow store {self.name} cannot be opened"), _OPENING:
-            if self.params.tracking_uri is None:
-                _make_database(self.root / ".plumbline" / DATABASE)
+            if self._reads_only:
+                self._copy = tempfile.TemporaryDirectory(prefix="plumbline-read-", ignore_cleanup_errors=True)
+                copy = Path(self._copy.name) / DATABASE
+                if self._database.exists():
+                    copy_database(self._database, copy)
+                self.uri = f"sqlite:///{copy}"
+            elif self.is_own:
+                _make_database(self._database)
             client = MlflowClient(self.uri, self.uri)
             client.get_experiment_by_name(self.params.experiment)
         return client
@@ -101,9 +148,9 @@ class Store:
                         f"experiment {self.params.experiment!r} was deleted in MLflow. Restore it, or choose another "
                         f"name in registry.experiment."
                     )
+                self.located(str(found.artifact_location))
                 return str(found.experiment_id)
-            local = self.params.tracking_uri is None
-            location = (self.root / ".plumbline" / "mlartifacts").as_uri() if local else None
+            location = (self.root / ARTIFACTS).as_uri() if self.is_own else None
             return str(self.client.create_experiment(self.params.experiment, artifact_location=location))
 
     @contextmanager
@@ -174,7 +221,7 @@ def refusals(what: str) -> Iterator[None]:
 def _is_of_the_store(error: Exception) -> bool:
     from sqlalchemy.exc import SQLAlchemyError
 
-    if isinstance(error, SQLAlchemyError):
+    if isinstance(error, SQLAlchemyError | sqlite3.Error):
         return True
     # they raise nothing before they are imported
     libraries = (("mlflow.exceptions", "MlflowException"), ("requests", "RequestException"))

@@ -28,6 +28,7 @@ def in_place(location: str) -> Path | None:
 @contextmanager
 def fetched(store: Store, location: str, name: str | None = None) -> Iterator[Path]:
     """A folder with the artifacts at `location` (with `name`, that one alone), gone afterwards if downloaded."""
+    location = store.located(location)
     folder = in_place(location)
     if folder is not None:
         yield folder

@@ -19,12 +19,12 @@ def registered(store: Store, name: str) -> tuple[dict[str, str], dict[str, str]]
 
 
 def location_of(store: Store, name: str, number: str) -> str:
-    """Where the files of a version lie. Raises `RegistryError` where there is no such version."""
+    """Where the files of a version lie. Raises `RegistryError` for no such version, or a place outside."""
     with refusals(f"artifacts of models:/{name}/{number}"):
         row = store.tables.version(name, number) if store.tables is not None else None
-        if row is not None and row.location:
-            return row.location
-        return str(store.client.get_model_version_download_uri(name, number))
+        location = row.location if row is not None else None
+        location = location or str(store.client.get_model_version_download_uri(name, number))
+    return store.located(location)
 
 
 def registered_at(store: Store, name: str, number: str) -> datetime:

@@ -125,6 +125,7 @@ class Run:
     def log_files(self, folder: Path, name: str) -> None:
         """Log a folder's files as artifacts of the parent run, under a name, for whoever looks at the run."""
         with self._lock, refusals(f"artifacts {name} of the run"):
+            self.store.located(str(self.store.client.get_run(self.run_id).info.artifact_uri))
             self.store.client.log_artifacts(self.run_id, str(folder), name)
 
     def log_outcome(self, metrics: Mapping[str, Any], settings: Mapping[str, Any], tags: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     BigInteger,
     Column,
     Connection,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     NullPool,
+    StaticPool,
     String,
     Table,
     Text,
@@ -30,6 +32,8 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import SQLAlchemyError
+
+from tasks.database.sqlite import connect_for_reading
 
 SCHEMA_REVISION = "dc11669786a5"  # the last migration of the MLflow that these tables were read off
 METADATA = MetaData()
@@ -161,6 +165,25 @@ def open_tables(uri: str) -> Tables | None:
     except (SQLAlchemyError, ImportError):
         return None
     return Tables(engine) if revisions == [SCHEMA_REVISION] else None
+
+
+def read_tables(database: Path) -> Tables | None:
+    """The tables of an SQLite file, which is not written to; None where it has another revision than we read.
+
+    Raises SQLAlchemy's errors, and `OperationsError` for a file that may not be read.
+    """
+    where = URL.create("sqlite", database=str(database))
+    engine = create_engine(where, creator=lambda: connect_for_reading(database), poolclass=NullPool)
+    with engine.connect() as connection:
+        revisions = list(connection.execute(select(_REVISION.c.version_num)).scalars())
+    return Tables(engine) if revisions == [SCHEMA_REVISION] else None
+
+
+def empty_tables() -> Tables:
+    """The tables of a store in which nothing was ever registered."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    METADATA.create_all(engine)
+    return Tables(engine)
 
 
 def _of(query: Any, table: Table, name: str) -> Any:

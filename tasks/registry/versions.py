@@ -206,6 +206,7 @@ def _logged_model(store: Store, experiment_id: str, name: str, key: str, run_id:
 
 
 def _upload(store: Store, model_id: str, uploads: Sequence[Upload], texts: Mapping[str, str]) -> None:
+    store.located(str(store.client.get_logged_model(model_id).artifact_location))
     for upload in uploads:
         store.client.log_model_artifacts(model_id, str(upload.folder), upload.name)
     with tempfile.TemporaryDirectory() as scratch:

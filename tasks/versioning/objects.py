@@ -22,11 +22,15 @@ import orjson
 
 from data_contracts.errors import VersioningError
 from data_contracts.verification import HashCheck
+from tasks.database.location import REMOTE, local_path
 from tasks.versioning.lock import current_hashes
-from tasks.versioning.repo import silence
+from tasks.versioning.remote import default_remote, read_config
+from tasks.versioning.silence import silence
 
 _CHUNK = 1 << 20
 _DIR = ".dir"
+_LAYOUT = Path("files") / "md5"
+_OTHER_LAYOUTS = {"worktree", "version_aware"}  # DVC's own settings: such a remote has files under their names
 
 
 class _Place(Protocol):
@@ -41,8 +45,8 @@ class _Place(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Cache:
-    """DVC's local cache."""
+class _Objects:
+    """Objects in a folder of this machine, as DVC lays them out: its cache, or a remote that is a folder."""
 
     folder: Path
     where: str = "cache"
@@ -87,12 +91,19 @@ class ObjectStore:
         """The URL of the default remote, as DVC's configuration has it, or None without one."""
         return self._remote[1]
 
+    @property
+    def shared_remote(self) -> str | None:
+        """The URL of the default remote where it is no folder of this workspace's own, else None."""
+        url = self.remote_url
+        own = url is not None and Path(url) == self.root / REMOTE
+        return None if own else url
+
     @cached_property
-    def _cache(self) -> _Cache:
+    def _cache(self) -> _Objects:
         return _find_cache(self.root)
 
     @cached_property
-    def _remote(self) -> tuple[_Remote | None, str | None]:
+    def _remote(self) -> tuple[_Place | None, str | None]:
         """The remote and its URL, opened by the first question that the cache does not answer: it takes long."""
         return _open_default_remote(self.root)
 
@@ -200,44 +211,58 @@ def check_tree(folder: Path, files: dict[str, str], name: str, kind: str, where:
     return checks
 
 
-def _find_cache(root: Path) -> _Cache:
+def _find_cache(root: Path) -> _Objects:
     """The cache where DVC's configuration puts it, by the configuration alone: a repository takes long to open.
 
     Only for DVC's deprecated `cache.local`, the name of a remote in place of a folder, a repository is opened.
     """
+    settings = read_config(root)["cache"]
+    if settings.get("local"):
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        try:
+            with Repo(os.fspath(root)) as repo:
+                return _Objects(Path(repo.cache.local.path))
+        except DvcException as error:
+            raise VersioningError(f"{root}: cannot read DVC's configuration: {error}") from error
+    return _Objects(Path(root, ".dvc", settings.get("dir") or "cache") / _LAYOUT)
+
+
+def _open_default_remote(root: Path) -> tuple[_Place | None, str | None]:
+    """The default remote and its URL. A folder is read as it is, without DVC's locks and databases."""
+    found = default_remote(root)
+    if found is None:
+        return None, None
+    name, settings = found
+    path = local_path(str(settings["url"]))
+    if path is not None and not settings.keys() & _OTHER_LAYOUTS:
+        return _Objects(Path(path) / _LAYOUT, "remote"), path
+    return _open_far_remote(root, name, settings), str(settings["url"])
+
+
+def _open_far_remote(root: Path, name: str, settings: dict[str, Any]) -> _Remote:
+    """DVC's way to a remote on another machine, through a repository of its own: opening one writes into it."""
     silence()
     from dvc.config import Config
-    from dvc.exceptions import DvcException
-
-    folder = root / ".dvc"
-    if not folder.is_dir():
-        raise VersioningError(f"{root}: expected a workspace under DVC, found no .dvc in it.")
-    try:
-        settings = Config(os.fspath(folder))["cache"]
-        if settings.get("local"):
-            from dvc.repo import Repo
-
-            with Repo(os.fspath(root)) as repo:
-                return _Cache(Path(repo.cache.local.path))
-    except DvcException as error:
-        raise VersioningError(f"{root}: cannot read DVC's configuration: {error}") from error
-    return _Cache(Path(folder, settings.get("dir") or "cache") / "files" / "md5")
-
-
-def _open_default_remote(root: Path) -> tuple[_Remote | None, str | None]:
-    """The default remote and its URL."""
-    silence()
-    from dvc.config import NoRemoteError
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        with Repo(os.fspath(root)) as repo, suppress(NoRemoteError):
-            remote = _Remote(repo.cloud.get_remote_odb())
-            return remote, str(repo.config["remote"][repo.config["core"]["remote"]]["url"])
+        with tempfile.TemporaryDirectory(prefix="plumbline-remote-", ignore_cleanup_errors=True) as scratch:
+            (Path(scratch) / ".dvc").mkdir()
+            with Config(os.fspath(Path(scratch) / ".dvc"), validate=False).edit("local") as config:
+                config["core"] = {"no_scm": True, "site_cache_dir": scratch, "remote": name}
+                config["remote"][name] = {key: _plain(value) for key, value in settings.items()}
+            with Repo(scratch) as repo:
+                return _Remote(repo.cloud.get_remote_odb())
     except (DvcException, ImportError) as error:  # ImportError: a kind of remote whose plugin is not installed
         raise VersioningError(f"{root}: cannot open its DVC remote: {error}") from error
-    return None, None
+
+
+def _plain(value: Any) -> Any:
+    """A setting of DVC as its file has it: paths are objects of its own."""
+    return str(value) if isinstance(value, str | os.PathLike) else value
 
 
 def _md5(stream: IO[bytes]) -> str:

@@ -6,7 +6,6 @@ them. So a process-wide lock per workspace orders our threads, and a busy worksp
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_contracts.errors import VersioningError
+from tasks.versioning.remote import settle_remote
+from tasks.versioning.silence import silence
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -26,16 +27,6 @@ BUSY_WAIT_S = 60.0
 _BUSY_POLL_S = 0.5
 _THREAD_LOCKS: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
 _TABLE_LOCK = threading.Lock()
-
-
-def silence() -> None:
-    """Turn off DVC's analytics, update checks, logging and progress bars in this process."""
-    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    import dvc  # noqa: F401  (configures its loggers on import, so it has to come first)
-
-    for name in ("dvc", "dvc_data", "dvc_objects", "scmrepo"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = BUSY_WAIT_S) -> Result:
@@ -53,6 +44,7 @@ def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = B
 
     write_whole_files()
     write_private_files(root)
+    settle_remote(root)
 
     deadline = time.monotonic() + wait_s
     with _thread_lock(root):

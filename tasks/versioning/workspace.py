@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from data_contracts.artifact import verify_artifact
 from data_contracts.errors import ArtifactError, InputsChangedError, VersioningError
+from tasks.database.location import REMOTE
 from tasks.versioning.git import init_git
-from tasks.versioning.repo import BUSY_WAIT_S, Result, silence, with_repo
+from tasks.versioning.remote import NAME, default_remote, name_origin, own_remote
+from tasks.versioning.repo import BUSY_WAIT_S, Result, with_repo
+from tasks.versioning.silence import silence
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -30,8 +33,8 @@ def init_versioning(root: Path, remote: str | None = None) -> None:
     """Put `root` under git and DVC, with a default remote. What is there already is kept.
 
     Files are copied (or reflinked) between cache and workspace: a write through a hardlink would
-    change the cache. `remote` is a DVC remote URL; a folder inside the workspace by default, as
-    an absolute path, so that a clone on the same machine reaches it.
+    change the cache. `remote` is a DVC remote URL; a folder inside the workspace by default, named relative to it, so
+    that a copy never uses the original's. In a clone, that one's remote is named `origin`, to pull from.
     """
     silence()
     from dvc.config import Config
@@ -48,17 +51,13 @@ def init_versioning(root: Path, remote: str | None = None) -> None:
             config["core"].setdefault("check_update", False)
             config["cache"].setdefault("type", "reflink,copy")
             if remote is not None or "remote" not in config["core"]:
-                url = _absolute(root, remote) if remote is not None else os.fspath(_default_remote(root))
-                config["remote"]["storage"] = {"url": url}
-                config["core"]["remote"] = "storage"
+                config["remote"][NAME] = {"url": own_remote(root) if remote is None else _absolute(root, remote)}
+                config["core"]["remote"] = NAME
+        if default_remote(root) == (NAME, {"url": os.fspath(root.resolve() / REMOTE)}):
+            (root / REMOTE).mkdir(parents=True, exist_ok=True)
+        name_origin(root)
     except DvcException as error:
         raise VersioningError(f"{root}: cannot set up DVC: {error}") from error
-
-
-def _default_remote(root: Path) -> Path:
-    folder = root.resolve() / ".plumbline" / "remote"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _absolute(root: Path, remote: str) -> str:

@@ -11,7 +11,6 @@ import io
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -55,16 +54,6 @@ class Done:
         """Stages that a `retrain --json` did not reuse."""
         assert self.code in (0, 1), self.err
         return [stage["name"] for stage in self.payload["stages"] if not stage["reused"]]
-
-
-ARTIFACT_PLACES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)
-"""Columns of MLflow's tables with absolute paths."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +123,6 @@ class Workspace:
     def copy(self, root: Path) -> Workspace:
         """A workspace of its own with the same history, registered models included."""
         shutil.copytree(self.root, root, symlinks=True)
-        config = root / ".dvc" / "config"
-        config.write_text(config.read_text().replace(str(self.root), str(root)))
-        with contextlib.closing(sqlite3.connect(root / ".plumbline" / "mlflow.db")) as registry, registry:
-            for table, column in ARTIFACT_PLACES:
-                change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-                registry.execute(change, (str(self.root), str(root)))
         return Workspace(root, self.server)
 
     def lines(self, path: str) -> list[dict[str, Any]]:

@@ -67,6 +67,7 @@ def world(four: Any, tmp_path: Path) -> Any:
         for path in with_log:
             if path.exists():
                 shutil.copy(path, root / ".plumbline")
+    (root / ".plumbline/mlartifacts").symlink_to(four.root / ".plumbline/mlartifacts")
     shutil.copy(four.root / PUBLIC_KEY, root / PUBLIC_KEY)
     return type(four)(root)
 

@@ -55,8 +55,9 @@ def test_a_restored_folder_is_a_clean_workspace(registered_world: Any, tmp_path:
     assert verify_artifact(tmp_path / "back/models/policy") == []
     back = type(registered_world)(tmp_path / "back")
     assert "Data and pipelines are up to date" in back.dvc("repro")
-    # its remote is the one the objects came from: nothing is missing there, in the form of an URL that DVC knows
-    assert ObjectStore(tmp_path / "back").remote_url == str(registered_world.root / ".plumbline/remote")
+    # a remote of its own, with nothing of the source's in it: what it pushes stays out of another's workspace
+    assert ObjectStore(tmp_path / "back").remote_url == str(tmp_path / "back/.plumbline/remote")
+    versions.push()
     assert "Cache and remote 'storage' are in sync" in back.dvc("status", "--cloud")
 
 

@@ -97,7 +97,7 @@ def test_init_is_idempotent_and_never_hardlinks(chain: Chain) -> None:
     assert (chain.root / ".dvc/config").read_text() == config
     assert 'type = "reflink,copy"' in config
     assert "analytics = False" in config
-    assert str(chain.root / ".plumbline/remote") in config
+    assert "url = ../.plumbline/remote\n" in config
 
 
 def test_a_given_remote_replaces_the_default_one(chain: Chain, tmp_path: Path) -> None:
@@ -267,8 +267,11 @@ def test_a_second_clone_pulls_the_same_bytes_and_reruns_nothing(chain: Chain, tm
     commit_git(chain.root, "Run")
     run_git(tmp_path, "clone", "--quiet", str(chain.root), "clone")
     clone = Chain(tmp_path / "clone")
-    (clone.root / ".plumbline").mkdir()
-    clone.versions.pull()
+    init_versioning(clone.root)
+    untouched = {path: path.stat().st_mtime_ns for path in (chain.root / ".plumbline").rglob("*")}
+    assert "file" in clone.dvc("pull", "-r", "origin")
+    clone.versions.push()
+    assert {path: path.stat().st_mtime_ns for path in (chain.root / ".plumbline").rglob("*")} == untouched
     assert (clone.root / "data/double/a.txt").read_bytes() == (chain.root / "data/double/a.txt").read_bytes()
     assert current_hashes(clone.root) == current_hashes(chain.root)
     assert clone.flow() == []
