@@ -166,7 +166,7 @@ def _mlflow(folder: Path) -> Iterator[Finding]:
             with urlopen(f"{mask(uri).rstrip('/')}/health", timeout=3):
                 pass
         elif registry.tracking_uri is not None or (root / ".plumbline" / "mlflow.db").exists():
-            Store(root, registry)
+            Store(root, registry, read_only=True)
         yield Finding("mlflow store", True, mask(uri))
     except UsageError as error:
         yield Finding("mlflow store", False, "unknown", str(error))

@@ -24,6 +24,7 @@ from types import FrameType
 
 from data_contracts.artifact import full_disk_as_stage_error
 from data_contracts.errors import Interrupted, PlumblineError, UnexpectedError, UsageError
+from data_contracts.permissions import permissions_as_errors
 from data_contracts.secrets import mask
 from flows.output import Output, report_failure
 
@@ -52,7 +53,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     _open_standard_streams()
     with _signals() as heard, _background_errors_to_log():
         try:
-            with full_disk_as_stage_error(Path.cwd()):
+            with permissions_as_errors(), full_disk_as_stage_error(Path.cwd()):
                 command()
             return 0
         except SystemExit as ended:

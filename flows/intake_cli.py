@@ -106,12 +106,12 @@ def outbox_list(workspace: Directory = HERE, json: Json = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from tasks.announce import open_outbox
+    from tasks.announce import read_outbox
     from tasks.freshness.outbox import standings
 
     root = workspace_root(workspace)
     table, rows = Table("key", "event", "state", "attempts", "note", box=None), []
-    for item in standings(open_outbox(root, _params(root))):
+    for item in standings(read_outbox(root, _params(root))):
         told = item.entry.emitted_at.isoformat(timespec="seconds") if item.entry.emitted_at else "pending"
         table.add_row(escape(item.entry.key), told, item.state, str(item.attempts), escape(item.note or ""))
         rows.append(

@@ -24,6 +24,7 @@ def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Ou
     """`plumbline up`: start, wait until healthy, register the deployments, and show what runs."""
     params, document = load_params(root, resolve_overlays(root, overlays), settings)
     plan = planned(root, params)
+    _settle_location(root, params)
     for line in save_params(root, document):
         output.remark(f"params.yaml: {line}")
     _close_to_others(root, params, output)
@@ -107,6 +108,21 @@ def _make_registry(root: Path, params: Params) -> None:
         from tasks.registry.client import Store
 
         Store(root, params.registry)
+
+
+def _settle_location(root: Path, params: Params) -> None:
+    """Let Prefect's deployments follow a workspace that was moved or copied, before its server is started."""
+    from tasks.announce import workspace_id
+    from tasks.database.location import record_location
+    from tasks.services.relocation import names_another, rename_in_prefect
+
+    location = record_location(root)
+    before = [path for path in location.before if path != str(location.root)]
+    renamed = {path: str(location.root) for path in before}
+    renamed |= {workspace_id(Path(path)): workspace_id(location.root) for path in before}
+    if params.services.prefect_database is None and names_another(root, renamed):
+        bring_down(root, params.services.stop_timeout_s)
+        rename_in_prefect(root, renamed)
 
 
 def _register(plan: Plan, params: Params) -> list[str]:

@@ -91,12 +91,12 @@ def traffic(since: Since = None, workspace: Directory = HERE, json: Json = False
     from rich.table import Table
 
     from flows.params import load_params
-    from tasks.database import open_database
+    from tasks.database import read_database
     from tasks.serving import log
     from tasks.serving.traffic import summarise
 
     root = workspace_root(workspace)
-    engine = open_database(root, load_params(root)[0].operations, log.METADATA)
+    engine = read_database(root, load_params(root)[0].operations, log.METADATA)
     lines = summarise(log.interactions(engine, since=_utc(since)))
     table = Table("role", "version", "answers", "errors", "refusals", "violations", "p50 ms", "p95 ms", "", box=None)
     for line in lines:

@@ -25,7 +25,7 @@ from data_contracts.artifact import sha256_file
 from data_contracts.errors import OperationsError
 from data_contracts.secrets import mask
 from tasks.access.identity import who_answers
-from tasks.database import open_database
+from tasks.database import open_database, read_database
 from tasks.database.params import OperationsParams
 from tasks.feedback.batches import Batch
 from tasks.feedback.validate import raw_batches
@@ -72,6 +72,11 @@ def workspace_id(root: Path) -> str:
 def open_outbox(root: Path, params: AnnounceParams) -> Engine:
     """The operations database with the tables of fresh data."""
     return open_database(root, params.operations, METADATA)
+
+
+def read_outbox(root: Path, params: AnnounceParams) -> Engine:
+    """As `open_outbox`, to read alone: nothing is made or written."""
+    return read_database(root, params.operations, METADATA)
 
 
 def batch_key(source: str, digest: str) -> str:

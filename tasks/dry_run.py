@@ -16,6 +16,7 @@ from tasks.curate_preferences import UNPAIRED, account, objections, set_aside
 from tasks.curation.curate import curate
 from tasks.curation.params import CurationParams, SplitParams
 from tasks.curation.unpaired import curate_unpaired
+from tasks.database.caches import may_write
 from tasks.feedback.batches import store_batch
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.shares import shares
@@ -34,8 +35,7 @@ def dry_run(
 
     Raises `UsageError` for unreadable files.
     """
-    home = root / ".plumbline" / "dry-run"
-    home.mkdir(parents=True, exist_ok=True)
+    home = _report_folder(root)
     with tempfile.TemporaryDirectory(dir=home) as name:
         folder = Path(name)
         stored = {store_batch(path, source, folder / "raw").path: path for path in paths}
@@ -76,6 +76,15 @@ def dry_run(
         "quarantine_path": str(quarantine),
         "stopped": stopped if stops else None,
     }
+
+
+def _report_folder(root: Path) -> Path:
+    """`.plumbline/dry-run`, or a new temporary folder for who may not write into the workspace."""
+    home = root / ".plumbline" / "dry-run"
+    if not may_write(home if home.exists() else root):
+        return Path(tempfile.mkdtemp(prefix="plumbline-dry-run-"))
+    home.mkdir(parents=True, exist_ok=True)
+    return home
 
 
 def _stopped(home: Path, why: str) -> dict[str, Any]:

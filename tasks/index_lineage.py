@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_contracts.errors import PlumblineError
+from tasks.database.caches import cache_folder
 from tasks.lineage.index import LineageIndex
 from tasks.registry.client import Store
 from tasks.registry.lineage import FILES, Account, account_path, build_index, index_path, read_account
@@ -29,15 +30,20 @@ def index_datasets(root: Path, objects: Mapping[str, Mapping[str, Any]]) -> dict
     for role in INDEXED:
         if role in objects:
             digest = str(objects[role]["md5"])
-            dataset_index(root, store, digest)
-            accounts[role] = read_account(account_path(root / FOLDER, digest))
+            accounts[role] = read_account(dataset_index(root, store, digest).with_suffix(".json"))
     return accounts
 
 
 def dataset_index(root: Path, objects: ObjectStore, digest: str) -> Path:
-    """The index of one dataset's records, made where it (or its account) is missing."""
-    path = index_path(root / FOLDER, digest)
-    if not path.is_file() or not account_path(root / FOLDER, digest).is_file():
+    """The index of one dataset's records, made where it (or its account) is missing; the account lies beside it.
+
+    A reader without write access uses what is in the workspace, and makes the rest in a folder of its own.
+    """
+    for folder in (root / FOLDER, cache_folder(root, FOLDER)):
+        path = index_path(folder, digest)
+        if path.is_file() and account_path(folder, digest).is_file():
+            break
+    else:
         with objects.local_files(digest, FILES) as files:
             build_index(files, path)
     return path
@@ -45,7 +51,7 @@ def dataset_index(root: Path, objects: ObjectStore, digest: str) -> Path:
 
 def open_index(root: Path, store: Store, params: RegistryParams) -> tuple[LineageIndex, list[str]]:
     """The index of all versions, brought up to date with the registry; and what could not be read, in words."""
-    index = LineageIndex(root / FOLDER / "versions.db")
+    index = LineageIndex(cache_folder(root, FOLDER) / "versions.db")
     name = params.model_name
     live = pinned_versions(store, name)
     missing = index.missing(name, {number: pin.manifest_sha256 for number, pin in live.items()})
@@ -75,9 +81,9 @@ def _account_for_old_ones(root: Path, index: LineageIndex, name: str) -> list[st
     for digest in missing:
         assert objects is not None
         try:
-            dataset_index(root, objects, f"{digest}.dir")
+            path = dataset_index(root, objects, f"{digest}.dir")
         except PlumblineError as error:
             problems.append(f"dataset {digest}: who contributed to it is not known: {error}")
         else:
-            index.add_account(digest, read_account(account_path(root / FOLDER, f"{digest}.dir")))
+            index.add_account(digest, read_account(path.with_suffix(".json")))
     return problems

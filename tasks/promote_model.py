@@ -228,7 +228,8 @@ def promotion_history(root: Path, params: PromotionSettings, alias: str | None =
     """The ledger, verified as it is read; with `alias`, its lines alone (the whole chain is verified all the same)."""
     if alias is not None and alias not in books.ALIASES:
         raise UsageError(f"--alias {alias[:40]!r}: expected one of {', '.join(books.ALIASES)}.")
-    store, engine = _open(root, params)
+    store = Store(root, params.registry, read_only=True)
+    engine = books.read_ledger(root, params.operations)
     name = params.registry.model_name
     problems = books.verify_chain(engine, store)
     entries = [entry for entry in books.history(engine, name) if alias in (None, entry.alias)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_contracts.errors import PlumblineError
-from tasks.database import open_database
+from tasks.database import read_database
 from tasks.monitor_policy import MonitorSettings
 from tasks.monitoring.live_report import Judged, Logged, compare, mirrored
 from tasks.registry.client import Store
@@ -26,7 +26,7 @@ def report_live(root: Path, params: MonitorSettings, *, since: datetime | None =
 
     Without traffic, a challenger or a judge the rows that need it are empty, and `notes` say why.
     """
-    engine = open_database(root, params.operations, log.METADATA)
+    engine = read_database(root, params.operations, log.METADATA)
     champion, challenger, logged = _of_one_pair(list(log.interactions(engine, since=since)))
     judged = _judge(root, params, champion, logged)
     notes = [f"{len(logged)} requests, {len(mirrored(logged))} of them answered by both."]
@@ -66,7 +66,7 @@ def _judge(root: Path, params: MonitorSettings, champion: str | None, logged: Se
     if champion is None or not pairs:
         return "no request was answered by both"
     try:
-        store = Store(root, params.registry)
+        store = Store(root, params.registry, read_only=True)
         stored = StoredFiles(store, resolve(store, champion))
         stored.require_signed(verifying_key(root, params.registry))
         digest = str(stored.manifest()["objects"]["reward"]["md5"])

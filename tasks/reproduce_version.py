@@ -78,7 +78,7 @@ def open_reproduction(root: Path, uri: str, params: RegistryParams, to: Path | N
 
     Raises `UsageError` when the folder holds something else, and what `restore_version` raises.
     """
-    store = Store(root, params)
+    store = Store(root, params, read_only=True)
     version = find_version(store, uri)
     digest = version.tags[MANIFEST_TAG]
     folder = to or root / ".plumbline" / "reproduce" / digest[:16]

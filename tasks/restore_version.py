@@ -30,7 +30,7 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{to}: expected a new or empty folder, found content. Choose another folder.")
-    store = Store(root, params)
+    store = Store(root, params, read_only=True)
     version = resolve(store, uri)
     stored = StoredFiles(store, version)
     pinned = stored.check_manifest()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_contracts.errors import OperationsError, UsageError
-from tasks.database import open_database
+from tasks.database import open_database, read_database
 from tasks.promote_model import Override, Promotion, PromotionSettings, promote
 from tasks.registry import ledger as books
 from tasks.registry.client import Store
@@ -41,9 +41,9 @@ class CanaryList:
 def list_canaries(root: Path, params: CanarySettings) -> CanaryList:
     """What was tried, what came of it, and what may be tried now."""
     name, alias = params.registry.model_name, params.serving.canary.alias
-    state = books.alias_state(books.history(books.open_ledger(root, params.operations), name))
+    state = books.alias_state(books.history(books.read_ledger(root, params.operations), name))
     number = state[alias].version if alias in state else None
-    found = canaries(open_database(root, params.operations, log.METADATA))
+    found = canaries(read_database(root, params.operations, log.METADATA))
     return CanaryList(found, alias, None if number is None else f"models:/{name}/{number}")
 
 

@@ -69,7 +69,7 @@ def trace(root: Path, kind: Thing, key: str, params: RegistryParams) -> TraceRep
     `key` is a hash (or its first seven or more digits), a batch's path, the name of an annotator or token, or
     NAME@VERSION of a judge's prompt. Raises `RegistryError` for a key that cannot be one.
     """
-    store = Store(root, params)
+    store = Store(root, params, read_only=True)
     index, problems = open_index(root, store, params)
     aliases = _by_number(live_aliases(store, params.model_name))
     rows = list(_FINDERS[kind](index, params.model_name, key))
@@ -190,7 +190,7 @@ def _by_number(aliases: Mapping[str, str]) -> dict[str, list[str]]:
 
 def audit_record(root: Path, record: str, params: RegistryParams) -> RecordReport:
     """List every dataset and model version that holds a record, and what became of it in each."""
-    objects, store = ObjectStore(root), Store(root, params)
+    objects, store = ObjectStore(root), Store(root, params, read_only=True)
     index, problems = open_index(root, store, params)
     aliases = _by_number(live_aliases(store, params.model_name))
     datasets = _datasets(root, index, params.model_name)

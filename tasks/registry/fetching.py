@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from tasks.database.caches import cache_folder
 from tasks.registry.client import Store, refusals, silence
 
 CACHE = Path(".plumbline") / "versions"
@@ -49,7 +50,7 @@ def download(store: Store, location: str, to: Path) -> Path:
 
 def cached(store: Store, location: str, name: str, whole: Callable[[Path], bool]) -> Path:
     """The artifacts at `location` under `name` in the cache, downloaded unless they are there and still `whole`."""
-    folder = store.root / CACHE / name
+    folder = cache_folder(store.root, CACHE) / name
     if folder.is_dir() and whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

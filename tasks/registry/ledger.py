@@ -33,6 +33,7 @@ from tasks.registry.chain import (
     chain_problems,
     history,
     open_ledger,
+    read_ledger,
     rows_of,
 )
 from tasks.registry.client import Store, refusals
@@ -55,6 +56,7 @@ __all__ = [
     "move_aliases",
     "moved_outside",
     "open_ledger",
+    "read_ledger",
     "settle",
     "verify_chain",
 ]

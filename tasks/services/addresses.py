@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_contracts.artifact import write_bytes
+from tasks.services.launch import PLAN_FILE
 from tasks.services.plan import Plan, services_folder
 
 _FILE = "services.json"
@@ -24,6 +25,7 @@ class KnownServer:
 def write_addresses(plan: Plan) -> None:
     """Write them once everything is healthy."""
     addresses = {
+        "workspace": str(plan.root),
         "prefect_api_url": plan.prefect_api_url,
         "prefect_is_own": plan.params.prefect,
         "mlflow_url": plan.mlflow_url,
@@ -38,9 +40,15 @@ def forget_addresses(root: Path) -> None:
 
 
 def known_server(root: Path) -> KnownServer | None:
-    """The Prefect server that `plumbline up` noted here; nothing where there is none, or the file is not ours."""
+    """The Prefect server that `plumbline up` noted here; nothing where there is none, or the file is not ours.
+
+    In a workspace that was copied or moved it names the server of another one, or of one that is no more.
+    """
     try:
         addresses: Any = json.loads((services_folder(root) / _FILE).read_bytes())
+        made_in = addresses.get("workspace") or json.loads((services_folder(root) / PLAN_FILE).read_bytes())["root"]
+        if Path(made_in).resolve() != root.resolve():
+            return None
         return KnownServer(str(addresses["prefect_api_url"]), bool(addresses.get("prefect_is_own", True)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
