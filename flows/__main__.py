@@ -11,6 +11,7 @@ import typer
 from data_contracts.errors import CheckFailed
 from flows import (
     audit_cli,
+    backup_cli,
     deployments_cli,
     environment,
     intake_cli,
@@ -161,7 +162,17 @@ def doctor(
     examination.doctor(workspace.resolve(), Output(json), fix=fix)
 
 
-_AREAS = (services_cli, deployments_cli, intake_cli, promote_cli, serving_cli, monitor_cli, audit_cli, provenance_cli)
+_AREAS = (
+    services_cli,
+    deployments_cli,
+    intake_cli,
+    promote_cli,
+    serving_cli,
+    monitor_cli,
+    audit_cli,
+    provenance_cli,
+    backup_cli,
+)
 for area in _AREAS:
     area.register(app)
 

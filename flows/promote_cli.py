@@ -112,7 +112,10 @@ def history(
     found = verb.promotion_history(root, params, alias)
     output.result(history_payload(found), lambda: history_view(found))
     if found.problems:
-        raise SignatureError(f"the promotion ledger is not whole: {' '.join(found.problems)} Restore the database.")
+        raise SignatureError(
+            f"the promotion ledger is not whole: {' '.join(found.problems)} "
+            f"`plumbline restore-workspace BACKUP DIR` brings back a backup."
+        )
     if found.moved_outside:
         raise CheckFailed(
             f"moved outside the ledger: {', '.join(found.moved_outside)}. `plumbline rollback --to MODEL` settles it."

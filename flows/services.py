@@ -23,8 +23,8 @@ from tasks.services.plan import Intake, Plan, plan_services
 def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:
     """`plumbline up`: start, wait until healthy, register the deployments, and show what runs."""
     params, document = load_params(root, resolve_overlays(root, overlays), settings)
-    plan = planned(root, params)
     _settle_location(root, params)
+    plan = planned(root, params)
     for line in save_params(root, document):
         output.remark(f"params.yaml: {line}")
     _close_to_others(root, params, output)
@@ -111,12 +111,18 @@ def _make_registry(root: Path, params: Params) -> None:
 
 
 def _settle_location(root: Path, params: Params) -> None:
-    """Let Prefect's deployments follow a workspace that was moved or copied, before its server is started."""
+    """Let services follow a workspace that was moved or copied: new credentials, and deployments that work here."""
     from tasks.announce import workspace_id
     from tasks.database.location import record_location
+    from tasks.services.addresses import planned_for
+    from tasks.services.credentials import credentials_file
+    from tasks.services.plan import services_folder
     from tasks.services.relocation import names_another, rename_in_prefect
 
     location = record_location(root)
+    if Path(planned_for(root)).resolve() != location.root:
+        bring_down(root, params.services.stop_timeout_s)
+        credentials_file(services_folder(root)).unlink(missing_ok=True)
     before = [path for path in location.before if path != str(location.root)]
     renamed = {path: str(location.root) for path in before}
     renamed |= {workspace_id(Path(path)): workspace_id(location.root) for path in before}

@@ -123,7 +123,8 @@ def exclusive_run(root: Path, wait_s: float = 0.0) -> Iterator[None]:
     except Timeout:
         raise WorkspaceBusy(
             f"{root}: another run is under way in this workspace. Wait for it to end, or use another workspace "
-            f"(`plumbline init DIR`, or a git clone with `dvc pull`): two runs never share one."
+            f"(`plumbline init DIR`, or a git clone, `plumbline init` in it and `dvc pull -r origin`): two runs never "
+            f"share one."
         ) from None
     with claim:  # outside of the `try`: another lock's Timeout in the run does not make this one busy
         yield

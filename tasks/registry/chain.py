@@ -230,6 +230,7 @@ def _entry(row: Mapping[str, Any]) -> LedgerEntry:
     except (ValueError, TypeError) as error:
         raise SignatureError(
             f"ledger line {row['seq']} of {row['model']} cannot be read ({error}): it was changed. "
-            f"`plumbline history` verifies the chain; restore the operations database from a backup."
+            f"`plumbline history` verifies the chain; `plumbline restore-workspace BACKUP DIR` brings back a "
+            f"backup of the workspace."
         ) from error
     return LedgerEntry(**values)

@@ -108,7 +108,7 @@ def moved_outside(engine: Engine, store: Store, model: str | None = None) -> dic
 def settle(engine: Engine, store: Store, model: str | None = None) -> list[str]:
     """Carry out what a crash left between ledger and MLflow; say what was done. Raises `SignatureError`."""
     name = model or store.params.model_name
-    with _exclusive(engine):
+    with ledger_lock(engine):
         return _settle(engine, store, name)
 
 
@@ -152,7 +152,7 @@ def move_aliases(
     name = store.params.model_name
     for move in moves:
         _require_alias(move.alias)
-    with _exclusive(engine):
+    with ledger_lock(engine):
         repaired = _settle(engine, store, name)
         entries = history(engine, name)
         strange = _compare(store, name, entries, moves, outside)
@@ -169,7 +169,7 @@ def move_aliases(
 def delete_version(engine: Engine, store: Store, number: str, *, actor: str, reason: str) -> LedgerEntry:
     """Delete a version in MLflow, on record. Raises `RegistryError` when an alias, here or there, holds it."""
     name = store.params.model_name
-    with _exclusive(engine):
+    with ledger_lock(engine):
         repaired = _settle(engine, store, name)
         held = {alias for alias, entry in alias_state(history(engine, name)).items() if entry.version == number}
         aliases, _ = _registered(store, name)
@@ -192,13 +192,13 @@ def anchor_head(engine: Engine, store: Store, *, actor: str, reason: str) -> Led
     Raises `SignatureError` when a line itself is bad, `RegistryError` when the head is as it should be.
     """
     name = store.params.model_name
-    with _exclusive(engine):
+    with ledger_lock(engine):
         found = verify_chain(engine, store, name)
         bad = chain_problems(rows_of(engine, name), verifying_key(store.root, store.params))
         if bad:
             raise SignatureError(
                 f"ledger of {name}: {' '.join(bad)} A new head helps where the lines are whole. Nothing was changed. "
-                f"Restore the operations database from a backup."
+                f"`plumbline restore-workspace BACKUP DIR` brings back a backup of the workspace."
             )
         if not found:
             raise RegistryRefused(f"ledger of {name}: lines and signed head agree; there is nothing to anchor.")
@@ -229,8 +229,8 @@ def _settle(engine: Engine, store: Store, name: str) -> list[str]:
     problems = verify_chain(engine, store, name)
     if problems:
         raise SignatureError(
-            f"ledger of {name}: {' '.join(problems)} Nothing was changed. Restore the operations database from a "
-            f"backup, and find out who could write to it."
+            f"ledger of {name}: {' '.join(problems)} Nothing was changed. `plumbline restore-workspace BACKUP "
+            f"DIR` brings back a backup of the workspace; find out who could write to the operations database."
         )
     entries = history(engine, name)
     aliases, tags = _registered(store, name)
@@ -382,7 +382,7 @@ def _require_alias(alias: str) -> None:
 
 
 @contextmanager
-def _exclusive(engine: Engine) -> Iterator[None]:
+def ledger_lock(engine: Engine) -> Iterator[None]:
     """One writer of the ledger at a time, on this machine (SQLite) or on all of them (Postgres).
 
     The lock goes when its holder dies.

@@ -46,9 +46,14 @@ def known_server(root: Path) -> KnownServer | None:
     """
     try:
         addresses: Any = json.loads((services_folder(root) / _FILE).read_bytes())
-        made_in = addresses.get("workspace") or json.loads((services_folder(root) / PLAN_FILE).read_bytes())["root"]
-        if Path(made_in).resolve() != root.resolve():
+        if Path(addresses.get("workspace") or planned_for(root)).resolve() != root.resolve():
             return None
         return KnownServer(str(addresses["prefect_api_url"]), bool(addresses.get("prefect_is_own", True)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def planned_for(root: Path) -> str:
+    """The workspace that services were last started for, as their plan has it; this one where none were."""
+    plan = services_folder(root) / PLAN_FILE
+    return str(json.loads(plan.read_bytes())["root"]) if plan.is_file() else str(root)

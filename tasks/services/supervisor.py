@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from data_contracts.errors import OperationsError
+from data_contracts.permissions import explain_denied
 from data_contracts.secrets import mask
 from tasks.services.configuration import CONFIGURATION, socket_path
 from tasks.services.processes import MARK, SERVICE_MARK, end
@@ -47,9 +48,15 @@ class Supervisor:
         self._rpc = xmlrpc.client.ServerProxy("http://supervisor", transport=_UnixTransport(socket_path(folder)))
 
     def identity(self) -> str | None:
-        """The identity it was started with (`Plan.identity`); nothing where none runs."""
+        """The identity it was started with (`Plan.identity`); nothing where none runs.
+
+        Raises `OperationsError` where this user may not ask it: then nobody knows whether it runs.
+        """
         try:
             return str(self._rpc.supervisor.getIdentification())
+        except PermissionError as error:
+            refused = PermissionError(error.errno, error.strerror, str(socket_path(self.folder)))
+            raise OperationsError(explain_denied(refused)) from error
         except (OSError, xmlrpc.client.Error, http.client.HTTPException):
             return None
 

@@ -283,6 +283,6 @@ def _bare(digest: str) -> str:
 
 def _lost(digest: str) -> VersioningError:
     return VersioningError(
-        f"{digest}: no intact copy in cache or remote. If another clone or backup has it, `dvc push` there "
-        f"and run again."
+        f"{digest}: no intact copy in cache or remote. If another clone has it, `dvc push` there and run "
+        f"again; `plumbline restore-workspace BACKUP DIR` brings back a backup."
     )
