@@ -29,9 +29,8 @@ from tasks.database.sqlite import copy_database
 from tasks.registry.keys import default_key_path
 from tasks.registry.ledger import ledger_lock, read_ledger
 from tasks.registry.params import RegistryParams
-from tasks.validate_feedback import RAW
 from tasks.versioning.git import read_git
-from tasks.versioning.lock import read_lock
+from tasks.versioning.lock import read_lock, read_tracked
 from tasks.versioning.objects import ObjectStore
 
 MANIFEST, FILES, OBJECTS, BUNDLE, KEYS, DUMPS = "backup.json", "workspace", "objects", "git.bundle", "keys", "postgres"
@@ -128,12 +127,13 @@ def _save_databases(root: Path, to: Path, params: BackupSettings) -> list[str]:
 
 
 def _names(root: Path, keys: bool) -> Iterator[str]:
-    """Files to save, by their path in the workspace: those that git knows or would, raw batches, and `.plumbline`."""
+    """Files to save, by their path in the workspace: those that git or DVC tracks (raw batches), and `.plumbline`."""
     outputs = {path for stage in read_lock(root).values() for path in stage["outs"]}
     listed = read_git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".").split("\0")
     found = {name for name in listed if name and not _is_below(name, outputs)}
-    for folder in (RAW, STATE.as_posix()):
-        found |= {path.relative_to(root).as_posix() for path in (root / folder).rglob("*") if path.is_file()}
+    for path in (*read_tracked(root), STATE.as_posix()):
+        files = (root / path).rglob("*") if (root / path).is_dir() else [root / path]
+        found |= {file.relative_to(root).as_posix() for file in files if file.is_file()}
     found |= _SECRETS if keys else set()
     for name in sorted(found - (set() if keys else _SECRETS)):
         parts = name.split("/")
