@@ -10,9 +10,10 @@ Some evidence is final. The words that differ are what people vary in this corpu
 - they stand in a place of the prompt in which other words turn the preference between the same two responses;
 - three or more texts stand in the same place of one prompt, or of one instruction with whatever text;
 - both instructions occur with other texts as well;
+- the same words stand for one another in several places of near prompts;
 - a word that differs in the prompts differs in the responses, too.
 
-The first three do not hold where one of the two prompts has many more pairs than the other: nobody varies a thing once.
+The first four do not hold where one of the two prompts has many more pairs than the other: nobody varies a thing once.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Evidence:
         self._bits = _shingle_bits(pools.responses)
         self._contexts = _contexts(self._sides.values())
         self._slots: dict[Slot, set[Words]] = defaultdict(set)
+        self._swaps: dict[tuple[int, frozenset[Words]], set[Slot]] = defaultdict(set)
         self._turning: dict[int, set[Slot]] = {}
         self._asking = Counter(content.request() for content in contents)
         self._instructed = Counter(
@@ -121,6 +123,8 @@ class Evidence:
         """Enter two near pairs before any is judged: what stands in one place of one prompt or instruction."""
         one, other = self._sides[left], self._sides[right]
         self._enter(_flat(one.asked), _flat(other.asked))
+        slot, texts = _slot(_flat(one.asked), _flat(other.asked))
+        self._swaps[one.group, frozenset(texts)].add(slot)
         ours, theirs = instructions(one.request), instructions(other.request)
         for kind in ours.keys() & theirs.keys():
             if ours[kind] != theirs[kind]:
@@ -186,8 +190,10 @@ class Evidence:
 
     def _varied(self, left: _Side, right: _Side) -> str:
         """Why what differs between two prompts is what people vary here; empty where nothing says so."""
-        slot, _ = _slot(_flat(left.asked), _flat(right.asked))
+        slot, texts = _slot(_flat(left.asked), _flat(right.asked))
         before, after = slot
+        if len(self._swaps.get((left.group, frozenset(texts)), ())) >= _CONTEXTS:
+            return "words that stand for one another in several near prompts"
         if self._holds_several(slot):
             return "a place of the prompt that holds several texts"
         for start, end in self._turning_places(left.group):

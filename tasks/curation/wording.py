@@ -13,7 +13,7 @@ that was copied with an edit. The figures were set on planted duplicates and on 
 | a number, operator, negation or date; code, paths, systems | infinite |
 
 An instruction is the opening or closing sentence of the last turn of the user, beside more text. A change of a share
-s of its words costs 1 + 16 s times as much; so does a change of a response.
+s of its words costs 1 + 48 s times as much, one of a response 1 + 16 s times.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data_contracts.records import Message
 Words = tuple[str, ...]
 
 LIGHT, SLIP, WORD = 4.0, 6.0, 16.0
-SHARE_FACTOR = 16.0
+INSTRUCTION_FACTOR, RESPONSE_FACTOR = 48.0, 16.0
 
 _CHUNK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 _QUOTES = "\"'\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb"
@@ -51,13 +51,15 @@ def _listed(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_COURTESY = _listed(
-    """please pls plz thanks thank thx cheers kindly hi hello hey greetings sorry regards
-    bitte danke hallo merci bonjour gracias hola grazie ciao obrigado"""
-)
 _ASKING = _listed("please pls plz kindly bitte")  # courtesy that may stand inside a sentence
-_THANKS = re.compile(r"\bthank you\b(?: (?:so|very) much| a lot| in advance)*|\bthanks(?: (?:so|very) much| a lot)")
-_PLAIN = re.compile(rf"\b(?:thank you|{'|'.join(sorted(_COURTESY))})\b|[.,;:!?]+(?=\s|$)")
+_GREETINGS = "hi|hello|hey|greetings|good (?:morning|day|evening)|hallo|bonjour|hola|ciao"
+_THANKS = (
+    "(?:many )?thanks|thank you|thx|cheers|danke|merci|gracias|grazie|obrigado|regards|please|pls|plz|kindly|bitte"
+)
+_MORE = "(?: (?:so much|very much|a lot|in advance|there|all|everyone|again))*"
+_GREETING = re.compile(rf"^(?i:(?:{_GREETINGS}|{_THANKS}){_MORE}(?:\s*[,.!]+\s*|$))+")
+_THANKS_AFTER = re.compile(rf"(?:\s*[,\u2013\u2014-]\s*|\s(?=[A-Z]))(?i:(?:{_THANKS}){_MORE})[\s.!,]*$")
+_PLAIN = re.compile(rf"\b(?:{_GREETINGS}|{_THANKS})\b|[.,;:!?]+(?=\s|$)")
 _LIGHT = _listed("a an the of just so well then that oh um uh ok okay")
 _DECISIVE = _listed(
     """no not never none nor without cannot neither nobody nothing nowhere
@@ -107,7 +109,7 @@ def request_of(prompt: Sequence[Message]) -> Request:
     return tuple(
         Turn(message.role, tuple(filter(None, map(_without_courtesy, _SENTENCE_ENDS.split(text)))))
         for message in prompt
-        for text in (unicodedata.normalize("NFKC", message.content).casefold(),)
+        for text in (unicodedata.normalize("NFKC", message.content),)
     )
 
 
@@ -146,7 +148,7 @@ def response_edits(left: str, right: str) -> list[Edit]:
     """How two responses differ."""
     one, other = spoken(left.casefold()), spoken(right.casefold())
     return [
-        _edit(one[a:b], other[c:d], cost, _share_factor(share))
+        _edit(one[a:b], other[c:d], cost, 1.0 + RESPONSE_FACTOR * share)
         for (a, b), (c, d), cost in _changes(one, other)
         for share in (max((b - a) / max(len(one), 1), (d - c) / max(len(other), 1)),)
     ]
@@ -175,14 +177,12 @@ def _bare(chunk: str) -> str:
 
 
 def _without_courtesy(sentence: str) -> Words:
-    """The words of a sentence without courtesy: at its ends, and "please" anywhere."""
-    words = [word for word in spoken(_THANKS.sub("thanks", sentence)) if word not in _ASKING]
-    start, end = 0, len(words)
-    while start < end and words[start] in _COURTESY:
-        start += 1
-    while end > start and words[end - 1] in _COURTESY:
-        end -= 1
-    return tuple(words[start:end])
+    """The words of a sentence without courtesy: what a comma parts from it, thanks at its end, and "please" anywhere.
+
+    "Say thanks." and "What is hello in French?" ask about the words, and keep them.
+    """
+    sentence = _THANKS_AFTER.sub("", _GREETING.sub("", sentence.strip()))
+    return tuple(word for word in spoken(sentence.casefold()) if word not in _ASKING)
 
 
 def _in_code(words: Words, start: int, end: int) -> bool:
@@ -221,11 +221,7 @@ def _weight(
             held = min(end, high) - max(start, low)
             if held > 0:
                 shares.append(held / (high - low))
-    return _share_factor(max(shares))
-
-
-def _share_factor(share: float) -> float:
-    return 1.0 + SHARE_FACTOR * share if share else 1.0
+    return 1.0 + INSTRUCTION_FACTOR * max(shares)
 
 
 def _changes(left: Words, right: Words) -> list[tuple[tuple[int, int], tuple[int, int], float]]:

@@ -70,7 +70,7 @@ def test_a_copy_with_courtesy_needs_no_proof(make_pair):
 
 def test_words_that_turn_the_preference_elsewhere_are_no_slip(make_pair):
     """Child and lawyer prefer the opposite, so child and pupil are two requests, though both responses are long."""
-    ask = (f"{PASSAGE} Please rewrite all this so that it is easy and pleasant to read for a {{}} in a hurry.").format
+    ask = f"{PASSAGE} Please rewrite all this so that it is easy and pleasant to read for a {{}} in a hurry.".format
     near = [make_pair(1, ask("child"), LONG, OTHER), make_pair(2, ask("pupil"), LONG, OTHER)]
     assert _report(near)["reasons"] == {"near_duplicate": 1}
     report = _report([*near, make_pair(3, ask("lawyer"), OTHER, LONG)])
@@ -80,7 +80,7 @@ def test_words_that_turn_the_preference_elsewhere_are_no_slip(make_pair):
 
 
 def test_one_place_with_several_texts_is_no_slip(make_pair):
-    ask = (f"{PASSAGE} Please rewrite all this so that it is easy and pleasant to read for a {{}} in a hurry.").format
+    ask = f"{PASSAGE} Please rewrite all this so that it is easy and pleasant to read for a {{}} in a hurry.".format
     pairs = [make_pair(n, ask(who), LONG, OTHER) for n, who in enumerate(("child", "pupil", "sailor"), start=1)]
     assert _report(pairs)["reasons"] == {}
 
@@ -92,6 +92,19 @@ def test_a_word_that_differs_in_prompt_and_responses_is_no_slip(make_pair):
     good = "Whoever moves to {} rents first, meets the neighbours, learns the language and looks for a house".format
     bad = "I would never move there, the food is dull and the winters are long, so do yourself a favour and stay".format
     pairs = [make_pair(n, ask(where), good(where), bad()) for n, where in enumerate(("norway", "sweden"), start=1)]
+    assert _report(pairs)["reasons"] == {}
+
+
+def test_words_that_stand_for_one_another_again_are_no_slip(make_pair):
+    """Son and daughter, and the name of a drug: two by two near requests, each seen once."""
+    ask = "My {} weighs little and is hot since this morning. Which dose of {} may I give without a doctor?".format
+    good = "Call a pharmacist before you give anything, and keep the child cool and drinking all day long."
+    pairs = [
+        make_pair(n, ask(*words), good, OTHER)
+        for n, words in enumerate(
+            [(who, drug) for who in ("son", "daughter") for drug in ("ibuprofen", "paracetamol")], start=1
+        )
+    ]
     assert _report(pairs)["reasons"] == {}
 
 

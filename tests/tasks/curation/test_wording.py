@@ -25,6 +25,8 @@ def cost(left: str, right: str) -> float:
     [
         ("Where is the blue kettle of my aunt?", "where is  the blue kettle of my aunt !", 0),
         ("Where is the blue kettle?", "Hello, where is the blue kettle? Thank you very much!", 0),
+        ("Mend the gate", "Hi there, mend the gate, thanks a lot", 0),
+        ("Mend the gate", "Mend the gate Thanks!", 0),
         ("Could you mend the gate?", "Could you please mend the gate?", 0),
         ("Where is the gate?", "Where is gate?", 4),
         ("Mend the gate and the door", "Mend the the gate and the door", 4),
@@ -46,9 +48,9 @@ def test_bits(left: str, right: str, bits: float) -> None:
 
 
 def test_an_edit_of_an_instruction_costs_more() -> None:
-    """One of six words of the closing sentence: 16 * (1 + 16 / 6) = 58.7. One of the passage: 16."""
+    """One of six words of the closing sentence: 16 * (1 + 48 / 6) = 144. One of the passage: 16."""
     told = "The gate was shut. The ferry left the pier late. Sum this up for a child."
-    assert cost(told, told.replace("child", "lawyer")) == pytest.approx(16 * (1 + 16 / 6))
+    assert cost(told, told.replace("child", "lawyer")) == pytest.approx(16 * (1 + 48 / 6))
     assert cost(told, told.replace("ferry", "train")) == 16
     assert cost("Sum it up for a child.", "Sum it up for a lawyer.") == 16, "alone it is the whole prompt"
 
@@ -63,7 +65,12 @@ def test_turns_and_the_system_prompt_are_part_of_a_request() -> None:
 
 
 def test_courtesy_that_is_asked_about_is_no_courtesy() -> None:
-    assert asked(user("How do I say thanks in French?")) != asked(user("How do I say hello in French?"))
+    for left, right in (
+        ("How do I say thanks in French?", "How do I say hello in French?"),
+        ("Say hello.", "Say thanks."),
+    ):
+        assert asked(user(left)) != asked(user(right))
+    assert asked(user("Hello in French?")) != asked(user("Thanks in French?"))
 
 
 def test_courtesy_in_a_response_is_a_word() -> None:
