@@ -13,7 +13,7 @@ that was copied with an edit. The figures were set on planted duplicates and on 
 | a number, operator, negation or date; code, paths, systems | infinite |
 
 An instruction is the opening or closing sentence of the last turn of the user, beside more text. A change of a share
-s of its words costs 1 + 48 s times as much, one of a response 1 + 16 s times.
+s of its words costs 1 + 48 s times as much, a slip in it and a change of a response 1 + 16 s times.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data_contracts.records import Message
 Words = tuple[str, ...]
 
 LIGHT, SLIP, WORD = 4.0, 6.0, 16.0
-INSTRUCTION_FACTOR, RESPONSE_FACTOR = 48.0, 16.0
+INSTRUCTION_FACTOR, SLIP_FACTOR, RESPONSE_FACTOR = 48.0, 16.0, 16.0
 
 _CHUNK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 _QUOTES = "\"'\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb"
@@ -41,7 +41,7 @@ _EMPHASIS = re.compile(r"^\*+(?=\w)|(?<=\w)\*+$")
 _DASHES = frozenset(("\u2013", "\u2014"))
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?:;\u3002])\s+|(?<=\u3002)|\n+")
 _CODE = re.compile(r"\w\(|\w{2}[./:@]\w{2}|[_=\[\]{}<>\\|`@#]|;$|^[-/]\w")
-_CODE_CLOSE, _CODE_REACH, _CODE_WORDS = 4, 12, 2  # words before and after an edit, and how many in the reach
+_CODE_CLOSE, _CODE_REACH, _CODE_WORDS = 2, 12, 2  # words before and after an edit, and how many in the reach
 _SIGN = re.compile(r"\d|[^\w'\u2019.,:;!?()\-\u2013\u2014/&\"*]|^-$|^!|-=|^-\d")
 _HYPHENS = re.compile(r"['\u2019\u2013-]")
 _SHORTEST_SLIP = 5  # letters; in shorter words one letter makes another word (boat, coat)
@@ -138,7 +138,7 @@ def request_edits(left: Request, right: Request) -> list[Edit] | None:
         system = one.role == "system"
         spans = (_instruction_spans(left, place), _instruction_spans(right, place))
         edits += [
-            _edit(one.words[a:b], other.words[c:d], inf if system else cost, _weight(spans, (a, b), (c, d)))
+            _edit(one.words[a:b], other.words[c:d], inf if system else cost, _weight(cost, spans, (a, b), (c, d)))
             for (a, b), (c, d), cost in _changes(one.words, other.words)
         ]
     return edits
@@ -212,7 +212,10 @@ def _edit(removed: Words, added: Words, bits: float, factor: float) -> Edit:
 
 
 def _weight(
-    spans: tuple[list[tuple[int, int]], list[tuple[int, int]]], left: tuple[int, int], right: tuple[int, int]
+    bits: float,
+    spans: tuple[list[tuple[int, int]], list[tuple[int, int]]],
+    left: tuple[int, int],
+    right: tuple[int, int],
 ) -> float:
     """1 outside the instructions; within one, more with the share of its words that the edit takes or brings."""
     shares = [0.0]
@@ -221,7 +224,8 @@ def _weight(
             held = min(end, high) - max(start, low)
             if held > 0:
                 shares.append(held / (high - low))
-    return 1.0 + INSTRUCTION_FACTOR * max(shares)
+    factor = INSTRUCTION_FACTOR if bits >= WORD else SLIP_FACTOR if bits > LIGHT else 0.0
+    return 1.0 + factor * max(shares)
 
 
 def _changes(left: Words, right: Words) -> list[tuple[tuple[int, int], tuple[int, int], float]]:
@@ -234,7 +238,7 @@ def _changes(left: Words, right: Words) -> list[tuple[tuple[int, int], tuple[int
         if kind != "equal":
             one, other = (a + head, b + head), (c + head, d + head)
             doubled = _doubles(left, *one) if c == d else a == b and _doubles(right, *other)
-            code = _in_code(left, *one) or _in_code(right, *other)
+            code = not doubled and (_in_code(left, *one) or _in_code(right, *other))
             bits = inf if code else LIGHT if doubled else _cost(middle[0][a:b], middle[1][c:d])
             found.append((one, other, bits))
     return found
@@ -243,7 +247,8 @@ def _changes(left: Words, right: Words) -> list[tuple[tuple[int, int], tuple[int
 def _doubles(words: Words, start: int, end: int) -> bool:
     """Whether the words repeat those before or after them."""
     size = end - start
-    return words[start:end] in (words[max(start - size, 0) : start], words[end : end + size])
+    again = words[start:end] in (words[max(start - size, 0) : start], words[end : end + size])
+    return again and not any(map(_is_decisive, words[start:end]))
 
 
 def _cost(removed: Words, added: Words) -> float:
