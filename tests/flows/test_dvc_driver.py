@@ -55,7 +55,9 @@ def test_a_clone_pulls_the_same_objects_and_reuses_everything(copy: Workspace, t
     subprocess.run(["git", "clone", "--quiet", copy.root, clone.root], check=True)
     assert not (clone.root / "models/policy").exists()
 
-    pulled = clone.shell("dvc", "pull")
+    # the default remote is the clone's own, so that nothing is pushed into the original
+    assert clone.run("init", ".").code == 0
+    pulled = clone.shell("dvc", "pull", "-r", "origin")
     assert pulled.code == 0, pulled.err
     for name in (*(stage.out for stage in STAGES.values()), "data/raw"):
         theirs = {path.relative_to(copy.root): path.read_bytes() for path in _files(copy, name)}
