@@ -137,6 +137,13 @@ def test_it_is_the_good_end_of_what_works_until_it_is_told_to_end(run: Callable[
     assert run(command) == (0, "", "")
 
 
+def test_ctrl_c_while_the_command_line_is_imported_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([PLUMBLINE, "history"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 _PRINT = """

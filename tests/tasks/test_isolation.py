@@ -95,8 +95,9 @@ def test_a_stage_hands_back_its_artifact_and_progress(tmp_path: Path) -> None:
 
 
 def test_a_users_mistake_keeps_its_type_and_words(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="hello is not wanted"):
+    with pytest.raises(ParamsError, match="hello is not wanted") as refused:
         run_isolated(toy_stage(refuse), tmp_path, ToyParams(), tmp_path / "log")
+    assert refused.value.__notes__ == [f"Log: {tmp_path / 'log'}"]
 
 
 @pytest.mark.parametrize(
