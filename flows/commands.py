@@ -50,13 +50,25 @@ def validate(
     _check_source(source)
     params, _ = load_params(root, resolve_overlays(root, overlays), settings)
     with output.working("validating and curating"):
-        report = dry_run(root, source, list(files), params.feedback, params.curation, params.seed)
+        report = dry_run(
+            root,
+            source,
+            list(files),
+            params.feedback,
+            params.curation,
+            params.seed,
+            trust_remote_code=params.reference.trust_remote_code,
+        )
     table = Table("rows", "", "share", box=None)
     table.columns[1].overflow = "fold"  # a path is read whole, or not at all
     for name in ("read", "accepted", "merged", "quarantined"):
         table.add_row(name, str(report[name]), percent(report[name] / max(report["read"], 1)))
     for name, count in report["reasons"].items():
         table.add_row(f"  {name}", str(count), percent(report["shares"]["reasons"][name]))
+    for name, count in report.get("refused_by_template", {}).items():
+        table.add_row(f"refused by the chat template: {name}", str(count))
+    for token, count in report.get("control_tokens", {"tokens": {}})["tokens"].items():
+        table.add_row(f"spell {token}, read as text", str(count))
     table.add_row("quarantine", report["quarantine_path"])
     output.result(report, table)
     if report["stopped"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def payload_of(registered: Registered, seconds: float) -> dict[str, Any]:
         ],
         "counts": {name: facts["curate"][name] for name in (*_COUNTS, "reasons", "merged_reasons", "splits")}
         | {"shares": shares(facts["curate"])},
+        "refused_by_template": {name: own["refused_by_template"] for name, own in facts.items() if _sifted(own)},
+        "control_tokens": _control_tokens(facts),
         "seconds": round(seconds, 2),
     }
 
@@ -70,6 +73,9 @@ def tables_of(registered: Registered, seconds: float, root: Path) -> Iterator[Re
         yield _warned(_warnings(registered))
     yield Text(_feedback(facts["curate"]))
     yield Text(_too_long(facts))
+    for line in (_refused(facts), _spelled(_control_tokens(facts))):
+        if line:
+            yield Text(line)
     names = ", ".join([registered.model_uri, *registered.alias_uris])
     if registered.first is not None and not registered.first.promoted:
         yield Text("\nNo champion yet: this version passed its gate, but not the gates before that alias.")
@@ -145,6 +151,46 @@ def _too_long(facts: Mapping[str, Any]) -> str:
     }
     aside = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return f"Beyond the context, set aside: {aside or 'none'}"
+
+
+def _sifted(facts: Mapping[str, Any]) -> bool:
+    """Whether a stage told which records the template refuses; those of older runs do not."""
+    return "refused_by_template" in facts
+
+
+def _refused(facts: Mapping[str, Any]) -> str:
+    """One line on records that the chat template refuses, by stage and split, with one of them; empty if none is."""
+    found = {
+        name: own["refused_by_template"]
+        for name, own in facts.items()
+        if _sifted(own) and own["refused_by_template"]["rows"]
+    }
+    if not found:
+        return ""
+    counts = [
+        f"{count} {split} in {name}"
+        for name, refused in found.items()
+        for split, count in refused.items()
+        if split not in ("reasons", "rows") and count
+    ]
+    one = next(iter(found.values()))["rows"][0]
+    return f"Refused by the chat template, set aside: {', '.join(counts)} (such as {one['id']}: {one['reason']})"
+
+
+def _control_tokens(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """How many records, of all splits, spell control tokens, and how many each token."""
+    told = [facts[name].get("control_tokens") or {} for name in ("finetune", "evaluate")]
+    tokens: Counter[str] = Counter()
+    for own in told:
+        tokens.update(own.get("tokens", {}))
+    return {"rows": sum(own.get("rows", 0) for own in told), "tokens": dict(sorted(tokens.items()))}
+
+
+def _spelled(found: Mapping[str, Any]) -> str:
+    if not found["rows"]:
+        return ""
+    each = ", ".join(f"{token} {count}" for token, count in found["tokens"].items())
+    return f"Records that spell control tokens, read as text: {found['rows']} ({each})"
 
 
 def _look_up(metrics: Mapping[str, Any], path: str) -> Any:

@@ -81,6 +81,7 @@ def measure_latency(root: Path, store: Store, version: Version, sampling: Sampli
     Measured now, on this machine; the first answer warms up and is not counted. Raises as `compare_champion`.
     """
     from tasks.models.loading import load_policy, load_tokenizer, seed_everything
+    from tasks.models.renderable import sift
     from tasks.models.sampling import sample
 
     folder, objects = verified_model(store, version, root), ObjectStore(root)
@@ -88,7 +89,7 @@ def measure_latency(root: Path, store: Store, version: Version, sampling: Sampli
     seed_everything(sampling.seed, sampling.threads)
     tokenizer = load_tokenizer(folder, trust_remote_code=sampling.trust_remote_code)
     model = load_policy(folder, trust_remote_code=sampling.trust_remote_code).eval()
-    prompts = list(dict.fromkeys(pair.prompt for pair in test))
+    prompts = list(dict.fromkeys(pair.prompt for pair in sift(tokenizer, test)[0]))
     if not prompts:
         raise StageError(f"{version.uri}: expected test prompts to time answers on, found none.")
     params, times = sampling.evaluation, []
@@ -173,6 +174,7 @@ def _judge(
     from tasks.evaluation.subjects import load_subjects
     from tasks.evaluation.win_rate import Pointwise, win_rate
     from tasks.models.loading import seed_everything
+    from tasks.models.renderable import sift
     from tasks.rewards.held_out import choose_judge
     from tasks.rewards.scoring import RewardModel
 
@@ -183,13 +185,19 @@ def _judge(
     judge = RewardModel.load(folder, trust_remote_code=sampling.trust_remote_code)
     if judge.tokenizer.get_vocab() != subjects.tokenizer.get_vocab():
         raise ModelError("expected the challenger's judge to share its tokenizer, found another.")
-    chosen = choose_prompts(test, subjects, params, judge.max_length)
+    kept, refused = sift(subjects.tokenizer, test)
+    chosen = choose_prompts(kept, subjects, params, judge.max_length)
     drawn = draw(chosen, subjects, params, sampling.seed, [silent, silent])
     samples = only_judgeable(drawn, subjects, judge.max_length)
     scores = score_samples(Pointwise(judge.score, "the challenger's judge"), samples)
     write_samples(out / "samples.jsonl", samples, {"judge": scores})
     found = win_rate(scores.judged, samples.length_difference(), params, sampling.seed)
-    return {"win_rate": found, "judge": name, "judge_digest": judge.digest, "counts": chosen.counts}
+    return {
+        "win_rate": found,
+        "judge": name,
+        "judge_digest": judge.digest,
+        "counts": chosen.counts | {"refused": len(refused)},
+    }
 
 
 def _pairs(objects: ObjectStore, digest: str, names: Sequence[str]) -> list[CuratedPair]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,25 @@ from tasks.feedback.validate import validate
 from tasks.feedback.withdrawals import load_withdrawals
 from tasks.validate_feedback import RAW
 
+BASE = "models/base"
+"""Where a run leaves the base, whose tokenizer and chat template every stage has."""
+
 
 def dry_run(
-    root: Path, source: str, paths: list[str], feedback: FeedbackParams, curation: CurationParams, seed: int
+    root: Path,
+    source: str,
+    paths: list[str],
+    feedback: FeedbackParams,
+    curation: CurationParams,
+    seed: int,
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Account for every row of the files as a run would; keep only the report and the quarantine file.
 
     Where a run would stop, over a threshold for one, "stopped" says why; else it is None. A contract that stops the
-    run is all there is then: curation has not begun. `shares` are those of the rows set aside.
+    run is all there is then: curation has not begun. `shares` are those of the rows set aside. Where the workspace has
+    its base already, what the chat template makes of accepted rows is counted too.
 
     Raises `UsageError` for unreadable files.
     """
@@ -57,6 +70,7 @@ def dry_run(
             curation = curation.model_copy(update={"split": SplitParams(on_empty="warn")})
         curated = curate(pairs, curation, seed)
         single = None
+        responses: list[UnpairedResponse] = []
         if (folder / "validated" / UNPAIRED).is_file():
             responses = list(load_jsonl(folder / "validated" / UNPAIRED, UnpairedResponse))
             single = curate_unpaired(responses, pairs, curated, curation, seed)
@@ -72,6 +86,7 @@ def dry_run(
     stopped = "\n".join([*stops, f"Every row set aside: {quarantine}; the account: {home / 'report.json'}."])
     return {
         **counts,
+        **_under_template(root / BASE, [*pairs, *responses], trust_remote_code),
         "shares": shares(counts),
         "quarantine_path": str(quarantine),
         "stopped": stopped if stops else None,
@@ -85,6 +100,20 @@ def _report_folder(root: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix="plumbline-dry-run-"))
     home.mkdir(parents=True, exist_ok=True)
     return home
+
+
+def _under_template(
+    base: Path, records: Sequence[PreferencePair | UnpairedResponse], trust_remote_code: bool
+) -> dict[str, Any]:
+    """How many records the base's chat template refuses, by its reason, and which spell control tokens."""
+    if not (base / "config.json").is_file():
+        return {}
+    from tasks.models.loading import load_tokenizer
+    from tasks.models.renderable import REFUSED, SPELLED, sift, spelled
+
+    tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+    kept, refused = sift(tokenizer, records)
+    return {REFUSED: dict(sorted(Counter(refused.values()).items())), SPELLED: spelled(tokenizer, kept)}
 
 
 def _stopped(home: Path, why: str) -> dict[str, Any]:

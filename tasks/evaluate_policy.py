@@ -17,11 +17,14 @@ def evaluate_policy(
 ) -> Facts:
     """Write metrics, samples and plots. The held-out judge judges, or else the reward model.
 
-    The gold reward, where the world has one, is known only here.
+    The gold reward, where the world has one, is known only here. Pairs that the chat template refuses are set aside
+    and counted; how many may be was decided before training.
     """
     from tasks.evaluation.endings import warnings_of
     from tasks.evaluation.evaluate import evaluate
     from tasks.evaluation.gold import Gold
+    from tasks.models.loading import load_tokenizer
+    from tasks.models.renderable import sift_splits
     from tasks.rewards.held_out import choose_judge
     from tasks.rewards.scoring import RewardModel
     from tasks.sample_world import gold
@@ -32,10 +35,13 @@ def evaluate_policy(
     judge = RewardModel.load(judging, trust_remote_code=reference_trust_remote_code)
     tuned = read_artifact(context.dep("policy")).facts
     curves = {name: context.dep(name) / "training.jsonl" for name in ("base", "reference", "reward", "policy")}
+    test = list(load_jsonl(context.dep("curated") / "test.jsonl", CuratedPair))
+    tokenizer = load_tokenizer(context.dep("policy"), trust_remote_code=reference_trust_remote_code)
+    kept, sifted = sift_splits(tokenizer, {"test": test}, 1.0)
     metrics = evaluate(
         context.dep("policy"),
         context.dep("reference"),
-        list(load_jsonl(context.dep("curated") / "test.jsonl", CuratedPair)),
+        kept["test"],
         judge.score,
         Gold(gold.gold_reward, gold.should_refuse, gold.is_refusal, gold.knows) if known else None,
         evaluation,
@@ -52,7 +58,7 @@ def evaluate_policy(
         judge_length=judge.max_length,
         trust_remote_code=reference_trust_remote_code,
     )
-    return {"metrics": metrics, "warnings": warnings_of(metrics, evaluation)}
+    return {"metrics": metrics, "warnings": warnings_of(metrics, evaluation), **sifted}
 
 
 def _audit(reward: Path) -> Facts:

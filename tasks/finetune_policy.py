@@ -39,11 +39,17 @@ def finetune_policy(
     mixture: MixtureParams,
     judge: JudgeParams,
     reference_trust_remote_code: bool,
+    reference_refused_threshold: float,
 ) -> Facts:
-    """Write the fine-tuned policy; the held-out judge, or else the reward model, chooses the best checkpoint."""
+    """Write the fine-tuned policy; the held-out judge, or else the reward model, chooses the best checkpoint.
+
+    Records that the chat template refuses are set aside and counted.
+    """
     from tasks.finetuning import stack
     from tasks.finetuning.methods import FinetuneInputs
     from tasks.models.curve import read_curve
+    from tasks.models.loading import load_tokenizer
+    from tasks.models.renderable import sift_splits
     from tasks.rewards.held_out import choose_judge
     from tasks.rewards.scoring import RewardModel
 
@@ -51,12 +57,15 @@ def finetune_policy(
     name, folder = choose_judge(reward)
     optimised = name == "reward_model" and learns_from_reward_model(finetune, mixture, judge)
     unpaired, ignored = unpaired_responses(curated / UNPAIRED, finetune)
+    given = {name: list(load_jsonl(curated / f"{name}.jsonl", CuratedPair)) for name in ("train", "validation")}
+    tokenizer = load_tokenizer(context.dep("reference"), trust_remote_code=reference_trust_remote_code)
+    kept, sifted = sift_splits(tokenizer, {**given, "unpaired": unpaired}, reference_refused_threshold)
     arbiter = RewardModel.load(folder, trust_remote_code=reference_trust_remote_code)
     inputs = FinetuneInputs(
         start=context.dep("reference"),
         reference=context.dep("reference"),
-        train=list(load_jsonl(curated / "train.jsonl", CuratedPair)),
-        validation=list(load_jsonl(curated / "validation.jsonl", CuratedPair)),
+        train=kept["train"],
+        validation=kept["validation"],
         judge=arbiter.score_fitting,
         seed=seed,
         threads=threads,
@@ -67,7 +76,8 @@ def finetune_policy(
         judge_digest=arbiter.digest,
         judge_length=arbiter.max_length,
         reward_model=reward,
-        unpaired=unpaired,
+        unpaired=kept["unpaired"],
+        refused_threshold=reference_refused_threshold,
     )
     taught: Facts = {}
     if {"ppo", "grpo"} & set(finetune.methods):
@@ -76,7 +86,7 @@ def finetune_policy(
         )
         inputs, taught = _with_rewards(inputs, finetune, mixture, judge, trained)
     facts = stack.run(inputs, finetune)
-    facts = {**facts, **taught, **ignored, "held_out_judge": name, "optimised_against_judge": optimised}
+    facts = {**sifted, **facts, **taught, **ignored, "held_out_judge": name, "optimised_against_judge": optimised}
     return {**facts, "warnings": training_warnings(facts, read_curve(context.folder))}
 
 
@@ -159,7 +169,15 @@ STAGE = Stage(
     title="Fine-tune policy",
     body=finetune_policy,
     deps={"reference": "models/reference", "reward": "models/reward", "curated": "data/curated"},
-    params=("seed", "threads", "finetune", "mixture", "judge", "reference.trust_remote_code"),
+    params=(
+        "seed",
+        "threads",
+        "finetune",
+        "mixture",
+        "judge",
+        "reference.trust_remote_code",
+        "reference.refused_threshold",
+    ),
     out="models/policy",
     contract="causal_lm",
     trains=True,

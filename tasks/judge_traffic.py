@@ -36,7 +36,8 @@ def judge_traffic(
     """Request -> 1 where the served answer wins, 0 where the rival's does, both positions judged.
 
     `stored` holds the rival's answers by request where it gave them at the time; the others it gives now, at
-    evaluation's settings. Requests that are too long for the rival or the judge are left out.
+    evaluation's settings. Requests that are too long for the rival or the judge, or that a chat template of theirs
+    refuses, are left out.
     """
     from tasks.evaluation.win_rate import Pointwise, judge_both_positions
     from tasks.models.loading import seed_everything
@@ -62,7 +63,7 @@ def judge_traffic(
 
 
 def _answers(params: JudgingSettings, requests: list[Interaction], folder: Path, seed: int) -> dict[str, str]:
-    from tasks.models.chat import encode_prompts
+    from tasks.models.chat import encode_prompts, refused_by_template
     from tasks.models.loading import context_length, load_policy, load_tokenizer
     from tasks.models.sampling import sample
 
@@ -70,6 +71,8 @@ def _answers(params: JudgingSettings, requests: list[Interaction], folder: Path,
     tokenizer = load_tokenizer(folder, trust_remote_code=trusting)
     model = load_policy(folder, trust_remote_code=trusting).eval()
     room = context_length(model.config, tokenizer) - 1
+    refused = refused_by_template(tokenizer, [request.prompt for request in requests], prompt=True)
+    requests = [request for place, request in enumerate(requests) if place not in refused]
     heads = encode_prompts(tokenizer, [request.prompt for request in requests])
     fitting = [request for request, head in zip(requests, heads, strict=True) if len(head) < room]
     drawn = sample(

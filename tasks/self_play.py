@@ -63,7 +63,8 @@ def play_and_judge(
 ) -> Facts:
     """Measure the judge on held-out pairs, let the policies answer, write the judged pairs."""
     from tasks.comparison.self_play import Side, play
-    from tasks.models.loading import seed_everything
+    from tasks.models.loading import load_tokenizer, seed_everything
+    from tasks.models.renderable import sift_splits
     from tasks.rewards.judges.build import JudgeMeans, build_judge
     from tasks.rewards.judges.reliability import calibrate, require_reliable
     from tasks.rewards.scoring import RewardModel
@@ -72,14 +73,16 @@ def play_and_judge(
     trusting, curated = reference_trust_remote_code, context.dep("curated")
     model = RewardModel.load(context.dep("reward"), trust_remote_code=trusting)
     asked = build_judge(judge, JudgeMeans(model, context.work / "answers", trusting))
-    held_out = list(load_jsonl(curated / "validation.jsonl", CuratedPair))
-    reliability = calibrate(asked, held_out, judge.calibration_pairs, seed)
-    require_reliable(reliability, judge)
     policy, reference = context.dep("policy"), context.dep("reference")
+    given = {name: list(load_jsonl(curated / f"{name}.jsonl", CuratedPair)) for name in ("train", "validation")}
+    # how many may be refused was decided before training
+    kept, sifted = sift_splits(load_tokenizer(policy, trust_remote_code=trusting), given, 1.0)
+    reliability = calibrate(asked, kept["validation"], judge.calibration_pairs, seed)
+    require_reliable(reliability, judge)
     played = play(
         Side(policy, read_artifact(policy).digest),
         Side(reference, read_artifact(reference).digest),
-        list(load_jsonl(curated / "train.jsonl", CuratedPair)),
+        kept["train"],
         asked,
         self_play,
         seed,
@@ -88,7 +91,7 @@ def play_and_judge(
     )
     lines = [orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in played.rows]
     write_bytes(context.folder / _ROWS, b"".join(lines))
-    return {"counts": played.counts, "reliability": reliability}
+    return {"counts": played.counts, "reliability": reliability, **sifted}
 
 
 def _require(root: Path, path: str) -> None:

@@ -31,7 +31,7 @@ class FinetuneInputs:
     as the model). `reward` is what PPO maximises and GRPO may add, `ranker` ranks GRPO's candidates and `gains` turns
     its judgements into numbers, `reward_model` is the folder that a critic starts from. `temperatures` are drawn from,
     an update at a time, by methods that sample. `unpaired` are single judged responses, which KTO learns from besides
-    the pairs.
+    the pairs. `refused_threshold` is the largest share of formatted records that the chat template may refuse.
     """
 
     start: Path
@@ -53,6 +53,7 @@ class FinetuneInputs:
     reward_model: Path | None = None
     temperatures: Sequence[float] = ()
     unpaired: Sequence[UnpairedResponse] = ()
+    refused_threshold: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,13 @@ class ReferenceParams(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that the model's repository ships. Only for repositories you trust."
     )
+    refused_threshold: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Largest share of a stage's records that the chat template may refuse (for a system turn, say) "
+        "before the run stops; up to it they are set aside and counted. 0: any stops the run; 1: none does.",
+    )
     sft: SftParams = Field(default_factory=SftParams, description="Supervised fine-tuning of the base.")
 
     @model_validator(mode="after")

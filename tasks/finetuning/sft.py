@@ -2,8 +2,8 @@
 
 `build_reference` makes π_ref out of a base, or takes the base as it is; `run` is the fine-tuning method.
 
-Loss is on assistant turns only: the chat template says which tokens those are (`{% generation %}`), with
-TRL's own training template in place of a known one that does not. Once written, π_ref is never changed.
+Loss is on assistant turns only, their end tokens included (`tasks.models.spoken`). Once written, π_ref is never
+changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from data_contracts.errors import ModelError, StageError
 from data_contracts.progress import Progress
@@ -34,7 +33,6 @@ from tasks.finetuning.params import ImitationParams, SftParams
 from tasks.finetuning.tokens import of_passes
 from tasks.finetuning.validation import Validation
 from tasks.models.callbacks import usual_callbacks
-from tasks.models.chat import as_dicts, end_token_id
 from tasks.models.checkpoints import run_folder, weights_digest
 from tasks.models.curve import curve_rows, write_curve
 from tasks.models.length_groups import GroupsByLength
@@ -47,6 +45,7 @@ from tasks.models.loading import (
     seed_everything,
 )
 from tasks.models.pairs import TokenPair, digest_of_tokens
+from tasks.models.spoken import encode_spoken
 from tasks.models.trainer_args import trainer_config
 from tasks.models.training import library_versions, train
 
@@ -58,12 +57,6 @@ WHERE = f"finetune.{METHOD}"
 WHERE_REFERENCE = "reference.sft"
 IGNORED = -100
 """Label of a token that takes no part in the loss."""
-
-_PROBE = (
-    Message(role="user", content="Hello"),
-    Message(role="assistant", content="Hi"),
-    Message(role="user", content="Hello"),
-)
 
 Example = tuple[list[int], list[int]]
 """Token ids and labels of one conversation, of one length."""
@@ -87,7 +80,7 @@ def run(inputs: FinetuneInputs, params: ImitationParams) -> dict[str, Any]:
 
     The preference accuracy that is measured is of log π - log π_ref, its margin in nats per sequence. Raises
     `ParamsError` before any work when params do not fit together, `ModelError` when start and reference have
-    different tokenizers or the template marks no assistant tokens, and `StageError` when no conversation fits.
+    different tokenizers or the template ends no turn, and `StageError` when no conversation fits.
     """
     # 1. refuse early
     check_params(params)
@@ -97,7 +90,7 @@ def run(inputs: FinetuneInputs, params: ImitationParams) -> dict[str, Any]:
     opened = open_run(METHOD, inputs, params)
     conversations = [(*pair.prompt, Message(role="assistant", content=pair.chosen)) for pair in inputs.train]
     drawn = _draw(conversations, params.max_examples, inputs.seed)
-    examples = encode_conversations(opened.tokenizer, drawn, way_out="leave sft out of finetune.methods")
+    examples = encode_conversations(opened.tokenizer, drawn)
     kept = _fitting(examples, opened.max_length, f"Raise {WHERE}.max_length up to the model's context.")
 
     # 3. what π_ref says of the validation pairs, and how it answers their prompts
@@ -209,17 +202,13 @@ def build_reference(
 
 
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Sequence[Message]],
-    way_out: str = f"set {WHERE_REFERENCE}.enabled: false",
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
 ) -> list[Example]:
     """Token ids and labels of each conversation; labels are the ids on assistant tokens, `IGNORED` elsewhere.
 
-    Raises `ModelError` when the chat template cannot tell assistant tokens, or leaves out the end of a turn;
-    `way_out` is what its message advises those who will not change the template.
+    Raises `ModelError` when the chat template ends no assistant turn, or a conversation has none that answers.
     """
-    template = _training_template(tokenizer, way_out)
-    examples = [_encode(tokenizer, conversation, template) for conversation in conversations]
+    examples = [_label(*spoken) for spoken in encode_spoken(tokenizer, conversations)]
     silent = sum(all(label == IGNORED for label in labels) for _, labels in examples)
     if silent:
         raise ModelError(
@@ -229,37 +218,11 @@ def encode_conversations(
     return examples
 
 
-def _training_template(tokenizer: PreTrainedTokenizerBase, way_out: str) -> str:
-    template = str(tokenizer.chat_template)
-    advice = (
-        "Put {% generation %} … {% endgeneration %} around the assistant's content and end token in the template, "
-        f"remove the template to get the default one, or {way_out}."
-    )
-    if not has_generation_markers(template):
-        try:
-            template = get_training_chat_template(tokenizer) or template
-        except ValueError as error:
-            raise ModelError(f"The chat template does not mark the assistant's tokens. {advice}") from error
-    # some templates count the end token to the message that follows
-    _, labels = _encode(tokenizer, _PROBE, template)
-    if end_token_id(tokenizer) not in labels:
-        raise ModelError(
-            f"The chat template leaves the end of an assistant turn unmarked, so the policy would never learn to "
-            f"stop. {advice}"
-        )
-    return template
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Message], template: str) -> Example:
-    encoded = tokenizer.apply_chat_template(
-        as_dicts(conversation),
-        chat_template=template,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
-    return ids, [token if spoken else IGNORED for token, spoken in zip(ids, mask, strict=True)]
+def _label(ids: list[int], spans: Sequence[tuple[int, int]]) -> Example:
+    labels = [IGNORED] * len(ids)
+    for start, stop in spans:
+        labels[start:stop] = ids[start:stop]
+    return ids, labels
 
 
 def _fitting(examples: Sequence[Example], max_length: int, advice: str) -> list[Example]:

@@ -37,6 +37,8 @@ from tasks.finetuning.params import FinetuneParams
 from tasks.finetuning.tokens import in_all
 from tasks.models.checkpoints import is_whole, run_folder, seal, weights_digest
 from tasks.models.curve import CURVE, write_curve
+from tasks.models.loading import load_tokenizer
+from tasks.models.renderable import REFUSED, sift_splits
 from tasks.models.training import library_versions
 
 
@@ -57,8 +59,21 @@ def run(inputs: FinetuneInputs, params: FinetuneParams) -> dict[str, Any]:
     for method in methods:
         method.check(params)
     formatted, formats = apply_formats(inputs, params.formats)
+    if formats:
+        formatted, formats["sifted"] = _renderable(formatted)
     facts = methods[0].run(formatted, params) if len(methods) == 1 else _run_stages(methods, formatted, params)
     return {"implied_beta": None} | facts | ({"formats": formats} if formats else {})
+
+
+def _renderable(inputs: FinetuneInputs) -> tuple[FinetuneInputs, dict[str, Any]]:
+    """The inputs less what the chat template refuses now that it is formatted (system prompts), and facts of it."""
+    splits = {"train": inputs.train, "validation": inputs.validation, "unpaired": inputs.unpaired}
+    tokenizer = load_tokenizer(inputs.start, trust_remote_code=inputs.trust_remote_code)
+    kept, facts = sift_splits(tokenizer, splits, inputs.refused_threshold)
+    if not facts[REFUSED]["rows"]:
+        return inputs, facts
+    train, validation, unpaired = kept["train"], kept["validation"], kept["unpaired"]
+    return dataclasses.replace(inputs, train=train, validation=validation, unpaired=unpaired), facts
 
 
 def _run_stages(methods: Sequence[Method], inputs: FinetuneInputs, params: FinetuneParams) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def answered(prompts: Iterable[Sequence[Message]], responses: Iterable[str]) -> 
 @lru_cache(maxsize=16)
 def _end_token_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     prompt, whole = _tokenise(tokenizer, [render_prompt(tokenizer, _PROBE), render_pair(tokenizer, _PROBE, "Hi")])
-    completion = whole[_common_prefix(prompt, whole) :]
+    completion = whole[common_prefix(prompt, whole) :]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ends = [token for token in completion if token in special]
     if not ends:
@@ -177,30 +177,60 @@ def split_by_context(
     return kept, too_long
 
 
+def refused_by_template(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, prompt: bool
+) -> dict[int, str]:
+    """Places of the conversations that the template refuses, as prompts or as wholes, and its reason for each."""
+    if _try_to_render(tokenizer, conversations, prompt) is None:
+        return {}
+    tried = (_try_to_render(tokenizer, [messages], prompt) for messages in conversations)
+    return {place: _reason(error) for place, error in enumerate(tried) if error is not None}
+
+
 def _render(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool
 ) -> list[str]:
     if not conversations:
         return []
-    # jinja2 raises many kinds; TemplateError is their root and what `raise_exception` in a template throws
-    from jinja2 import TemplateError
-
     try:
         texts: list[str] = tokenizer.apply_chat_template(
             [as_dicts(messages) for messages in conversations],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
-    except TemplateError as error:
+    except _raised_by_templates() as error:
         if len(conversations) > 1:  # one by one, to name the one that is refused
             for messages in conversations:
                 _render(tokenizer, [messages], add_generation_prompt=add_generation_prompt)
         roles = [message.role for message in conversations[0]]
         raise ModelError(
-            f"The chat template refuses a conversation with the roles {roles[:8]}: {error}. Curate such "
+            f"The chat template refuses a conversation with the roles {roles[:8]}: {_reason(error)}. Curate such "
             "conversations out, or use a chat template that knows these roles."
         ) from error
     return texts
+
+
+def _try_to_render(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], prompt: bool
+) -> Exception | None:
+    try:
+        _render(tokenizer, conversations, add_generation_prompt=prompt)
+    except ModelError as error:
+        cause = error.__cause__
+        return cause if isinstance(cause, Exception) else error
+    return None
+
+
+def _raised_by_templates() -> tuple[type[Exception], ...]:
+    """What a template raises: TemplateError (`raise_exception`, undefined names), and what its expressions do."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _encode(
@@ -232,7 +262,8 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
     return [list(row) for row in ids]
 
 
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences begin with in common."""
     length = 0
     for left, right in zip(one, other, strict=False):
         if left != right:
@@ -242,7 +273,7 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _cut(head: list[int], whole: list[int], end: int) -> tuple[list[int], list[int]]:
-    start = _common_prefix(head, whole)
+    start = common_prefix(head, whole)
     stop = len(whole)
     while stop > start and whole[stop - 1] != end:
         stop -= 1

@@ -34,7 +34,7 @@ END = "<|end|>"
 PAD = "<|pad|>"
 ROLES = {role: f"<|{role}|>" for role in ("system", "user", "assistant", "tool")}
 
-# `generation` marks what the assistant says, its end token included: TRL takes its loss mask from there.
+# `generation` marks what the assistant says, its end token included, for TRL used on its own: nothing here needs it.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
     "{%- if message['role'] == 'assistant' %}"

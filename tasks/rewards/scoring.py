@@ -21,7 +21,7 @@ import torch
 from data_contracts.artifact import sha256_file
 from data_contracts.errors import ModelError
 from data_contracts.records import Message
-from tasks.models.chat import encode_wholes, end_token_id
+from tasks.models.chat import answered, encode_wholes, end_token_id, refused_by_template
 from tasks.models.checkpoints import weights_digest
 from tasks.models.fast_norm import use_fast_norms
 from tasks.models.loading import load_reward, load_tokenizer
@@ -80,15 +80,29 @@ class RewardModel:
     def score_fitting(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float | None]:
         """As `score`, with None for each response that exceeds `max_length` tokens together with its prompt.
 
-        A text sampled from a policy may be longer in the tokens of this model than in those drawn.
+        A text sampled from a policy may be longer in the tokens of this model than in those drawn. None, too, for a
+        conversation that this model's chat template refuses.
         """
-        sequences = encode_wholes(self.tokenizer, prompts, responses)
-        fits = [row for row, sequence in enumerate(sequences) if len(sequence) <= self.max_length]
-        scores = self._score_tokens([sequences[row] for row in fits])
-        found: list[float | None] = [None] * len(sequences)
-        for row, score in zip(fits, scores, strict=True):
-            found[row] = score
+        rows, sequences = self._readable(prompts, responses)
+        fits = [place for place, sequence in enumerate(sequences) if len(sequence) <= self.max_length]
+        scores = self._score_tokens([sequences[place] for place in fits])
+        found: list[float | None] = [None] * len(responses)
+        for place, score in zip(fits, scores, strict=True):
+            found[rows[place]] = score
         return found
+
+    def _readable(
+        self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]
+    ) -> tuple[Sequence[int], list[list[int]]]:
+        """Rows of the conversations that the template takes, and their tokens."""
+        try:
+            return range(len(responses)), encode_wholes(self.tokenizer, prompts, responses)
+        except ModelError:
+            refused = refused_by_template(self.tokenizer, answered(prompts, responses), prompt=False)
+            if not refused:
+                raise
+        rows = [row for row in range(len(responses)) if row not in refused]
+        return rows, encode_wholes(self.tokenizer, [prompts[row] for row in rows], [responses[row] for row in rows])
 
     def _score_tokens(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         return score_tokens(self.model, sequences, self.max_length, self.batch_size, packed=self._packed)

@@ -183,3 +183,22 @@ def test_with_json_no_view_is_built(capsys: pytest.CaptureFixture[str]) -> None:
 
     Output(json=True).result({"passed": True}, never)
     assert orjson.loads(capsys.readouterr().out) == {"passed": True}
+
+
+def test_records_that_the_template_refuses_or_that_spell_its_tokens_are_shown() -> None:
+    """Counts of training and test splits add up; a run without any says nothing, as one of before does."""
+    assert "control tokens" not in shown(METRICS) and "Refused" not in shown(METRICS)
+    run = registered(METRICS)
+    facts = {record.name: record.artifact.facts for record in run.stages}
+    rows = [{"split": "train", "id": "p-1", "reason": "no system turns"}]
+    facts["reward"]["refused_by_template"] = {"train": 1, "test": 0, "reasons": {"no system turns": 1}, "rows": rows}
+    facts["finetune"]["control_tokens"] = {"rows": 2, "tokens": {"</s>": 2, "<|user|>": 1}}
+    facts["evaluate"]["control_tokens"] = {"rows": 1, "tokens": {"</s>": 1}}
+    console = Console(width=160, record=True, file=StringIO())
+    console.print(Group(*tables_of(run, 1.0, Path("/w"))))
+    text = console.export_text()
+    assert "Refused by the chat template, set aside: 1 train in reward (such as p-1: no system turns)" in text
+    assert "Records that spell control tokens, read as text: 3 (</s> 3, <|user|> 1)" in text
+    payload = payload_of(run, 1.0)
+    assert payload["control_tokens"] == {"rows": 3, "tokens": {"</s>": 3, "<|user|>": 1}}
+    assert payload["refused_by_template"]["reward"]["rows"] == rows

@@ -22,6 +22,7 @@ from tasks.rewards.judge_params import JudgeParams
 from tasks.rewards.mixture_params import MixtureParams
 from tasks.rewards.scoring import FACTS, RewardModel
 from tasks.stage import StageContext
+from tests.tasks.models.tiny_llama import build_tokenizer
 
 BREVITY = MixtureParams.model_validate({"terms": [{"kind": "brevity", "weight": 0.5}]})
 BOTH = MixtureParams.model_validate({"terms": [{"kind": "reward_model"}, {"kind": "brevity", "weight": 0.5}]})
@@ -66,6 +67,8 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageContext:
     folders = {name: tmp_path / name for name in names}
     for name in ("reference", "curated", "base", "out", "work"):
         folders[name].mkdir()
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folders["reference"])
     pair = CuratedPair(
         id="1",
         prompt=(Message(role="user", content="hello"),),
@@ -78,6 +81,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageContext:
     for split in ("train", "validation", "test"):
         dump_jsonl(folders["curated"] / f"{split}.jsonl", [pair])
     with writing(folders["policy"], contract="causal_lm", version=1) as draft:
+        tokenizer.save_pretrained(draft.path)
         draft.facts = {"implied_beta": None, "settings": {}}
     with writing(folders["world"], contract="world", version=1) as draft:
         draft.facts = {"enabled": False}
@@ -111,6 +115,7 @@ def finetuned(
         mixture=mixture,
         judge=JudgeParams(),
         reference_trust_remote_code=False,
+        reference_refused_threshold=0.0,
     )
     return given[0], facts
 

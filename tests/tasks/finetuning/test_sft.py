@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,21 +157,17 @@ def test_conversations_without_an_assistant_are_refused(build: Callable[..., tup
         build("a", conversations=[*CONVERSATIONS, CONVERSATIONS[0][:1]])
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}", "does not mark the assistant's tokens"),
-        (
-            "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
-            "{% endgeneration %}{{ '<|end|>' }}{% else %}{{ m['content'] + '<|end|>' }}{% endif %}{% endfor %}",
-            "would never learn to stop",
-        ),
-    ],
-)
-def test_templates_that_cannot_tell_assistant_tokens_are_refused(reference: Path, template: str, message: str) -> None:
+def test_a_template_without_marks_teaches_the_same_tokens(reference: Path) -> None:
     tokenizer = load_tokenizer(reference)
-    tokenizer.chat_template = template
-    with pytest.raises(ModelError, match=message):
+    marked = encode_conversations(tokenizer, CONVERSATIONS)
+    tokenizer.chat_template = re.sub(r"{% (end)?generation %}", "", tokenizer.chat_template)
+    assert encode_conversations(tokenizer, CONVERSATIONS) == marked
+
+
+def test_a_template_that_ends_no_turn_is_refused(reference: Path) -> None:
+    tokenizer = load_tokenizer(reference)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ModelError, match="must end an assistant turn"):
         encode_conversations(tokenizer, CONVERSATIONS[:1])
 
 
@@ -214,14 +211,3 @@ def test_the_method_draws_and_sets_aside(inputs: FinetuneInputs, pairs: Callable
         sft.run(dataclasses.replace(inputs, train=long), ONE_STEP)
     facts = sft.run(inputs, ONE_STEP.model_copy(update={"max_examples": 16}))
     assert facts["examples"] == {"given": 48, "used": 16, "too_long": 0}
-
-
-def test_the_method_advises_to_leave_it_out(inputs: FinetuneInputs, drifted: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "mute"
-    folder.mkdir()
-    for file in drifted.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (template,) = folder.glob("*.jinja")
-    template.write_text(template.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", ""))
-    with pytest.raises(ModelError, match=r"does not mark the assistant's tokens.*leave sft out of finetune\.methods"):
-        sft.run(dataclasses.replace(inputs, start=folder, reference=folder), ONE_STEP)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_contracts.errors import ParamsError
+from data_contracts.errors import ModelError, ParamsError
 from tasks.finetuning import dpo, stack
 from tasks.finetuning.adapters import ADAPTER
 from tasks.finetuning.methods import METHODS, FinetuneInputs
@@ -277,6 +278,27 @@ def test_every_stage_meets_the_reward_as_it_was_given(inputs: FinetuneInputs, do
     reward = Learning()
     stack.run(dataclasses.replace(inputs, reward=reward), FinetuneParams(methods=("ppo", "ppo", "ppo")))
     assert reward.seen == [0, 0, 0]
+
+
+def test_a_drawn_system_prompt_may_be_refused(
+    inputs: FinetuneInputs, doubles: dict[str, Double], drifted: Path, tmp_path: Path
+) -> None:
+    """By a template without system turns, which takes the records that drew none; too many stop the run."""
+    start = tmp_path / "strict"
+    shutil.copytree(drifted, start)
+    (template,) = start.glob("*.jinja")
+    template.write_text(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
+        + template.read_text()
+    )
+    params = FinetuneParams(methods=("sft",), formats=FormatParams(system_prompts=("red", "")))
+    given = dataclasses.replace(inputs, start=start, refused_threshold=0.9)
+    facts = stack.run(given, params)
+    kept, refused = doubles["sft"].given[0].train, facts["formats"]["sifted"]["refused_by_template"]
+    assert 0 < refused["train"] == len(inputs.train) - len(kept) < len(inputs.train)
+    assert {pair.prompt[0].role for pair in kept} == {"user"}
+    with pytest.raises(ModelError, match="No system turns"):
+        stack.run(dataclasses.replace(given, refused_threshold=0.1), params)
 
 
 def test_formats_are_drawn_once_for_all_stages(inputs: FinetuneInputs, doubles: dict[str, Double]) -> None:
