@@ -15,6 +15,7 @@ from flows import (
     deployments_cli,
     environment,
     intake_cli,
+    keys_cli,
     monitor_cli,
     promote_cli,
     provenance_cli,
@@ -172,6 +173,7 @@ _AREAS = (
     audit_cli,
     provenance_cli,
     backup_cli,
+    keys_cli,
 )
 for area in _AREAS:
     area.register(app)

@@ -21,9 +21,9 @@ from sqlalchemy import DDL, Column, Connection, Engine, Integer, MetaData, Strin
 from data_contracts.errors import SignatureError
 from tasks.database import open_database, read_database, reading
 from tasks.database.params import OperationsParams
-from tasks.registry.keys import SigningKey, VerifyingKey
+from tasks.registry.key_files import SigningKey, VerifyingKey
 
-Action = Literal["promote", "rollback", "assign", "override", "retry", "delete", "anchor"]
+Action = Literal["promote", "rollback", "assign", "override", "retry", "delete", "anchor", "keys"]
 GENESIS = "0" * 64  # what stands for the line before the first
 _MAX_TEXT = 4000  # characters of an actor or a reason
 
@@ -83,7 +83,7 @@ for _dialect, _statements in _TRIGGERS.items():
 class LedgerEntry:
     """One line: `alias` of `model` went from `previous` to `version` (None: no version).
 
-    A deletion and an anchor have no alias.
+    A deletion, an anchor and a change of keys have no alias.
     """
 
     seq: int
@@ -106,7 +106,7 @@ class LedgerEntry:
         what = (
             f"{self.alias} {self.previous or 'none'} -> {self.version or 'none'}"
             if self.alias
-            else self.version or "head"
+            else self.version or ("keys" if self.action == "keys" else "head")
         )
         return f"line {self.seq} ({self.action} {what} by {self.actor} at {self.at:%Y-%m-%d %H:%M:%S} UTC)"
 
@@ -215,7 +215,7 @@ def _problem(row: Mapping[str, Any], seq: int, head: str, key: VerifyingKey) -> 
     if row["hash"] != hash_of(row):
         return "it was changed: its hash is not that of its content."
     if not key.accepts(str(row["hash"]).encode(), str(row["signature"])):
-        return f"its signature is not by key {key.fingerprint[:16]}."
+        return f"its signature is not by {key.title}."
     return None
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from tasks.registry.client import Store, refusals
-from tasks.registry.keys import VerifyingKey, signing_key
+from tasks.registry.key_files import VerifyingKey
+from tasks.registry.keys import signing_key
 
 HEAD_TAG = "plumbline.ledger_head"
 

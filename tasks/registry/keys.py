@@ -1,116 +1,120 @@
-"""The keys that sign versions and ledger lines: a local EC key (P-256), made on first use, and its public half.
+"""The keys that sign versions and ledger lines, and those that verify them.
 
-The private key lies outside every workspace, mode 0600: git and DVC never see it. Its public half is copied into the
-workspace, so that a machine without the private key can verify. A local key proves that what is read is what this key
-signed; it does not prove who held it, and whoever can read the key file can sign.
+The private key lies outside every workspace, mode 0600: git and DVC never see it. It is made on first use, by what
+signs; reading makes none. Its public half is copied into the workspace as the first key that is trusted
+(`tasks.registry.trust` has the others), so that a machine without the private key can verify.
+
+What a workspace says of its keys is believed as far as this user has something of their own to hold it against: their
+private key, or public keys that they were given by other means and pinned (`plumbline keys trust FILE`). Without
+either, the first key is believed as it is found. A local key proves that what is read is what this key signed; it does
+not prove who held it, and whoever can read the key file can sign.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import os
-import stat
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_contracts.artifact import write_bytes
-from data_contracts.errors import ParamsError, SignatureError, SigningError
+from data_contracts.errors import ParamsError, SignatureError
+from tasks.registry.key_files import (
+    PUBLIC_KEY,
+    SigningKey,
+    VerifyingKey,
+    beside,
+    canonical_pem,
+    make_key,
+)
 from tasks.registry.params import RegistryParams
+from tasks.registry.trust import Trust, load_trust
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
-
-PUBLIC_KEY = Path(".plumbline") / "signing.pub"
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyingKey:
-    """The public half of a key, as PEM."""
-
-    pem: bytes
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the PEM, as model-signing writes it into a signature; its first 16 characters name it."""
-        return hashlib.sha256(self.pem).hexdigest()
-
-    def accepts(self, data: bytes, signature: str) -> bool:
-        """Whether the key signed these bytes (ECDSA with SHA-256, base64)."""
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        try:
-            _public(self.pem).verify(base64.b64decode(signature, validate=True), data, ec.ECDSA(hashes.SHA256()))
-        except (InvalidSignature, binascii.Error, ValueError):
-            return False
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """A private key by its file. The file is read again for each signature; nothing keeps it in memory."""
-
-    path: Path
-
-    def sign(self, data: bytes) -> str:
-        """ECDSA signature with SHA-256, base64."""
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        return base64.b64encode(_private(self.path).sign(data, ec.ECDSA(hashes.SHA256()))).decode()
-
-    @property
-    def public(self) -> VerifyingKey:
-        """Its public half."""
-        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-        public = _private(self.path).public_key()
-        return VerifyingKey(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+__all__ = [
+    "PUBLIC_KEY",
+    "SigningKey",
+    "VerifyingKey",
+    "configured_path",
+    "default_key_path",
+    "pin",
+    "pinned",
+    "private_keys",
+    "signing_key",
+    "verifying_key",
+]
 
 
 def signing_key(root: Path, params: RegistryParams) -> SigningKey:
-    """The key to sign with, made where there is none, its public half copied into the workspace.
+    """The key to sign with: the newest in force that is on this machine; made where the workspace has none yet.
 
-    Raises `ParamsError` when its place is wrong, `SignatureError` when it is unreadable, open to others or not the
-    key that this workspace trusts.
+    Raises `ParamsError` when its place is wrong, `SignatureError` when it is unreadable, open to others or none that
+    this workspace trusts.
     """
-    path = _key_path(root, params)
+    path = configured_path(root, params)
     if path is None:
         raise ParamsError(
             f"registry.signing_key: expected the path of a private key in the environment variable "
             f"{str(params.signing_key)[1:]}, found it unset. Export it, or set registry.signing_key to null."
         )
-    if not path.exists():
-        _require_new(root, path)
-        _make(path)
-    key = SigningKey(path)
-    _trust(root, key.public)
-    return key
+    trust = load_trust(root)
+    if trust is None:
+        return _first_key(root, path)
+    verifying_key(root, params)
+    own = {key.public.fingerprint: key for key in private_keys(path, trust)}
+    for fingerprint in trust.in_force:
+        if fingerprint in own:
+            return own[fingerprint]
+    revoked = f" Key {next(iter(own))[:16]} at {path} was revoked." if own else ""
+    raise SignatureError(
+        f"{root / PUBLIC_KEY}: this workspace trusts key {trust.in_force[0][:16]}, whose private half "
+        f"is not at {path}: this machine can verify, not sign.{revoked} No key was made. Bring the private key, set "
+        f"registry.signing_key, or run this where it is."
+    )
 
 
 def verifying_key(root: Path, params: RegistryParams) -> VerifyingKey:
-    """The public key that this workspace trusts; where the private key lies on this machine both must agree.
+    """The public keys that signatures of this workspace are verified with, as far as this user trusts them.
 
-    Raises `SignatureError` when there is none or they differ.
+    Raises `SignatureError` when there is none, or none of them rests on a key of this user's own.
     """
-    path, copy = _key_path(root, params), root / PUBLIC_KEY
-    own = SigningKey(path).public if path is not None and path.exists() else None
-    if not copy.is_file():
-        if own is None:
+    path, trust = configured_path(root, params), load_trust(root)
+    if trust is None:
+        if path is None or not path.exists():
             raise SignatureError(
-                f"{copy}: expected the public key that versions are verified with, found none, and no private key "
-                f"either. Copy the file from the workspace that registers, or set registry.signing_key."
+                f"{root / PUBLIC_KEY}: expected the public key that versions are verified with, found none, and no "
+                f"private key either. Copy the file from the workspace that registers, or set registry.signing_key."
             )
-        return own
-    kept = VerifyingKey(copy.read_bytes())
-    _public(kept.pem)
-    _require_same(kept, own, copy, path)
-    return kept
+        return SigningKey(path).public
+    own = {key.public.fingerprint for key in private_keys(path, trust)} if path is not None else set()
+    anchors = own | {key.fingerprint for key in pinned()}
+    found = trust.resting_on({trust.first} if not anchors or trust.first in anchors else anchors)
+    if found is None:
+        raise _not_trusted(root, trust, path)
+    return found
+
+
+def private_keys(path: Path, trust: Trust) -> Iterator[SigningKey]:
+    """The private keys of this user for a workspace: at the configured path, and those that took its place."""
+    for place in (path, *(beside(path, fingerprint) for fingerprint in trust.keys)):
+        if place.exists():
+            yield SigningKey(place)
+
+
+def pinned() -> list[VerifyingKey]:
+    """The public keys that this user was given by other means, and trusts. Raises `SignatureError`."""
+    folder = _pins()
+    return [VerifyingKey(canonical_pem(path.read_bytes(), path)) for path in sorted(folder.glob("*.pub"))]
+
+
+def pin(file: Path) -> VerifyingKey:
+    """Trust a public key for good, whichever workspace it signs. Raises `SignatureError` for a file that is none."""
+    try:
+        key = VerifyingKey(canonical_pem(file.read_bytes(), file))
+    except OSError as error:
+        raise SignatureError(f"{file}: expected a public key as PEM, could not read it ({error.strerror}).") from error
+    folder = _pins()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_bytes(folder / f"{key.fingerprint[:16]}.pub", key.pem)
+    return key
 
 
 def default_key_path() -> Path:
@@ -119,7 +123,7 @@ def default_key_path() -> Path:
     return (Path(home) if home else Path.home() / ".config") / "plumbline" / "signing.key"
 
 
-def _key_path(root: Path, params: RegistryParams) -> Path | None:
+def configured_path(root: Path, params: RegistryParams) -> Path | None:
     """Where the private key is; None where the environment variable that should say so is unset."""
     given = params.signing_key
     if given is not None and given.startswith("$"):
@@ -136,98 +140,27 @@ def _key_path(root: Path, params: RegistryParams) -> Path | None:
     return path
 
 
-def _require_new(root: Path, path: Path) -> None:
-    """A workspace that trusts a key gets no second one: nothing signed by it would be accepted, here or anywhere."""
-    copy = root / PUBLIC_KEY
-    if copy.is_file() and not path.exists():  # a maker at the same moment writes the key first, then the copy
-        raise SignatureError(
-            f"{copy}: this workspace trusts key {VerifyingKey(copy.read_bytes()).fingerprint[:16]}, whose private half "
-            f"is not at {path}: this machine can verify, not sign. No key was made. Bring the private key, set "
-            f"registry.signing_key, or run this where it is."
-        )
+def _pins() -> Path:
+    return default_key_path().with_name("trusted")
 
 
-def _make(path: Path) -> None:
-    """A new key, whole or not at all; of two processes that make it at once the first one's stands."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    stand_in = os.environ.get("PLUMBLINE_STAND_IN_HOME")
-    if stand_in and path.is_relative_to(stand_in):
-        raise SigningError(
-            f"registry.signing_key: expected a lasting place for the key that signs versions; this user has no home "
-            f"that can be written to, and {stand_in} is temporary. Set HOME, XDG_CONFIG_HOME or registry.signing_key."
-        )
-    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(scratch, path)
-        except FileExistsError:
-            return
-        finally:
-            os.unlink(scratch)
-    except OSError as error:
-        raise SigningError(
-            f"{path}: a signing key cannot be made there ({error.strerror}). Set registry.signing_key to a path "
-            f"that is writable, or make the key yourself (`openssl ecparam -name prime256v1 -genkey`)."
-        ) from error
-
-
-def _private(path: Path) -> EllipticCurvePrivateKey:
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        mode, data = path.stat().st_mode, path.read_bytes()
-        key = load_pem_private_key(data, None)
-    except (OSError, ValueError, TypeError) as error:
-        raise SignatureError(
-            f"{path}: expected a private EC key as PEM without a passphrase, could not read it ({error}). Restore the "
-            f"file, or set registry.signing_key."
-        ) from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise SignatureError(
-            f"{path}: expected a private key that its owner alone can read (0600), found {stat.S_IMODE(mode):04o}. "
-            f"Others may have copied it: make a new key, or `chmod 600` it if you know that nobody did."
-        )
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise SignatureError(f"{path}: expected an EC key on P-256, found {type(key).__name__}. Make one of that kind.")
-    return key
-
-
-def _public(pem: bytes) -> EllipticCurvePublicKey:
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key = load_pem_public_key(pem)
-    except ValueError as error:
-        raise SignatureError(f"{PUBLIC_KEY}: expected a public key as PEM, could not read it ({error}).") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise SignatureError(f"{PUBLIC_KEY}: expected a public EC key, found {type(key).__name__}.")
-    return key
-
-
-def _trust(root: Path, own: VerifyingKey) -> None:
-    """Copy the public half into the workspace; a workspace that trusts another key keeps it and says so."""
-    copy = root / PUBLIC_KEY
-    if copy.is_file():
-        _require_same(VerifyingKey(copy.read_bytes()), own, copy, None)
-        return
+def _first_key(root: Path, path: Path) -> SigningKey:
+    """The key at the path, made where there is none, and its public half in the workspace."""
+    if not path.exists():
+        make_key(path)
+    key, copy = SigningKey(path), root / PUBLIC_KEY
     copy.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(copy, own.pem)
+    write_bytes(copy, key.public.pem)
+    return key
 
 
-def _require_same(kept: VerifyingKey, own: VerifyingKey | None, copy: Path, path: Path | None) -> None:
-    if own is not None and own.pem != kept.pem:
-        raise SignatureError(
-            f"{copy}: this workspace trusts key {kept.fingerprint[:16]}, but the signing key of this machine"
-            f"{f' ({path})' if path else ''} is {own.fingerprint[:16]}. Either someone replaced the copy, or its "
-            f"versions were signed with another key: name that one in registry.signing_key."
-        )
+def _not_trusted(root: Path, trust: Trust, path: Path | None) -> SignatureError:
+    if path is not None and path.exists():
+        own = f"the signing key of this machine ({path}) is {SigningKey(path).public.fingerprint[:16]}"
+    else:
+        own = f"this user trusts {', '.join(key.fingerprint[:16] for key in pinned())} alone"
+    return SignatureError(
+        f"{root / PUBLIC_KEY}: this workspace trusts key {trust.first[:16]}, but {own}. Either someone replaced the "
+        f"copy, or its versions were signed with another key: name that one in registry.signing_key, or, if its public "
+        f"half came to you from those who sign, `plumbline keys trust FILE`."
+    )

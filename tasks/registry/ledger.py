@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
@@ -40,6 +41,7 @@ from tasks.registry.client import Store, refusals
 from tasks.registry.head import HEAD_TAG, head_problems, head_seq, read_head, write_head
 from tasks.registry.keys import signing_key, verifying_key
 from tasks.registry.lookup import registered
+from tasks.registry.trust import TRUSTED, load_trust
 
 __all__ = [
     "ALIASES",
@@ -57,6 +59,7 @@ __all__ = [
     "moved_outside",
     "open_ledger",
     "read_ledger",
+    "record_keys",
     "settle",
     "verify_chain",
 ]
@@ -94,7 +97,21 @@ def verify_chain(engine: Engine, store: Store, model: str | None = None) -> list
     if not rows and head is None:
         return []
     key = verifying_key(store.root, store.params)
-    return chain_problems(rows, key) or head_problems(rows, read_head(head, name, key), name)
+    found = chain_problems(rows, key) or head_problems(rows, read_head(head, name, key), name)
+    return found or _missing_statements(store, rows)
+
+
+def _missing_statements(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Changes of keys that lines tell of and the workspace's record of keys does not have: a revocation cut off."""
+    trust = load_trust(store.root)
+    there = {statement.digest for statement in trust.statements} if trust is not None else set()
+    told = [(row["seq"], orjson.loads(row["evidence"]).get("statement")) for row in rows if row["action"] == "keys"]
+    return [
+        f"ledger line {seq}: {TRUSTED} lacks the change of keys that it tells of: it was cut or put back to an older "
+        f"state. Put it back from a backup."
+        for seq, statement in told
+        if statement not in there
+    ]
 
 
 def moved_outside(engine: Engine, store: Store, model: str | None = None) -> dict[str, dict[str, str | None]]:
@@ -206,6 +223,20 @@ def anchor_head(engine: Engine, store: Store, *, actor: str, reason: str) -> Led
         line = Line("", None, None, {"problems": found, "head": tags.get(HEAD_TAG)})
         (entry,) = _append(engine, store, [line], "anchor", actor, reason)
         _write_head(store, name, entry)
+    return entry
+
+
+def record_keys(
+    engine: Engine, store: Store, evidence: Mapping[str, Any], *, actor: str, reason: str
+) -> LedgerEntry | None:
+    """Add a line that tells of a change of keys, so that it cannot be undone unseen; None where there is no model."""
+    name = store.params.model_name
+    with _exclusive(engine):
+        if registered(store, name) is None:
+            return None
+        _settle(engine, store, name)
+        (entry,) = _append(engine, store, [Line("", None, None, evidence)], "keys", actor, reason)
+        _settle(engine, store, name)
     return entry
 
 

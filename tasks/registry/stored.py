@@ -86,7 +86,7 @@ class StoredFiles:
         By the key that the store's workspace trusts, or the one given.
         """
         key = verifying_key(self.store.root, self.store.params) if key is None else key
-        return [check_signature(self.folder, key), self._check_seal(key)]
+        return [check_signature(self.folder, key, self.store.params.signing), self._check_seal(key)]
 
     def require_signed(self, key: VerifyingKey | None = None) -> None:
         """`check_manifest` and `check_signed`. Raises `SignatureError` at the first that is not ok."""

@@ -232,10 +232,10 @@ def _sign_upload(store: Store, model_id: str) -> None:
     key = signing_key(store.root, store.params)
     with tempfile.TemporaryDirectory() as scratch:
         with fetched(store, location) as folder:
-            sign_version_files(folder, key, Path(scratch) / SIGNATURE)
+            sign_version_files(folder, key, Path(scratch) / SIGNATURE, store.params.signing)
         store.client.log_model_artifacts(model_id, scratch)
     with fetched(store, location) as folder:
-        verify_signature(folder, key.public)
+        verify_signature(folder, verifying_key(store.root, store.params), store.params.signing)
 
 
 def _complete_signature(store: Store, version: Version, manifest: Mapping[str, Any]) -> None:
@@ -279,7 +279,7 @@ def _complete_seal(store: Store, version: Version | None) -> None:
         return
     stored = StoredFiles(store, version)
     key = signing_key(store.root, store.params)
-    verify_signature(stored.folder, key.public)
+    verify_signature(stored.folder, verifying_key(store.root, store.params), store.params.signing)
     facts = stored.facts()
     wrong = [tag for tag in (KEY_TAG, MANIFEST_TAG, GATE_TAG) if version.tags.get(tag) != facts[tag]]
     if wrong:
