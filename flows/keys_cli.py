@@ -28,18 +28,19 @@ def register(app: typer.Typer) -> None:
 def keys_list(workspace: Directory = HERE, json: Json = False) -> None:
     """Show every key that this workspace trusts or trusted, and the keys that this user pinned."""
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from tasks.manage_keys import list_keys
     from tasks.registry.keys import pinned
 
     root = workspace_root(workspace)
     rows, pins = list_keys(root, _params(root).registry), [key.fingerprint for key in pinned()]
-    table = Table("key", "", "private half", "since", "by", "why", box=None)
+    table = Table(Column("key", no_wrap=True, min_width=16), "", "private half", "since, by, why", box=None)
     for row in rows:
         here = "here" if row.here else "elsewhere"
-        name = f"{row.fingerprint[:16]}{' (pinned)' if row.fingerprint in pins else ''}"
-        table.add_row(name, row.standing, here, row.at, escape(row.by), escape(row.reason))
+        standing = f"{row.standing}, pinned" if row.fingerprint in pins else row.standing
+        facts = escape(", ".join(filter(None, (row.at, row.by, row.reason))))
+        table.add_row(row.fingerprint[:16], standing, here, facts)
     Output(json).result({"keys": [asdict(row) for row in rows], "pinned": pins}, table)
 
 

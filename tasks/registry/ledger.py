@@ -231,7 +231,7 @@ def record_keys(
 ) -> LedgerEntry | None:
     """Add a line that tells of a change of keys, so that it cannot be undone unseen; None where there is no model."""
     name = store.params.model_name
-    with _exclusive(engine):
+    with ledger_lock(engine):
         if registered(store, name) is None:
             return None
         _settle(engine, store, name)
