@@ -16,7 +16,7 @@ from data_contracts.artifact import verify_artifact
 from data_contracts.errors import ArtifactError, InputsChangedError, VersioningError
 from tasks.database.location import REMOTE
 from tasks.versioning.git import init_git
-from tasks.versioning.remote import NAME, default_remote, name_origin, own_remote
+from tasks.versioning.remote import NAME, default_remote, name_origin, own_remote, settle_remote
 from tasks.versioning.repo import BUSY_WAIT_S, Result, with_repo
 from tasks.versioning.silence import silence
 
@@ -55,6 +55,7 @@ def init_versioning(root: Path, remote: str | None = None) -> None:
                 config["core"]["remote"] = NAME
         if default_remote(root) == (NAME, {"url": os.fspath(root.resolve() / REMOTE)}):
             (root / REMOTE).mkdir(parents=True, exist_ok=True)
+        settle_remote(root)
         name_origin(root)
     except DvcException as error:
         raise VersioningError(f"{root}: cannot set up DVC: {error}") from error
