@@ -56,9 +56,10 @@ def default_remote(root: Path) -> tuple[str, dict[str, Any]] | None:
 def own_url(root: Path, url: str) -> str:
     """The URL; in place of the own remote of another workspace, which this one was copied from, that of this one."""
     path, own = local_path(url), root.resolve() / REMOTE
-    if path is None or workspace_part(path, REMOTE) is None or not own.is_dir():
+    if path is None:
         return url
-    return url if Path(path) == own else str(own)
+    path = os.path.normpath(path)  # DVC leaves the `..` of a relative one in it
+    return str(own) if workspace_part(path, REMOTE) is not None and own.is_dir() else path
 
 
 def own_remote(root: Path) -> str:
@@ -74,7 +75,7 @@ def settle_remote(root: Path) -> None:
     config = read_config(root)
     name = config["core"].get("remote")
     url = str((config["remote"].get(name) or {}).get("url", "")) if name else ""
-    if own_url(root, url) != url:
+    if url and own_url(root, url) != (os.path.normpath(url) if url.startswith("/") else url):
         with config.edit("local") as local:
             local["remote"].setdefault(str(name), {})["url"] = own_remote(root)
 

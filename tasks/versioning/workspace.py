@@ -53,7 +53,8 @@ def init_versioning(root: Path, remote: str | None = None) -> None:
             if remote is not None or "remote" not in config["core"]:
                 config["remote"][NAME] = {"url": own_remote(root) if remote is None else _absolute(root, remote)}
                 config["core"]["remote"] = NAME
-        if default_remote(root) == (NAME, {"url": os.fspath(root.resolve() / REMOTE)}):
+        found = default_remote(root)
+        if found is not None and found[1]["url"] == os.fspath(root.resolve() / REMOTE):
             (root / REMOTE).mkdir(parents=True, exist_ok=True)
         settle_remote(root)
         name_origin(root)
