@@ -98,6 +98,15 @@ def new_file(folder: Path, prefix: str) -> tuple[int, Path]:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
 
 
+def warnings_of(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+    """What stages warned of, in their order, with the name of each: the fact `warnings` of their artifacts."""
+    return [
+        {"stage": name, "text": str(text)}
+        for name, artifact in artifacts.items()
+        for text in artifact.facts.get("warnings") or ()
+    ]
+
+
 @contextmanager
 def full_disk_as_stage_error(path: Path) -> Iterator[None]:
     """Turn the operating system's "no space left" inside the block into a `StageError` that names `path`."""

@@ -11,10 +11,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from data_contracts.artifact import warnings_of
 from flows.promotion_report import promotion_payload, promotion_view
 from tasks.feedback.shares import percent, shares
 from tasks.register_model import Registered
-from tasks.stage import warnings_of
 
 HEADLINE = (
     ("win_rate.gold", "win rate over π_ref, by the gold reward"),

@@ -26,16 +26,16 @@ from tasks.database.dumps import dump_postgres, is_postgres
 from tasks.database.location import MLFLOW, REMOTE, STATE
 from tasks.database.params import OperationsParams
 from tasks.database.sqlite import copy_database
-from tasks.registry.keys import default_key_path
+from tasks.registry.keys import default_key_path, private_keys
 from tasks.registry.ledger import ledger_lock, read_ledger
 from tasks.registry.params import RegistryParams
+from tasks.registry.trust import load_trust
 from tasks.versioning.git import read_git
 from tasks.versioning.lock import read_lock, read_tracked
 from tasks.versioning.objects import ObjectStore
 
 MANIFEST, FILES, OBJECTS, BUNDLE, KEYS, DUMPS = "backup.json", "workspace", "objects", "git.bundle", "keys", "postgres"
 SCHEMA = 1
-SIGNING_KEY = "signing.key"
 _SQLITE = b"SQLite format 3\0"
 _SIDES = ("-wal", "-shm", "-journal")
 _MADE_ANEW = {
@@ -194,11 +194,14 @@ def _save_objects(root: Path, to: Path) -> int:
 def _save_key(root: Path, to: Path, params: RegistryParams) -> list[str]:
     if params.signing_key is not None:
         return ["signing key: registry.signing_key says where it is; save it there"]
-    if not default_key_path().is_file():
+    trust = load_trust(root)
+    own = [default_key_path()] if trust is None else [key.path for key in private_keys(default_key_path(), trust)]
+    if not any(key.is_file() for key in own):
         return ["signing key: none on this machine"]
     to.mkdir(mode=0o700)
-    shutil.copyfile(default_key_path(), to / SIGNING_KEY)
-    (to / SIGNING_KEY).chmod(0o600)
+    for key in own:
+        shutil.copyfile(key, to / key.name)
+        (to / key.name).chmod(0o600)
     return []
 
 

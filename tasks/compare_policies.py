@@ -26,7 +26,14 @@ import orjson
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from data_contracts.artifact import Artifact, read_artifact, verify_artifact, write_bytes, writing
+from data_contracts.artifact import (
+    Artifact,
+    read_artifact,
+    verify_artifact,
+    warnings_of,
+    write_bytes,
+    writing,
+)
 from data_contracts.errors import ArtifactError, PlumblineError, StageError
 from data_contracts.params import Section
 from data_contracts.records import CuratedPair, load_jsonl
@@ -42,7 +49,7 @@ from tasks.evaluation.gate import decide
 from tasks.evaluation.params import GateParams
 from tasks.isolation import run_isolated
 from tasks.run_stage import Session
-from tasks.stage import Stage, StageRecord, declared, digest_of, fill, warnings_of
+from tasks.stage import Stage, StageRecord, declared, digest_of, fill
 from tasks.watch import watch
 
 HOME = "comparisons"

@@ -18,7 +18,7 @@ import orjson
 
 from data_contracts.artifact import FULL_DISK, sha256_file
 from data_contracts.errors import CheckFailed, UsageError
-from tasks.backup_workspace import BUNDLE, DUMPS, FILES, KEYS, MANIFEST, OBJECTS, SCHEMA, SIGNING_KEY
+from tasks.backup_workspace import BUNDLE, DUMPS, FILES, KEYS, MANIFEST, OBJECTS, SCHEMA
 from tasks.database.location import REMOTE, STATE
 from tasks.registry.keys import default_key_path
 from tasks.versioning.git import run_git
@@ -41,14 +41,14 @@ class RestoredWorkspace:
 def restore_workspace(backup: Path, to: Path, *, keys: bool = False) -> RestoredWorkspace:
     """Verify a backup and make a workspace of it in `to`, a new or empty folder.
 
-    With `keys` the signing key is put where this user's key belongs, unless another one is there. Raises `UsageError`
+    With `keys` the signing keys are put where this user's keys belong, unless others are there. Raises `UsageError`
     for a folder that will not do, `CheckFailed` for a backup that is not whole.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{to}: expected a new or empty folder, found content. Choose another folder.")
     manifest = verify_backup(backup)
     if keys:
-        _require_place_for_key(backup, manifest)
+        _require_place_for_keys(backup, manifest)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{to.name}.restore-", dir=to.parent))
@@ -59,7 +59,7 @@ def restore_workspace(backup: Path, to: Path, *, keys: bool = False) -> Restored
     try:
         _fill(backup, draft, manifest)
         if keys:
-            _restore_key(backup)
+            _restore_keys(backup, manifest)
         draft.rename(to)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -124,24 +124,31 @@ def _fill(backup: Path, draft: Path, manifest: Mapping[str, Any]) -> None:
     Versions(draft).checkout()
 
 
-def _require_place_for_key(backup: Path, manifest: Mapping[str, Any]) -> None:
-    if f"{KEYS}/{SIGNING_KEY}" not in manifest["files"]:
+def _require_place_for_keys(backup: Path, manifest: Mapping[str, Any]) -> None:
+    keys = _saved_keys(backup, manifest)
+    if not keys:
         raise UsageError(f"{backup}: expected a signing key in it, found none: it was made without `--keys`.")
-    there = default_key_path()
-    if there.exists() and there.read_bytes() != (backup / KEYS / SIGNING_KEY).read_bytes():
-        raise UsageError(
-            f"{there}: another signing key is there. Nothing was restored. Set XDG_CONFIG_HOME to a folder of its own "
-            f"for this workspace, or restore without `--keys` and name the key in registry.signing_key."
-        )
+    for saved, there in keys:
+        if there.exists() and there.read_bytes() != saved.read_bytes():
+            raise UsageError(
+                f"{there}: another signing key is there. Nothing was restored. Set XDG_CONFIG_HOME to a folder of its "
+                f"own for this workspace, or restore without `--keys` and name the key in registry.signing_key."
+            )
 
 
-def _restore_key(backup: Path) -> None:
-    there = default_key_path()
-    if not there.exists():
-        there.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(there, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write((backup / KEYS / SIGNING_KEY).read_bytes())
+def _restore_keys(backup: Path, manifest: Mapping[str, Any]) -> None:
+    for saved, there in _saved_keys(backup, manifest):
+        if not there.exists():
+            there.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(there, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(saved.read_bytes())
+
+
+def _saved_keys(backup: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, Path]]:
+    """Each private key in the backup, and where it belongs."""
+    names = [Path(name).name for name in manifest["files"] if name.startswith(f"{KEYS}/")]
+    return [(backup / KEYS / name, default_key_path().with_name(name)) for name in names]
 
 
 def _to_do(backup: Path, manifest: Mapping[str, Any]) -> list[str]:

@@ -124,15 +124,6 @@ def importable(root: Path) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def warnings_of(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
-    """What stages warned of, in their order, with the name of each: the fact `warnings` of their artifacts."""
-    return [
-        {"stage": name, "text": str(text)}
-        for name, artifact in artifacts.items()
-        for text in artifact.facts.get("warnings") or ()
-    ]
-
-
 def fill(path: str, params: Section) -> str:
     """Fill `${section.key}` in a dependency path from params."""
     return _TEMPLATE.sub(lambda match: str(_look_up(params, match.group(1))), path)

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from data_contracts.artifact import MANIFEST, Artifact
-from tasks.stage import warnings_of
+from data_contracts.artifact import MANIFEST, Artifact, warnings_of
 
 if TYPE_CHECKING:
     from tasks.registry.runs import Finished

@@ -12,14 +12,14 @@ import orjson
 import pytest
 from rich.console import Console, Group
 
-from data_contracts.artifact import Artifact
+from data_contracts.artifact import Artifact, warnings_of
 from flows.output import Output
 from flows.report import HEADLINE, payload_of, tables_of
 from tasks.promote_model import Promotion
 from tasks.promotion.gates import GateResult
 from tasks.register_model import Registered
 from tasks.registry.card import render_card
-from tasks.stage import StageRecord, warnings_of
+from tasks.stage import StageRecord
 
 
 def estimate(value: float = 0.6) -> dict[str, Any]:
