@@ -176,7 +176,7 @@ def read_artifact(path: Path, *, contract: str | None = None) -> Artifact:
     except (OSError, orjson.JSONDecodeError) as error:
         raise ArtifactError(
             f"{path}: expected an artifact with a readable {MANIFEST}, found {error}. "
-            f"Run the stage that writes it (`plumbline retrain`) or restore it (`dvc checkout`)."
+            f"Run the stage that writes it (`plumbline retrain`) or restore it (`dvc checkout {path}`)."
         ) from error
     if contract is not None and manifest["contract"] != contract:
         raise ArtifactError(f"{path}: expected contract {contract!r}, found {manifest['contract']!r}.")

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data_contracts.errors import StageError
 from data_contracts.plain_checks import Blamed, Columns, blame_plainly
-from data_contracts.records import Feedback, Message
+from data_contracts.records import Feedback, Message, Origin
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -36,18 +36,38 @@ class Violation:
     found: str
 
 
-@dataclass(slots=True)
 class KnownIds:
-    """The ids met so far, in this call and earlier ones: a digest of the content, and where it stood."""
+    """The ids met so far, in this call and earlier ones, file by file: a digest of the content, and where it stood.
 
-    first: MutableMapping[str, tuple[bytes, str]] = field(default_factory=dict)
+    An id is its file's: exports that start again at 0 each time give the same ids to other content. `settle` puts
+    such a record under its content's id. Two contents under one id in one file are a conflict.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[bytes, Origin]] = {}
+        self._file = ""
+        self._own: dict[str, tuple[bytes, Origin]] = {}  # of the present file
+
+    def settle(self, record: Feedback) -> Feedback:
+        """The record, under its content's id where an earlier file gave its id to other content."""
+        known, where = self._first.setdefault(record.id, (_digest(record), record.origin))
+        if known == _digest(record) or where.file == record.origin.file:
+            return record
+        return record.model_copy(update={"id": record.content_id(), "given_id": record.id})
 
     def conflict(self, record: Feedback) -> str:
-        """Where the id first stood, if with other content; else an empty string, and the id is now known."""
-        place = f"{record.origin.file} line {record.origin.line}"
-        digest = hashlib.blake2b(record.content_id().encode(), digest_size=16).digest()
-        known, where = self.first.setdefault(record.id, (digest, place))
-        return "" if known == digest else f"{shorten(record.id)} has other content in {where}"
+        """Where the id was given to other content, if it was; else an empty string, and the id is now known."""
+        if record.origin.file != self._file:
+            self._file, self._own = record.origin.file, {}
+        given, mine = record.given_id or record.id, (_digest(record), record.origin)
+        for known, where in (self._own.setdefault(given, mine), self._first.setdefault(record.id, mine)):
+            if known != mine[0]:
+                return f"{shorten(given)} has other content in {where.file} line {where.line}"
+        return ""
+
+
+def _digest(record: Feedback) -> bytes:
+    return hashlib.blake2b(record.content_id().encode(), digest_size=16).digest()
 
 
 def excerpt(value: object) -> str:

@@ -4,6 +4,7 @@
 PlumblineError                 exit 3   a stage failed
 ├── UsageError                 exit 2   wrong command line, missing file, not a workspace
 │   ├── ParamsError            exit 2   a params key or value is wrong
+│   ├── UnreadableFile         exit 2   a feedback file as a whole is not what can be read
 │   └── WorkspaceBusy          exit 2   another run is under way in the workspace
 ├── CheckFailed                exit 1   a gate, contract or audit said no
 │   └── ContractViolation      exit 1   feedback breaks its contract beyond what params allow
@@ -48,6 +49,10 @@ class UsageError(PlumblineError):
 
 class ParamsError(UsageError):
     """A params key is unknown, or its value is out of range."""
+
+
+class UnreadableFile(UsageError):
+    """A feedback file is damaged, empty or of another format: none of its rows can be read."""
 
 
 class WorkspaceBusy(UsageError):

@@ -10,7 +10,7 @@ frame with one row a pair and these columns:
 | `prompt_blank_turns` | the turns without a visible character: `turn 2 (assistant)`; empty if none |
 | `chosen`, `rejected` | the two responses                                                       |
 | `timestamp`          | as given, or null                                                       |
-| `id_conflicts_with`  | where this id was first given to other content; empty if nowhere          |
+| `id_conflicts_with`  | where this file gave the id to other content before; empty if nowhere     |
 
 Each expectation's `meta` holds the quarantine reason, the field to blame and what was expected.
 """
@@ -33,6 +33,7 @@ VERSION = 1
 
 REASONS: Mapping[str, str] = {
     "bad_encoding": "the line is not UTF-8",
+    "too_long": "the row has more bytes than feedback.max_row_bytes allows",
     "broken_json": "the line is not JSON",
     "too_deep": "lists and objects are nested deeper than can be written",
     "wrong_type": "a field, or the row, has another type than the format allows",
@@ -47,7 +48,7 @@ REASONS: Mapping[str, str] = {
     "last_turn_not_user": "the prompt does not end with the user's turn",
     "identical_responses": "chosen and rejected are the same but for white space",
     "bad_timestamp": "the timestamp is not ISO 8601",
-    "id_conflict": "an earlier row gave the same id to other content",
+    "id_conflict": "an earlier row of the file gave the same id to other content",
 }
 """Every quarantine reason and its meaning, the first that applies being the one a row is counted under."""
 

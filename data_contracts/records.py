@@ -1,7 +1,9 @@
 """The records that stages hand over: one type a kind of feedback, one for what was set aside.
 
 A record keeps its id from ingestion to audit: the id that the source gave, or the SHA-256 of
-the canonical content. `origin` names the raw file and line, so that lineage ends at a line.
+the canonical content. An id that another file gave to other content names neither for sure: the later record goes by
+its content, and `given_id` keeps what the source said. `origin` names the raw file and line, so that lineage ends at a
+line.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class PreferencePair(Record):
     timestamp: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     origin: Origin
+    given_id: str | None = None
 
     def prompt_text(self) -> str:
         """The prompt as one string, a line a turn: for hashing, similarity and reports, not for models."""
@@ -89,6 +92,7 @@ class UnpairedResponse(Record):
     timestamp: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     origin: Origin
+    given_id: str | None = None
 
     def prompt_text(self) -> str:
         """The prompt as one string, as `PreferencePair.prompt_text` has it."""

@@ -19,6 +19,7 @@ VERSION = 1
 
 REASONS: Mapping[str, str] = {
     "bad_encoding": "the line is not UTF-8",
+    "too_long": "the row has more bytes than feedback.max_row_bytes allows",
     "broken_json": "the line is not JSON",
     "too_deep": "lists and objects are nested deeper than can be written",
     "wrong_type": "a field, or the row, has another type than the format allows",
@@ -31,7 +32,7 @@ REASONS: Mapping[str, str] = {
     "turn_order": "the turns of the conversation do not follow one another sensibly",
     "last_turn_not_user": "the prompt does not end with the user's turn",
     "bad_timestamp": "the timestamp is not ISO 8601",
-    "id_conflict": "an earlier row gave the same id to other content",
+    "id_conflict": "an earlier row of the file gave the same id to other content",
 }
 """Every quarantine reason and its meaning, the first that applies being the one a row is counted under."""
 

@@ -21,7 +21,7 @@ def ingest(root: Path, source: str, files: Sequence[str], output: Output) -> Non
     _check_source(source)
     params, _ = load_params(root)
     with output.working("ingesting"):
-        batches = ingest_feedback(root, source, list(files))
+        batches = ingest_feedback(root, source, list(files), params.feedback.limits())
     pending = None
     try:
         entries = announce_batches(root, params, source, batches, count_rows(batches))
@@ -33,8 +33,12 @@ def ingest(root: Path, source: str, files: Sequence[str], output: Output) -> Non
     for name, batch in zip(files, batches, strict=True):
         path, told = batch.path.relative_to(root).as_posix(), announced.get(batch.digest, False)
         standing = "new" if batch.new else "already there"
+        if waits := not batch.path.is_file():
+            standing += ", comes in when the run under way has ended"
         table.add_row(escape(name), escape(path), standing, "announced" if told else "pending")
-        rows.append({"file": name, "batch": path, "sha256": batch.digest, "new": batch.new, "announced": told})
+        rows.append(
+            {"file": name, "batch": path, "sha256": batch.digest, "new": batch.new, "waits": waits, "announced": told}
+        )
     if pending is not None:
         output.remark(f"ingested, not announced: {pending}")
     output.result({"batches": rows, "pending": pending}, table)
@@ -45,6 +49,7 @@ def validate(
 ) -> None:
     """`plumbline validate SOURCE FILE…`: contract check and curation, nothing kept but the quarantine."""
     from tasks.dry_run import dry_run
+    from tasks.feedback.ledger import describe_notes
     from tasks.feedback.shares import percent
 
     _check_source(source)
@@ -70,6 +75,8 @@ def validate(
     for token, count in report.get("control_tokens", {"tokens": {}})["tokens"].items():
         table.add_row(f"spell {token}, read as text", str(count))
     table.add_row("quarantine", report["quarantine_path"])
+    for line in describe_notes(report):
+        output.remark(line)
     output.result(report, table)
     if report["stopped"] is not None:
         raise ContractViolation(report["stopped"])

@@ -19,6 +19,7 @@ from flows.retrain import as_they_end, bring_up_to_date
 from flows.variants import shared_stages, validated_variants
 from flows.workspaces import exclusive_run
 from tasks.compare_policies import Attempt, Compared, Outcome, report_comparison, run_attempt, stages_of
+from tasks.ingest_feedback import fixed_raw
 from tasks.isolation import warm_up
 from tasks.registry.runs import open_run
 from tasks.run_stage import Session
@@ -44,7 +45,8 @@ def _compare(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) 
     params, _ = settle_params(workspace, overlays, settings, comparing=True)
     attempts = attempts_of(params)
     warm_up()
-    with open_run(workspace, params.registry, flow_run_id=str(flow_run.id), name="compare") as run:
+    opened = open_run(workspace, params.registry, flow_run_id=str(flow_run.id), name="compare")
+    with fixed_raw(workspace), opened as run:
         session = Session(workspace, params, run)
         shared = bring_up_to_date(shared_stages(params), session, params)
         slots = threading.Semaphore(params.compare.parallel or _by_cores(params.threads))

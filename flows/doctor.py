@@ -20,6 +20,7 @@ from data_contracts.secrets import mask
 from flows.output import Output
 
 _MIN_FREE_GB = 2.0
+RAW = "data/raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,12 @@ class Finding:
 
 
 def doctor(folder: Path, output: Output, *, fix: bool = False) -> None:
-    """Print every finding; raise `CheckFailed` when something needed is not well. `fix`: mend the modes of files."""
+    """Print every finding; raise `CheckFailed` when something needed is not well. `fix`: mend the modes of
+    files, and bring back batches of the raw store that were changed or removed by hand.
+    """
     if fix:
         _close_to_others(folder)
+        _mend_raw(folder)
     findings = [finding for look in _LOOKS for finding in look(folder)]
     table = Table("", "what", "found", "what to do", title="plumbline doctor", box=None)
     for finding in findings:
@@ -104,6 +108,29 @@ def _close_to_others(folder: Path) -> None:
     from data_contracts.private_files import close_to_others
 
     close_to_others(*_places(folder))
+
+
+def _raw_store(folder: Path) -> Iterator[Finding]:
+    """Whether the batches of the append-only raw store are as they came in."""
+    from flows.workspaces import find_workspace
+    from tasks.versioning.workspace import Versions
+
+    try:
+        changed = Versions(find_workspace(folder)).changed_tracked(RAW)
+    except PlumblineError as error:
+        yield Finding("raw store", False, "unknown", str(error))
+        return
+    found = f"changed or removed by hand: {', '.join(changed[:3])}" if changed else "as it came in"
+    advice = "`plumbline doctor --fix` brings the recorded bytes back and sets changed ones aside" if changed else ""
+    yield Finding("raw store", not changed, found, advice)
+
+
+def _mend_raw(folder: Path) -> None:
+    from flows.workspaces import find_workspace
+    from tasks.versioning.workspace import Versions
+
+    root = find_workspace(folder)
+    Versions(root).mend_tracked(RAW, root / ".plumbline" / "set-aside")
 
 
 def _places(folder: Path) -> tuple[Path, Path]:
@@ -200,6 +227,7 @@ _LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _git,
     _workspace,
     _private_files,
+    _raw_store,
     _disk,
     _prefect,
     _access,

@@ -17,7 +17,7 @@ from flows.params import Params
 from flows.preflight import settle_params
 from flows.stages import STAGES
 from flows.workspaces import exclusive_run
-from tasks.ingest_feedback import ingest_feedback
+from tasks.ingest_feedback import fixed_raw, ingest_feedback
 from tasks.isolation import warm_up
 from tasks.register_model import Registered, refuse_early, register_model, settle_first_champion
 from tasks.registry.runs import open_run
@@ -59,8 +59,8 @@ def _retrain(
     refuse_early(workspace, params.registry)
     warm_up()
     for source, path in params.feedback.to_ingest():
-        ingest_feedback(workspace, source, [path])
-    with open_run(workspace, params.registry, flow_run_id=str(flow_run.id)) as run:
+        ingest_feedback(workspace, source, [path], params.feedback.limits())
+    with fixed_raw(workspace), open_run(workspace, params.registry, flow_run_id=str(flow_run.id)) as run:
         records = bring_up_to_date(STAGES.values(), Session(workspace, params, run), params)
         registered = register_model(
             workspace, params.registry, records, run, operations=params.operations, trigger=trigger

@@ -33,7 +33,7 @@ from tasks.freshness import outbox
 from tasks.freshness.outbox import Entry
 from tasks.freshness.params import TriggerParams
 from tasks.freshness.tables import METADATA, utc_now
-from tasks.ingest_feedback import version_raw
+from tasks.ingest_feedback import arrived_batches, has_arrived, version_raw
 from tasks.services.addresses import known_server
 from tasks.services.health import foreign_server, given_credentials, refused_credentials, why_silent
 from tasks.services.temporary import TEMPORARY
@@ -134,15 +134,28 @@ def drain_outbox(root: Path, params: AnnounceParams) -> list[Entry]:
 
 
 def reconcile(root: Path, params: AnnounceParams) -> list[Entry]:
-    """Enter batches that lie in the raw store without an outbox row: left by a crash, or put there by other means."""
+    """Enter batches that were accepted and have no outbox row: left by a crash, or put there by other means.
+
+    What waited for a run to end comes into the raw store, if it has ended.
+    """
     engine = open_outbox(root, params)
+    arrived = arrived_batches(root)
+    if has_arrived(root):
+        version_raw(root)
     known = {standing.entry.key for standing in outbox.standings(engine)}
-    lost = [(source, path) for source, _, path in raw_batches(root / RAW, within=root)]
-    unknown = [(source, path, key) for source, path in lost if (key := _key_of(source, path)) not in known]
+    lost = {name: (source, path) for source, name, path in [*arrived, *raw_batches(root / RAW, within=root)]}
+    unknown = [
+        (source, root / name, path, key)
+        for name, (source, path) in lost.items()
+        if (key := _key_of(source, path)) not in known
+    ]
     if not unknown:
         return []
     version_raw(root)
-    return [put_batch(engine, root, source, path, sha256_file(path), key=key) for source, path, key in unknown]
+    return [
+        put_batch(engine, root, source, final, sha256_file(final if final.exists() else path), key=key)
+        for source, final, path, key in unknown
+    ]
 
 
 def put_batch(

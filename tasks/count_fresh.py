@@ -26,7 +26,6 @@ import numpy.typing as npt
 import orjson
 
 from data_contracts.artifact import write_bytes
-from data_contracts.errors import ContractViolation
 from data_contracts.params import Section
 from data_contracts.records import CuratedPair, PreferencePair, UnpairedResponse, load_jsonl
 from tasks.curate_preferences import UNPAIRED
@@ -37,7 +36,7 @@ from tasks.curation.pair_texts import contents
 from tasks.curation.params import SPLITS, CurationParams
 from tasks.curation.verdicts import Item
 from tasks.feedback.params import FeedbackParams
-from tasks.feedback.validate import validate
+from tasks.feedback.validate import sort_rows
 from tasks.feedback.withdrawals import load_withdrawals
 from tasks.validate_feedback import RAW
 from tasks.versioning.objects import ObjectStore
@@ -45,7 +44,7 @@ from tasks.versioning.objects import ObjectStore
 Digests = npt.NDArray[np.bytes_]  # (N,) S16, sorted, distinct: one canonical content each
 
 _BYTES = 16
-_CODE = 1  # part of a cache's name: count it up where what is counted changes
+_CODE = 2  # part of a cache's name: count it up where what is counted changes
 
 
 def count_fresh(
@@ -67,13 +66,11 @@ def batch_contents(root: Path, source: str, path: Path, feedback: FeedbackParams
     cache = _cache(root, f"{source}-{path.name}{withdrawn.digest}", feedback, curation)
     if cache.exists():
         return _read(cache)
-    lenient = feedback.lenient()
     with tempfile.TemporaryDirectory(dir=cache.parent) as name:
         folder = Path(name)
-        try:
-            validate([(source, _named(root, path), path)], lenient, folder, withdrawn=withdrawn)
-        except ContractViolation:  # not one valid row: the run itself will say so
-            return _write(cache, _distinct([]))
+        # no rule on whole data sets: a batch of thumbs, or of one label, is a sound part of one
+        named = [(source, _named(root, path), path)]
+        sort_rows(named, feedback, folder, withdrawn=withdrawn, skip_unreadable=True)
         pairs = load_jsonl(folder / "accepted.jsonl", PreferencePair)
         single = folder / UNPAIRED
         responses = load_jsonl(single, UnpairedResponse) if single.exists() else ()

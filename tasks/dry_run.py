@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from data_contracts.artifact import write_json
-from data_contracts.errors import ContractViolation
+from data_contracts.artifact import full_disk_as_stage_error, write_json
+from data_contracts.errors import ContractViolation, PlumblineError
 from data_contracts.records import PreferencePair, UnpairedResponse, dump_jsonl, load_jsonl
 from tasks.curate_preferences import UNPAIRED, account, objections, set_aside
 from tasks.curation.curate import curate
@@ -23,8 +23,10 @@ from tasks.feedback.batches import store_batch
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.shares import shares
 from tasks.feedback.validate import validate
-from tasks.feedback.withdrawals import load_withdrawals
-from tasks.validate_feedback import RAW
+from tasks.ingest_feedback import withdrawals_of
+
+REPORT, QUARANTINE = "report.json", "quarantine.jsonl"
+_NAMED = ("unknown_fields", "notes")  # of the contract's account
 
 BASE = "models/base"
 """Where a run leaves the base, whose tokenizer and chat template every stage has."""
@@ -46,46 +48,70 @@ def dry_run(
     run is all there is then: curation has not begun. `shares` are those of the rows set aside. Where the workspace has
     its base already, what the chat template makes of accepted rows is counted too.
 
-    Raises `UsageError` for unreadable files.
+    `report.json` and `quarantine.jsonl` in `.plumbline/dry-run` are always those of the last call, however it ended;
+    the report holds the accounts of contract and curation. Raises `UsageError` for unreadable files.
     """
     home = _report_folder(root)
-    with tempfile.TemporaryDirectory(dir=home) as name:
-        folder = Path(name)
-        stored = {store_batch(path, source, folder / "raw").path: path for path in paths}
-        (folder / "validated").mkdir()
-        batches = [(source, path, batch) for batch, path in stored.items()]
+    for name in (REPORT, QUARANTINE):
+        (home / name).unlink(missing_ok=True)
+    with full_disk_as_stage_error(home), tempfile.TemporaryDirectory(dir=home) as scratch:
         try:
-            facts = validate(
-                batches,
-                feedback,
-                folder / "validated",
-                report_to=home,
-                needs_pairs=False,
-                withdrawn=load_withdrawals(root / RAW),
-            )
-        except ContractViolation as stop:
-            return _stopped(home, str(stop))
-        pairs = list(load_jsonl(folder / "validated" / "accepted.jsonl", PreferencePair))
-        if not pairs:  # single responses alone: there is nothing to split
-            curation = curation.model_copy(update={"split": SplitParams(on_empty="warn")})
-        curated = curate(pairs, curation, seed)
-        single = None
-        responses: list[UnpairedResponse] = []
-        if (folder / "validated" / UNPAIRED).is_file():
-            responses = list(load_jsonl(folder / "validated" / UNPAIRED, UnpairedResponse))
-            single = curate_unpaired(responses, pairs, curated, curation, seed)
-        counts = account(facts, curated, single)
-        stops = objections(facts, curated, single, feedback)
-        quarantine = home / "quarantine.jsonl"
-        shutil.copyfile(folder / "validated" / "quarantine.jsonl", quarantine)
-        dump_jsonl(folder / "more.jsonl", set_aside(curated, single)[1])
-        with quarantine.open("ab") as file:
-            file.write((folder / "more.jsonl").read_bytes())
+            return _account(root, home, Path(scratch), source, paths, feedback, curation, seed, trust_remote_code)
+        except PlumblineError as error:
+            write_json(home / REPORT, {"stopped": str(error)})
+            raise
+
+
+def _account(
+    root: Path,
+    home: Path,
+    folder: Path,
+    source: str,
+    paths: list[str],
+    feedback: FeedbackParams,
+    curation: CurationParams,
+    seed: int,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """Validate and curate in `folder`, which is a draft; report and quarantine go to `home`."""
+    stored = {store_batch(path, source, folder / "raw", limits=feedback.limits()).path: path for path in paths}
+    (folder / "validated").mkdir()
+    batches = [(source, path, batch) for batch, path in stored.items()]
+    try:
+        facts = validate(
+            batches,
+            feedback,
+            folder / "validated",
+            report_to=home,
+            needs_pairs=False,
+            withdrawn=withdrawals_of(root),
+        )
+    except ContractViolation as stop:
+        return _stopped(home, str(stop))
+    contract = orjson.loads((folder / "validated" / REPORT).read_bytes())
+    pairs = list(load_jsonl(folder / "validated" / "accepted.jsonl", PreferencePair))
+    if not pairs:  # single responses alone: there is nothing to split
+        curation = curation.model_copy(update={"split": SplitParams(on_empty="warn")})
+    curated = curate(pairs, curation, seed)
+    single = None
+    responses: list[UnpairedResponse] = []
+    if (folder / "validated" / UNPAIRED).is_file():
+        responses = list(load_jsonl(folder / "validated" / UNPAIRED, UnpairedResponse))
+        single = curate_unpaired(responses, pairs, curated, curation, seed)
+    counts = account(facts, curated, single)
+    stops = objections(facts, curated, single, feedback)
+    quarantine = home / QUARANTINE
+    shutil.copyfile(folder / "validated" / QUARANTINE, quarantine)
+    dump_jsonl(folder / "more.jsonl", set_aside(curated, single)[1])
+    with quarantine.open("ab") as file:
+        file.write((folder / "more.jsonl").read_bytes())
     report = curated.report | ({"unpaired": single.report} if single else {})
-    write_json(home / "report.json", {**counts, "shares": shares(counts), "curation": report})
-    stopped = "\n".join([*stops, f"Every row set aside: {quarantine}; the account: {home / 'report.json'}."])
+    named = {field: contract[field] for field in _NAMED}
+    write_json(home / REPORT, {**contract, **counts, "shares": shares(counts), "curation": report})
+    stopped = "\n".join([*stops, f"Every row set aside: {quarantine}; the account: {home / REPORT}."])
     return {
         **counts,
+        **named,
         **_under_template(root / BASE, [*pairs, *responses], trust_remote_code),
         "shares": shares(counts),
         "quarantine_path": str(quarantine),
@@ -117,7 +143,7 @@ def _under_template(
 
 
 def _stopped(home: Path, why: str) -> dict[str, Any]:
-    report = orjson.loads((home / "report.json").read_bytes())
-    names = ("read", "accepted", "merged", "quarantined", "reasons")
+    report = orjson.loads((home / REPORT).read_bytes())
+    names = ("read", "accepted", "merged", "quarantined", "reasons", *_NAMED)
     counts = {name: report[name] for name in names}
-    return {**counts, "shares": shares(counts), "quarantine_path": str(home / "quarantine.jsonl"), "stopped": why}
+    return {**counts, "shares": shares(counts), "quarantine_path": str(home / QUARANTINE), "stopped": why}

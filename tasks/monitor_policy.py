@@ -29,7 +29,7 @@ from tasks.database import open_database
 from tasks.database.params import OperationsParams
 from tasks.evaluation.params import EvaluationParams
 from tasks.feedback.params import FeedbackParams
-from tasks.feedback.validate import raw_batches, validate
+from tasks.feedback.validate import raw_batches, sort_rows
 from tasks.feedback.withdrawals import load_withdrawals
 from tasks.finetuning.params import ReferenceParams
 from tasks.freshness.params import TriggerParams
@@ -337,10 +337,11 @@ def _fresh_labels(subject: Subject) -> dict[str, PreferencePair]:
     ]
     if not batches:
         return {}
-    lenient = subject.params.feedback.lenient()
     folder = subject.scratch / "labels"
     folder.mkdir()
-    validate(batches, lenient, folder, withdrawn=load_withdrawals(subject.root / RAW))
+    # a part of a data set, to which no rule on whole ones applies
+    withdrawn = load_withdrawals(subject.root / RAW)
+    sort_rows(batches, subject.params.feedback, folder, withdrawn=withdrawn, skip_unreadable=True)
     pairs = load_jsonl(folder / "accepted.jsonl", PreferencePair)
     return {pair.content_id(): pair for pair in pairs}
 

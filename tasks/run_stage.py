@@ -18,7 +18,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from data_contracts.artifact import Artifact, read_artifact
-from data_contracts.errors import InputsChangedError
 from data_contracts.params import Section
 from tasks.isolation import run_isolated
 from tasks.stage import Stage, StageRecord
@@ -27,8 +26,6 @@ from tasks.watch import watch
 
 if TYPE_CHECKING:
     from tasks.registry.runs import Run
-
-_ATTEMPTS = 3  # a stage that reads the raw store takes seconds, a seal of the endpoint comes every ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +48,10 @@ class Session:
 
 
 def _run_and_commit(stage: Stage, session: Session, versions: Versions) -> Artifact:
-    """Run a stage on what is there, and again where feedback was ingested under it."""
+    """Run a stage on what is there, which stays as it is while the run lasts."""
     log = session.root / ".plumbline" / "logs" / f"{stage.name}.log"
-    for attempt in range(1, _ATTEMPTS + 1):
-        artifact = run_isolated(stage, session.root, session.params, log, watch().progress(stage), session.cancelled)
-        try:
-            versions.commit_stage(stage.name)
-            break
-        except InputsChangedError:
-            if attempt == _ATTEMPTS:
-                raise
-            versions.require_clean_inputs(stage.name)
+    artifact = run_isolated(stage, session.root, session.params, log, watch().progress(stage), session.cancelled)
+    versions.commit_stage(stage.name)
     return artifact
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +20,8 @@ from data_contracts.records import Feedback, Quarantined
 from tasks.access.requests import checked
 from tasks.announce import AnnounceParams, announce_batches
 from tasks.feedback import SOURCES
+from tasks.feedback.limits import LIMITS, Limits
+from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import judge
 from tasks.ingest_feedback import ingest_feedback
 from tasks.intake import spool
@@ -42,6 +45,10 @@ class ServeParams(AnnounceParams, Protocol):
     @property
     def intake(self) -> IntakeParams:
         """Bounds, port and rhythm."""
+
+    @property
+    def feedback(self) -> FeedbackParams:
+        """How large rows may be."""
 
 
 class Intake:
@@ -67,7 +74,7 @@ class Intake:
                 f"{self._root}: another `plumbline intake serve` runs in this workspace. One is enough; end it first."
             ) from None
         self.engine = spool.open_spool(self._folder)
-        self._desk = Desk(self.engine, judge_rows)
+        self._desk = Desk(self.engine, partial(judge_rows, limits=self._params.feedback.limits()))
         self._desk.start()
         self._sealing.start()
         self.app = self._application(door)
@@ -173,12 +180,12 @@ def _land(root: Path, params: ServeParams, engine: Engine, seal: Seal) -> str:
     return batch
 
 
-def judge_rows(source: str, rows: Sequence[bytes]) -> list[Mapping[str, Any]]:
+def judge_rows(source: str, rows: Sequence[bytes], limits: Limits = LIMITS) -> list[Mapping[str, Any]]:
     """A verdict for each row, by the reading and the contract that a run applies, over all rows at once.
 
-    An id that a later run finds to have other content in another batch is quarantined then.
+    Where a later run finds that another batch gave an id to other content, the record goes by its content's id.
     """
-    return [_verdict(outcome) for outcome in judge(source, rows, "request")]
+    return [_verdict(outcome) for outcome in judge(source, rows, "request", limits)]
 
 
 def _verdict(outcome: Feedback | Quarantined) -> Mapping[str, Any]:

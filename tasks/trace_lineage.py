@@ -20,7 +20,7 @@ from data_contracts.errors import PlumblineError, RegistryError
 from tasks.index_lineage import INDEXED, dataset_index, open_index
 from tasks.lineage.index import Hit, LineageIndex, bare, require_hash
 from tasks.registry.client import Store
-from tasks.registry.lineage import ANNOTATORS, BATCHES, PROMPTS, TOKENS, look_up, read_line
+from tasks.registry.lineage import ANNOTATORS, BATCHES, PROMPTS, TOKENS, Place, look_up, names_of, read_line
 from tasks.registry.listing import live_aliases
 from tasks.registry.params import RegistryParams
 from tasks.versioning.lock import current_hashes
@@ -189,17 +189,19 @@ def _by_number(aliases: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def audit_record(root: Path, record: str, params: RegistryParams) -> RecordReport:
-    """List every dataset and model version that holds a record, and what became of it in each."""
+    """List every dataset and model version that holds a record, and what became of it in each.
+
+    An id that several files gave to different contents names several records: all are listed, the later ones under
+    their contents' ids too, by which other datasets may name them.
+    """
     objects, store = ObjectStore(root), Store(root, params, read_only=True)
     index, problems = open_index(root, store, params)
     aliases = _by_number(live_aliases(store, params.model_name))
     datasets = _datasets(root, index, params.model_name)
-    rows, problems = [], list(problems)
-    for digest, path in datasets.items():
-        try:
-            rows += [{"path": path, "md5": digest, **fate} for fate in _fates(root, objects, digest, record)]
-        except PlumblineError as error:
-            problems.append(f"{path} {digest} could not be searched: {error}")
+    rows, problems = _search(root, objects, datasets, [record], problems)
+    others = sorted({row["record"] for row in rows} - {record})
+    if others:
+        rows, problems = _search(root, objects, datasets, [record, *others], problems)
     users = {row["md5"]: index.resting_on(params.model_name, "accountable", bare(row["md5"])) for row in rows}
     return RecordReport(
         record=record,
@@ -212,6 +214,22 @@ def audit_record(root: Path, record: str, params: RegistryParams) -> RecordRepor
     )
 
 
+def _search(
+    root: Path, objects: ObjectStore, datasets: Mapping[str, str], records: Iterable[str], problems: Iterable[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What became of records in every dataset, each line once; and what could not be searched, beside `problems`."""
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    told = dict.fromkeys(problems)
+    for digest, path in datasets.items():
+        for record in records:
+            try:
+                for place, fate in _fates(root, objects, digest, record):
+                    rows[digest, place.file, place.offset] = {"path": path, "md5": digest, **fate}
+            except PlumblineError as error:
+                told[f"{path} {digest} could not be searched: {error}"] = None
+    return list(rows.values()), list(told)
+
+
 def _datasets(root: Path, index: LineageIndex, name: str) -> dict[str, str]:
     """Datasets of all versions and of the workspace: hash -> path."""
     datasets = {f"{digest}.dir": INDEXED[role] for digest, role in index.datasets(name)}
@@ -219,7 +237,7 @@ def _datasets(root: Path, index: LineageIndex, name: str) -> dict[str, str]:
     return datasets | {present[path]: path for path in INDEXED.values() if path in present}
 
 
-def _fates(root: Path, objects: ObjectStore, digest: str, record: str) -> Iterator[dict[str, Any]]:
+def _fates(root: Path, objects: ObjectStore, digest: str, record: str) -> Iterator[tuple[Place, dict[str, Any]]]:
     """What became of a record in one dataset: a dict per line of it."""
     places = look_up(dataset_index(root, objects, digest), record)
     if not places:
@@ -231,7 +249,7 @@ def _fates(root: Path, objects: ObjectStore, digest: str, record: str) -> Iterat
             except orjson.JSONDecodeError as error:
                 raise RegistryError(f"{place.file} is not what was indexed ({error}); audit the model.") from error
             if entry is not None:
-                yield _fate(place.file.removesuffix(".jsonl"), entry)
+                yield place, _fate(place.file.removesuffix(".jsonl"), entry)
 
 
 def _fate(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +257,7 @@ def _fate(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: entry.get(name) for name in ("file", "line", "senders")}
     origin = entry.get("origin") or {key: value for key, value in own.items() if value}
     return {
+        "record": names_of(entry)[0],
         "fate": fate,
         "reason": entry.get("reason"),
         "into": entry.get("into"),
@@ -278,8 +297,9 @@ def render_record(report: RecordReport) -> RenderableType:
         sent = f"read here, sent with token {senders}" if senders else "read here"
         table.add_row(escape(f"{origin['file']}, line {origin['line']}"), "", escape(sent))
     for row in report.datasets:
-        why = " ".join(str(row[name]) for name in ("reason", "into") if row[name])
-        table.add_row(row["path"], row["md5"][:20], escape(f"{row['fate']} {why}".strip()))
+        words = [row["fate"], *(str(row[name]) for name in ("reason", "into") if row[name])]
+        words += [f"(as {row['record']})"] if row["record"] != report.record else []
+        table.add_row(row["path"], row["md5"][:20], escape(" ".join(words)))
     for use in report.versions:
         table.add_row(use["model_uri"], ", ".join(use["aliases"]), use["use"])
     _add_problems(table, report.problems)

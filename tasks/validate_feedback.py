@@ -22,6 +22,7 @@ def validate_feedback(context: StageContext, *, feedback: FeedbackParams) -> Fac
         context.folder,
         report_to=context.work,
         withdrawn=load_withdrawals(context.dep("raw")),
+        skip_unreadable=True,
         progress=context.progress,
     )
 

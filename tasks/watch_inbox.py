@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from data_contracts.errors import PlumblineError, UsageError
 from tasks.announce import AnnounceParams, announce_batches
 from tasks.feedback import SOURCES
+from tasks.feedback.params import FeedbackParams
 from tasks.ingest_feedback import count_rows, ingest_feedback
 from tasks.intake.inbox import Handled, Inbox
 from tasks.intake.params import IntakeParams
@@ -29,6 +30,10 @@ class WatchParams(AnnounceParams, Protocol):
     @property
     def intake(self) -> IntakeParams:
         """Where the inbox is, and when a file is whole."""
+
+    @property
+    def feedback(self) -> FeedbackParams:
+        """How large files and rows may be."""
 
 
 def scan_inbox(root: Path, params: WatchParams, report: Report) -> list[Handled]:
@@ -82,7 +87,7 @@ def _told(inbox: Inbox, report: Report) -> None:
 
 def _inbox(root: Path, params: WatchParams, report: Report) -> Inbox:
     def take(source: str, path: Path) -> str:
-        batches = ingest_feedback(root, source, [path])
+        batches = ingest_feedback(root, source, [path], params.feedback.limits())
         try:
             announce_batches(root, params, source, batches, count_rows(batches))
         except PlumblineError as error:  # stored and versioned: the next drain or poll announces it

@@ -18,9 +18,10 @@ from typing import Any
 from data_contracts.errors import PlumblineError, UsageError
 from data_contracts.records import Quarantined
 from tasks.feedback import SOURCES
+from tasks.feedback.limits import LIMITS
 from tasks.feedback.validate import NamedBatch, raw_batches
-from tasks.feedback.withdrawals import Kind, Withdrawal, Withdrawals, annotator_in, load_withdrawals
-from tasks.ingest_feedback import withdraw_from_raw
+from tasks.feedback.withdrawals import Kind, Withdrawal, Withdrawals, annotator_in
+from tasks.ingest_feedback import arrived_batches, withdraw_from_raw, withdrawals_of
 from tasks.intake.tokens import token_file, token_names
 from tasks.registry.params import RegistryParams
 from tasks.trace_lineage import trace
@@ -50,8 +51,8 @@ def withdraw(
     """
     text = _reason(reason)
     counts, problems = _rows_of(root, kind)
-    name = _find(kind, name, counts, load_withdrawals(root / RAW))
-    standing = load_withdrawals(root / RAW).find(kind, name)
+    name = _find(kind, name, counts, withdrawals_of(root))
+    standing = withdrawals_of(root).find(kind, name)
     if (standing is None) is undo:
         entry, changed = standing or Withdrawal(kind, name, text, by, "", undone=True), False
     else:
@@ -87,13 +88,18 @@ def _rows_of(root: Path, kind: Kind) -> tuple[dict[str, int], list[str]]:
 
 def _batches(root: Path) -> list[NamedBatch]:
     """Every file of feedback that a run reads."""
-    return [*raw_batches(root / RAW, within=root), *raw_batches(root / "data/world/feedback", within=root)]
+    found = [
+        *arrived_batches(root),
+        *raw_batches(root / RAW, within=root),
+        *raw_batches(root / "data/world/feedback", within=root),
+    ]
+    return list({name: (source, name, path) for source, name, path in found}.values())
 
 
 def _names(kind: Kind, batch: NamedBatch) -> Iterator[str]:
     """The batch, the senders or the annotator of each row."""
     source, file, path = batch
-    for row in SOURCES[source](path, file):
+    for row in SOURCES[source](path, file, LIMITS):
         outcome = row.outcome
         refused = isinstance(outcome, Quarantined)
         if kind == "batch":

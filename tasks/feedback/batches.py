@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from data_contracts.artifact import full_disk_as_stage_error, new_file, sha256_file
 from data_contracts.errors import ArtifactError, UsageError
-from tasks.feedback.containers import dump_row, read_lines, recognise_container
+from tasks.feedback.containers import dump_row, no_such_file, read_lines, recognise_container, unreadable
+from tasks.feedback.limits import LIMITS, Limits
 from tasks.feedback.senders import keep_senders
 
 _CHUNK = 1 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 _FILE_SUFFIX = re.compile(r"\.(jsonl?|ndjson|gz|zst|parquet|csv|txt)$")
-_TEMPORARY = ".incoming-"
+TEMPORARY = ".incoming-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +31,30 @@ class Batch:
     path: Path
     digest: str
     new: bool
+    rows: int
 
 
-def store_batch(path: Path | str, source: str, raw: Path, senders: Sequence[str | None] = ()) -> Batch:
+def store_batch(
+    path: Path | str, source: str, raw: Path, senders: Sequence[str | None] = (), *, limits: Limits = LIMITS
+) -> Batch:
     """Take a file or dataset into the raw store, as `raw/source/<digest>.<container>`.
 
-    A file is copied byte for byte; a `datasets` folder (`save_to_disk`) or hub name (`owner/name`,
-    `owner/name:split`) becomes JSON lines with sorted keys. The copy is read-only, and complete or absent.
-    `senders` says who sent each row of a file of JSON lines; it is kept beside the batch, before the batch is there.
+    A file is copied byte for byte, and a pipe or socket is read once, to its end; a `datasets` folder
+    (`save_to_disk`) or hub name (`owner/name`, `owner/name:split`) becomes JSON lines with sorted keys. What was copied
+    is checked, not the original, which may change meanwhile or be readable only once. The copy is read-only, and
+    complete or absent. `senders` says who sent each row of a file of JSON lines; it is kept beside the batch, before
+    that is there.
 
-    Raises `UsageError` when the path is missing, unreadable, damaged, empty or no dataset, `StageError`
+    Raises `UsageError` when the path is missing, a device, unreadable, damaged, empty or no dataset, `StageError`
     when the disk is full, and `ArtifactError` when a batch of that digest is there with other bytes.
     """
     folder = raw / source
     location = Path(path)
     if location.is_dir():
-        return _store(_dataset_chunks(_load_folder(location), location), folder, "jsonl")
+        return _store(_dataset_chunks(_load_folder(location), location), folder, location, limits)
     if _names_hub_dataset(str(path)):
-        return _store(_dataset_chunks(_load_hub(str(path)), path), folder, "jsonl")
-    container = recognise_container(location)
-    rows = sum(1 for _ in read_lines(location))  # to its end: a batch that is kept forever must be whole
-    if rows == 0:
-        raise UsageError(f"{location}: expected at least one row, found none. Check that its export ended well.")
-    if senders:
-        keep_senders(folder, sha256_file(location), senders)
-    return _store(_file_chunks(location), folder, container)
+        return _store(_dataset_chunks(_load_hub(str(path)), path), folder, path, limits)
+    return _store(_file_chunks(location), folder, location, limits, senders)
 
 
 def _names_hub_dataset(name: str) -> bool:
@@ -62,18 +64,41 @@ def _names_hub_dataset(name: str) -> bool:
     return not local and _HUB_NAME.fullmatch(name) is not None
 
 
-def _store(chunks: Iterator[bytes], folder: Path, suffix: str) -> Batch:
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{_TEMPORARY}*"):
-        leftover.unlink()
+def _store(
+    chunks: Iterator[bytes], folder: Path, shown: Path | str, limits: Limits, senders: Sequence[str | None] = ()
+) -> Batch:
+    """Copy, check the copy, settle it. A refused one leaves no folder behind that was not there before."""
+    made = [each for each in (folder, folder.parent) if not each.exists()]
     with full_disk_as_stage_error(folder):
-        handle, temporary = new_file(folder, _TEMPORARY)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                digest = _write_hashed(file, chunks)
-            return _settle(temporary, folder / f"{digest[:16]}.{suffix}", digest)
-        finally:
-            temporary.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        leftover.unlink()
+    try:
+        with full_disk_as_stage_error(folder):
+            handle, temporary = new_file(folder, TEMPORARY)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    digest = _write_hashed(file, chunks)
+                container, rows = _check(temporary, shown, limits)
+                if senders:
+                    keep_senders(folder, digest, senders)
+                return _settle(temporary, folder / f"{digest[:16]}.{container}", digest, rows)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except UsageError:
+        for each in made:
+            with suppress(OSError):  # another process put something into it
+                each.rmdir()
+        raise
+
+
+def _check(copy: Path, shown: Path | str, limits: Limits) -> tuple[str, int]:
+    """Container and rows of a copy, read to its end: a batch that is kept forever must be whole."""
+    container = recognise_container(copy, shown)
+    rows = sum(1 for _ in read_lines(copy, shown, limits))
+    if rows == 0:
+        raise UsageError(f"{shown}: expected at least one row, found none. Check that its export ended well.")
+    return container, rows
 
 
 def _write_hashed(file: IO[bytes], chunks: Iterator[bytes]) -> str:
@@ -86,22 +111,52 @@ def _write_hashed(file: IO[bytes], chunks: Iterator[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _settle(temporary: Path, final: Path, digest: str) -> Batch:
+def _settle(temporary: Path, final: Path, digest: str, rows: int) -> Batch:
     if final.exists():
-        found = sha256_file(final)
-        if found != digest:
-            raise ArtifactError(
-                f"{final}: expected the bytes with sha256 {digest}, found sha256 {found}. The raw store is append-only "
-                f"and this batch was changed: restore it (`dvc checkout`) or remove it and ingest again."
-            )
-        return Batch(final, digest, new=False)
+        if sha256_file(final) != digest:
+            raise changed_batch(final, digest)
+        return Batch(final, digest, False, rows)
     temporary.chmod(temporary.stat().st_mode & 0o444)  # read-only, for those whom the umask lets read
     temporary.rename(final)
-    return Batch(final, digest, new=True)
+    _sync(folder=final.parent)
+    return Batch(final, digest, True, rows)
+
+
+def changed_batch(path: Path, digest: str) -> ArtifactError:
+    """The error for a batch of the append-only store that somebody changed."""
+    return ArtifactError(
+        f"{path}: expected the bytes with sha256 {digest}, found sha256 {sha256_file(path)}. The raw store is "
+        f"append-only and this batch was changed: `plumbline doctor --fix` puts the recorded bytes back, and sets the "
+        f"changed ones aside."
+    )
+
+
+def _sync(folder: Path) -> None:
+    """Make a name durable: what is accepted outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _file_chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    """The bytes of a file, pipe or socket, opened once. A terminal or a device has no end, or nothing to keep."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise no_such_file(path) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    kind = os.fstat(file.fileno()).st_mode
+    if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+        file.close()
+        raise UsageError(f"{path}: expected a file or a pipe, found a terminal or a device. Give a file.")
+    return _chunks(file)
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
         while chunk := file.read(_CHUNK):
             yield chunk
 

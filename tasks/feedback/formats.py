@@ -43,6 +43,8 @@ OPTIONAL = frozenset({"id", "source", "annotator", "timestamp", "meta", "metadat
 EXTRAS = frozenset({"label_kind", "votes", "margin", "score_chosen", "score_rejected"})
 """Known fields without a place in the record: they go into its metadata."""
 
+_TEXTS = frozenset({"prompt", "chosen", "rejected", "completion", "messages"})
+_SHOWN = 8  # unknown fields shown with their values
 _ROLES = frozenset(get_args(Role))
 _LABELS = ("a", "b", "tie")
 
@@ -79,9 +81,7 @@ def read_content(row: Row, form: Format) -> Content:
     for name in needed:
         if name not in row:
             raise Defect("missing_field", name, f"{', '.join(needed)} (format {form})", field_names(row))
-    if unknown := sorted(set(row) - set(needed) - OPTIONAL - EXTRAS):
-        expected = f"the fields of format {form} ({', '.join(needed)}), and others inside metadata"
-        raise Defect("unknown_field", unknown[0], expected, f"{unknown[0]}: {excerpt(row[unknown[0]])}")
+    refuse_unknown(row, needed, form)
     if form == "trl_conversational":
         return _conversational(row)
     if form == "implicit_prompt" and isinstance(row["chosen"], list):
@@ -95,8 +95,34 @@ def read_content(row: Row, form: Format) -> Content:
     prompt = parse_prompt(texts[0]) if hh_prompt else (Message(role="user", content=texts[0]),)
     # The label is read before the responses: a tie is a tie, whatever its responses hold.
     swap = "label" in needed and read_label(row) == "b"
-    first, second = (parse_response(t, n) if hh_prompt else t for t, n in zip(texts[1:], needed[1:3], strict=True))
+    first, second = (
+        parse_response(text, name, texts[0]) if hh_prompt else text
+        for text, name in zip(texts[1:], needed[1:3], strict=True)
+    )
     return Content(prompt, second, first) if swap else Content(prompt, first, second)
+
+
+def refuse_unknown(row: Row, needed: Sequence[str], form: str) -> None:
+    """Raise `Defect` (`unknown_field`) that names every field which the format does not know."""
+    unknown = sorted(set(row) - set(needed) - OPTIONAL - EXTRAS)
+    if unknown:
+        expected = f"the fields of format {form} ({', '.join(needed)}), and others inside metadata"
+        found = "; ".join(f"{name}: {excerpt(row[name])}" for name in unknown[:_SHOWN])
+        raise Defect("unknown_field", unknown[0], expected, found, (*unknown, *unknown_in_messages(row)))
+
+
+def unknown_in_messages(row: Row) -> tuple[str, ...]:
+    """Fields of messages beside role and content, each once: `messages[].name`."""
+    lists = [(name, value) for name, value in row.items() if name in _TEXTS and isinstance(value, list)]
+    found = {
+        f"{name}[].{key}"
+        for name, messages in lists
+        for message in messages
+        if isinstance(message, dict)
+        for key, value in message.items()
+        if key not in ("role", "content") and value is not None
+    }
+    return tuple(sorted(found))
 
 
 def read_label(row: Row) -> Literal["a", "b"]:
@@ -209,7 +235,12 @@ def messages_of(row: Row, field: str) -> tuple[Message, ...]:
     if not isinstance(value, list):
         expected = "a list of messages, as another of the row's texts is one"
         raise Defect("wrong_type", field, expected, type_of(value))
-    return tuple(_message(item, f"{field}[{position}]") for position, item in enumerate(value))
+    try:
+        return tuple(_message(item, f"{field}[{position}]") for position, item in enumerate(value))
+    except Defect as defect:
+        if defect.reason == "unknown_field":
+            defect.unknown = unknown_in_messages(row)
+        raise
 
 
 def _message(item: object, place: str) -> Message:
@@ -230,8 +261,8 @@ def _check_message_fields(message: Mapping[str, object], place: str) -> None:
         if not isinstance(message[name], str):
             raise Defect("wrong_type", f"{place}.{name}", "a string", type_of(message[name]))
     if unknown := sorted(set(message) - {"role", "content"}):
-        name = unknown[0]
-        raise Defect("unknown_field", f"{place}.{name}", "role and content alone", f"{name}: {excerpt(message[name])}")
+        found = "; ".join(f"{name}: {excerpt(message[name])}" for name in unknown[:_SHOWN])
+        raise Defect("unknown_field", f"{place}.{unknown[0]}", "role and content alone", found)
 
 
 def is_hh(row: Row, field: str) -> bool:

@@ -8,16 +8,17 @@ from typing import Any
 
 from data_contracts.records import Origin, PreferencePair, content_id
 from tasks.feedback.formats import Format, read_content, recognise
+from tasks.feedback.limits import LIMITS, Limits
 from tasks.feedback.rows import Reading, ReadRow, Rows, about, identifier, read_rows
 
 
-def read(rows: Rows, origin: str, source: str = "human_pairs") -> Iterator[ReadRow]:
+def read(rows: Rows, origin: str, limits: Limits = LIMITS, *, source: str = "human_pairs") -> Iterator[ReadRow]:
     """Read every row of a file, or of the texts given, streamed, in order.
 
     `origin` names the file in records and quarantine; `source` is the record's source where a row names none.
     Raises `UsageError` when the file itself cannot be read.
     """
-    return read_rows(rows, origin, Reading(recognise, partial(_build, source), _known_label))
+    return read_rows(rows, origin, Reading(recognise, partial(_build, source), _known_label), limits)
 
 
 def _build(source: str, row: Mapping[str, Any], form: Format, origin: Origin) -> PreferencePair:

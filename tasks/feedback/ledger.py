@@ -10,6 +10,7 @@ from typing import Any
 from data_contracts import unpaired_response
 from data_contracts.preference_pair import CONTRACT, VERSION
 from data_contracts.records import Feedback, Quarantined
+from tasks.feedback.defects import NOTES
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.rows import ReadRow
 from tasks.feedback.shares import too_many
@@ -18,6 +19,7 @@ Report = dict[str, Any]
 
 _EXAMPLES = 3  # kept for each check
 _FILES_SHOWN = 3
+_NAMES_SHOWN = 40
 
 
 @dataclass(slots=True)
@@ -33,12 +35,23 @@ class Entry:
     labels: Counter[str] = field(default_factory=Counter)
     cases: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: dict[tuple[str, str], list[Quarantined]] = field(default_factory=dict)
+    unknown: Counter[str] = field(default_factory=Counter)
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    noted: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    skipped: str | None = None
 
     def count(self, row: ReadRow, outcome: Feedback | Quarantined) -> None:
         """Enter one row and what became of it."""
         self.formats[row.format] += 1
         if row.label is not None:
             self.labels[row.label] += 1
+        self.unknown.update(row.unknown)
+        for note in row.notes:
+            kind = (note.field, note.kind)
+            self.notes[kind] += 1
+            examples_of_it = self.noted.setdefault(kind, [])
+            if len(examples_of_it) < _EXAMPLES:
+                examples_of_it.append({"file": self.file, "line": row.line, "found": note.found})
         if not isinstance(outcome, Quarantined):
             self.accepted += 1
             return
@@ -56,6 +69,7 @@ class Entry:
 
     def account(self) -> dict[str, Any]:
         """The entry as JSON, without examples."""
+        more: dict[str, Any] = {"unknown_fields": _ordered(self.unknown)} if self.unknown else {}
         return {
             "file": self.file,
             "source": self.source,
@@ -65,6 +79,8 @@ class Entry:
             "reasons": dict(self.reasons),
             "formats": dict(self.formats),
             "label_counts": dict(self.labels),
+            **more,
+            **({"skipped": self.skipped} if self.skipped is not None else {}),
         }
 
 
@@ -89,8 +105,10 @@ class Ledger:
 
         `reasons`, `formats` and `label_counts` map a name to its rows; `reasons` add up to `quarantined` and
         `formats` to `read`. `checks` lists field, reason, cases and examples, the most frequent first;
-        `single_label` the files in which at least `single_label_rows` labels are all the same. Where there are files
-        of single responses, `unpaired` is their part of the account.
+        `single_label` the files in which at least `single_label_rows` labels are all the same. `unknown_fields` counts
+        the rows of every field that no format knows; `notes` lists what was left out of rows that were read all the
+        same; `skipped` the files that cannot be read, and why. Where there are files of single responses, `unpaired` is
+        their part of the account.
         """
         entries = self.entries
         accepted = sum(entry.accepted for entry in entries)
@@ -107,6 +125,9 @@ class Ledger:
             "formats": dict(sum((entry.formats for entry in entries), Counter[str]())),
             "label_counts": dict(sum((entry.labels for entry in entries), Counter[str]())),
             "single_label": [entry.file for entry in entries if _single_label(entry.labels, single_label_rows)],
+            "unknown_fields": _ordered(sum((entry.unknown for entry in entries), Counter[str]())),
+            "notes": self._notes(),
+            "skipped": [{"file": entry.file, "why": entry.skipped} for entry in entries if entry.skipped is not None],
             "checks": self._checks(),
             "batches": [entry.account() for entry in entries],
         }
@@ -117,6 +138,20 @@ class Ledger:
         return [
             {"field": check[0], "reason": check[1], "cases": count, "examples": self._examples(check)}
             for check, count in ordered
+        ]
+
+    def _notes(self) -> list[dict[str, Any]]:
+        """What became of single fields: {"field", "note", "meaning", "rows", "examples"}, the most frequent first."""
+        rows = sum((entry.notes for entry in self.entries), Counter[tuple[str, str]]())
+        return [
+            {
+                "field": place,
+                "note": kind,
+                "meaning": NOTES[kind],
+                "rows": count,
+                "examples": [each for entry in self.entries for each in entry.noted.get((place, kind), ())][:_EXAMPLES],
+            }
+            for (place, kind), count in sorted(rows.items(), key=lambda item: (-item[1], item[0]))
         ]
 
     def _examples(self, check: tuple[str, str]) -> list[dict[str, Any]]:
@@ -142,6 +177,7 @@ def objections(report: Report, params: FeedbackParams, *, needs_pairs: bool = Tr
         stops += too_many(pairs["reasons"], pairs["read"], params)
     if unpaired:
         stops += too_many(unpaired["reasons"], unpaired["read"], params, "rows of single responses")
+    warnings += [f"skipped {skipped['file']}: {skipped['why']}" for skipped in report["skipped"]]
     if report["single_label"]:
         (stops if params.on_single_label == "stop" else warnings).append(_same_label(report))
     return stops, warnings
@@ -160,7 +196,19 @@ def describe(report: Report) -> str:
             f"  {check['field']}: {check['reason']} — {cases} (e.g. {example['file']} line {example['line']}: "
             f"expected {example['expected']}, found {example['found']})"
         )
-    return "\n".join(lines)
+    if report["unknown_fields"]:
+        lines.append(f"  all unknown fields, with their rows: {_listed(report['unknown_fields'])}")
+    return "\n".join([*lines, *(f"  {line}" for line in describe_notes(report))])
+
+
+def describe_notes(report: Report) -> list[str]:
+    """A line for each kind of note: `id: given to other content …: 3 rows (e.g. …)`."""
+    return [
+        f"{note['field']}: {note['meaning']}: {note['rows']} {'row' if note['rows'] == 1 else 'rows'} "
+        f"(e.g. {example['file']} line {example['line']}: {example['found']})"
+        for note in report["notes"]
+        for example in note["examples"][:1]
+    ]
 
 
 def _unpaired_account(entries: Sequence[Entry]) -> Report:
@@ -197,6 +245,17 @@ def _same_label(report: Report) -> str:
 def _single_label(labels: Mapping[str, int], fewest: int) -> bool:
     a, b = labels.get("a", 0), labels.get("b", 0)
     return min(a, b) == 0 and max(a, b) >= fewest
+
+
+def _ordered(counts: Mapping[str, int]) -> dict[str, int]:
+    """The most frequent first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    shown = [f"{name} {count}" for name, count in _ordered(counts).items()][:_NAMES_SHOWN]
+    more = f" and {len(counts) - _NAMES_SHOWN} more" if len(counts) > _NAMES_SHOWN else ""
+    return ", ".join(shown) + more
 
 
 def _counts(counts: Mapping[str, int]) -> str:

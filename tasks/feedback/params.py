@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from data_contracts.params import Section
 from data_contracts.quarantine_reasons import REASONS
+from tasks.feedback.limits import LIMITS, Limits
 
 
 class FeedbackParams(Section):
@@ -54,6 +55,19 @@ class FeedbackParams(Section):
         "likely, a false alarm has probability 2 * 0.5^8 = 0.8 %.",
     )
 
+    max_row_bytes: int = Field(
+        default=LIMITS.max_row_bytes,
+        ge=1_000,
+        description="Longest row, in bytes of its JSON; a longer one is set aside with the reason too_long. Of files, "
+        "and of what the endpoint takes.",
+    )
+    max_decoded_bytes: int = Field(
+        default=4_000_000_000,
+        ge=1_000_000,
+        description="Largest gzip, zstd or Parquet file once its compression is undone, in bytes; a larger one is "
+        "refused. A file of one megabyte can hold many gigabytes. Files without compression have no limit.",
+    )
+
     @field_validator("quarantine_thresholds")
     @classmethod
     def _known_reasons(cls, thresholds: dict[str, float]) -> dict[str, float]:
@@ -64,11 +78,9 @@ class FeedbackParams(Section):
                 raise ValueError(f"{reason}: {share} is no share; choose one of 0 to 1")
         return thresholds
 
-    def lenient(self) -> FeedbackParams:
-        """The same, with nothing that stops over rows set aside or one class of labels."""
-        return self.model_copy(
-            update={"quarantine_threshold": 1.0, "quarantine_thresholds": {}, "on_single_label": "warn"}
-        )
+    def limits(self) -> Limits:
+        """How large files and their rows may be."""
+        return Limits(self.max_row_bytes, self.max_decoded_bytes)
 
     def to_ingest(self) -> list[tuple[str, str]]:
         """Kind and place of what a run ingests before it starts."""

@@ -67,7 +67,7 @@ def _read(path: Path) -> Mapping[str, Sequence[tuple[int, int]]]:
     if hashlib.sha256(data).hexdigest()[:16] != path.name.split(".")[2]:
         raise ArtifactError(
             f"{path}: expected who sent the lines of a batch, found other bytes than its name says. The raw store is "
-            f"append-only and this file was changed; `dvc checkout` of it alone brings it back."
+            f"append-only and this file was changed; `plumbline doctor --fix` brings it back."
         )
     ranges: Mapping[str, Sequence[tuple[int, int]]] = orjson.loads(data)
     return ranges

@@ -22,16 +22,16 @@ from data_contracts.contract_suite import excerpt
 from data_contracts.records import Message, Origin, UnpairedResponse
 from tasks.feedback.defects import Defect
 from tasks.feedback.formats import (
-    EXTRAS,
-    OPTIONAL,
     Row,
     field_names,
     is_hh,
     messages_of,
+    refuse_unknown,
     single_response,
     text_of,
 )
 from tasks.feedback.hh_text import parse_prompt, parse_response
+from tasks.feedback.limits import LIMITS, Limits
 from tasks.feedback.rows import Reading, ReadRow, Rows, about, identifier, read_rows
 
 SOURCE = "unpaired_responses"
@@ -47,12 +47,12 @@ _NUMBERS: Mapping[str, Mapping[float, bool]] = {"label": {1: True, 0: False}, "t
 _NEUTRAL = (0, "0", "none", "neutral", "")
 
 
-def read(rows: Rows, origin: str) -> Iterator[ReadRow]:
+def read(rows: Rows, origin: str, limits: Limits = LIMITS) -> Iterator[ReadRow]:
     """Read every row of a file, or of the texts given, in order; `origin` names the file in records and quarantine.
 
     Raises `UsageError` when the file itself cannot be read.
     """
-    return read_rows(rows, origin, Reading(recognise, _build, _known_label))
+    return read_rows(rows, origin, Reading(recognise, _build, _known_label), limits)
 
 
 def recognise(row: Row) -> str:
@@ -84,9 +84,7 @@ def _check_fields(row: Row, form: str) -> None:
     for name in needed:
         if name not in row and name != "thumb":
             raise Defect("missing_field", name, f"{', '.join(needed)} (format {form})", field_names(row))
-    if unknown := sorted(set(row) - set(needed) - OPTIONAL - EXTRAS):
-        expected = f"the fields of format {form} ({', '.join(needed)}), and others inside metadata"
-        raise Defect("unknown_field", unknown[0], expected, f"{unknown[0]}: {excerpt(row[unknown[0]])}")
+    refuse_unknown(row, needed, form)
 
 
 def _opinion(row: Row, field: str) -> bool:
@@ -128,7 +126,7 @@ def _content(row: Row, form: str) -> tuple[tuple[Message, ...], str]:
         return messages_of(row, "prompt"), response
     text = text_of(row, "prompt")
     if is_hh(row, "prompt"):
-        return parse_prompt(text), parse_response(response, field)
+        return parse_prompt(text), parse_response(response, field, text)
     return (Message(role="user", content=text),), response
 
 

@@ -24,13 +24,15 @@ import orjson
 
 from data_contracts.artifact import full_disk_as_stage_error, write_json
 from data_contracts.contract_suite import KnownIds, Violation
-from data_contracts.errors import ContractViolation, UsageError
+from data_contracts.errors import ContractViolation, UnreadableFile, UsageError
 from data_contracts.preference_pair import check_pairs
 from data_contracts.progress import Progress, silent
 from data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse
 from data_contracts.unpaired_response import check_unpaired
 from tasks.feedback import SOURCES, UNPAIRED
-from tasks.feedback.ledger import Ledger, describe, objections
+from tasks.feedback.defects import ID_REUSED, Note
+from tasks.feedback.ledger import Entry, Ledger, Report, describe, objections
+from tasks.feedback.limits import LIMITS, Limits
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.rows import ReadRow
 from tasks.feedback.withdrawals import NONE, Withdrawals
@@ -64,6 +66,7 @@ def validate(
     report_to: Path | None = None,
     needs_pairs: bool = True,
     withdrawn: Withdrawals = NONE,
+    skip_unreadable: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Read every batch, run the contract, write the files into `folder` and return the counts.
@@ -73,17 +76,18 @@ def validate(
     file's labels are all the same (see `FeedbackParams`). Before the last, `report.json` and
     `quarantine.jsonl` are copied into `report_to`, and the message names them: `folder` may be a draft
     that the caller removes. `needs_pairs`: whether single responses alone stop the run. `withdrawn`: what is set
-    aside unread, since nobody is to use it.
+    aside unread, since nobody is to use it. `skip_unreadable`: a file that cannot be read is left out, with a warning,
+    as one in an append-only store has to be.
     """
     if not batches:
         raise UsageError(
             "no feedback: expected at least one file, found none. Set feedback.path, run `plumbline ingest "
             "human_pairs FILE`, or switch the sample world on (sample_world.enabled: true)."
         )
-    ledger = Ledger()
     with full_disk_as_stage_error(folder):
-        _sort_rows(batches, ledger, folder, withdrawn, progress)
-        report = ledger.report(single_label_rows=params.single_label_rows)
+        report = sort_rows(
+            batches, params, folder, withdrawn=withdrawn, skip_unreadable=skip_unreadable, progress=progress
+        )
         stops, warnings = objections(report, params, needs_pairs=needs_pairs)
         report["warnings"] = warnings
         write_json(folder / "report.json", report)
@@ -93,18 +97,28 @@ def validate(
     return {name: value for name, value in report.items() if name not in ("checks", "batches")}
 
 
-def judge(source: str, rows: Sequence[bytes], origin: str) -> list[Feedback | Quarantined]:
+def judge(source: str, rows: Sequence[bytes], origin: str, limits: Limits = LIMITS) -> list[Feedback | Quarantined]:
     """What becomes of each row, given as its JSON text: `validate` for a few rows, without files.
 
     The contract is checked by its plain equivalent: the same verdicts in microseconds. A run validates the rows anew.
     """
-    return [outcome for _, outcome in _check(list(SOURCES[source](rows, origin)), KnownIds(), plainly=True)]
+    return [outcome for _, outcome in _check(list(SOURCES[source](rows, origin, limits)), KnownIds(), plainly=True)]
 
 
-def _sort_rows(
-    batches: Sequence[NamedBatch], ledger: Ledger, folder: Path, withdrawn: Withdrawals, progress: Progress
-) -> None:
-    known = KnownIds()
+def sort_rows(
+    batches: Sequence[NamedBatch],
+    params: FeedbackParams,
+    folder: Path,
+    *,
+    withdrawn: Withdrawals = NONE,
+    skip_unreadable: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Write every row into the file of what becomes of it, and return the account (`Ledger.report`).
+
+    No rule on whole data sets is applied: a part of one may hold single responses or one label alone.
+    """
+    ledger, known = Ledger(), KnownIds()
     with ExitStack() as files:
         accepted, quarantine = (
             files.enter_context((folder / name).open("wb")) for name in ("accepted.jsonl", "quarantine.jsonl")
@@ -114,19 +128,34 @@ def _sort_rows(
             kept[True] = files.enter_context((folder / "unpaired.jsonl").open("wb"))
         for done, (source, origin, path) in enumerate(batches):
             entry = ledger.open_batch(origin, source, unpaired=source in UNPAIRED)
-            rows = SOURCES[_known_source(source, path)](path, origin)
-            while piece := list(islice(rows, _PIECE)):
+            rows = SOURCES[_known_source(source, path)](path, origin, params.limits().of_stored())
+            while piece := _next_piece(rows, entry, skip=skip_unreadable):
                 for row, outcome in _check([_unless_withdrawn(row, withdrawn) for row in piece], known):
                     entry.count(row, outcome)
                     _write(quarantine if isinstance(outcome, Quarantined) else kept[entry.unpaired], outcome)
                 progress(done, len(batches), f"{ledger.read:,} rows read")
             progress(done + 1, len(batches), f"{ledger.read:,} rows read")
+    return ledger.report(single_label_rows=params.single_label_rows)
+
+
+def _next_piece(rows: Iterator[ReadRow], entry: Entry, *, skip: bool) -> list[ReadRow]:
+    """The next rows of a file, none at its end; with `skip`, those before the place from which it cannot be read."""
+    piece: list[ReadRow] = []
+    try:
+        for row in islice(rows, _PIECE):
+            piece.append(row)
+    except UnreadableFile as error:
+        if not skip:
+            raise
+        entry.skipped = str(error)
+    return piece
 
 
 def _check(
     piece: Sequence[ReadRow], known: KnownIds, *, plainly: bool = False
 ) -> Iterator[tuple[ReadRow, Feedback | Quarantined]]:
     """Each row of a piece of one file and what becomes of it once its contract has run over the records."""
+    piece = [_settle(row, known) for row in piece]
     pairs = [row.outcome for row in piece if isinstance(row.outcome, PreferencePair)]
     singles = [row.outcome for row in piece if isinstance(row.outcome, UnpairedResponse)]
     assert not (pairs and singles), "a file holds records of one kind"
@@ -149,6 +178,17 @@ def _unless_withdrawn(row: ReadRow, withdrawn: Withdrawals) -> ReadRow:
     return row if outcome is row.outcome else replace(row, outcome=outcome, label=None)
 
 
+def _settle(row: ReadRow, known: KnownIds) -> ReadRow:
+    """The row, with a note where an earlier file gave its id to other content, and it goes by its content's id."""
+    record = row.outcome
+    if isinstance(record, Quarantined):
+        return row
+    settled = known.settle(record)
+    if settled is record:
+        return row
+    return replace(row, outcome=settled, notes=(*row.notes, Note(ID_REUSED, "id", str(settled.given_id))))
+
+
 def _refuse(row: ReadRow, record: Feedback, violations: Sequence[Violation]) -> Quarantined:
     first, *others = violations
     also = "".join(f"; also {other.field}: {other.reason}" for other in others)
@@ -159,7 +199,7 @@ def _refuse(row: ReadRow, record: Feedback, violations: Sequence[Violation]) -> 
         field=first.field,
         expected=first.expected,
         found=first.found + also,
-        record_id=record.id,
+        record_id=record.given_id or record.id,
         raw=row.raw,
         senders=record.origin.senders,
     )

@@ -76,9 +76,10 @@ class Withdrawals:
 NONE = Withdrawals()
 
 
-def load_withdrawals(raw: Path) -> Withdrawals:
-    """The withdrawals of a raw store. Raises `ArtifactError` for a file that was changed."""
-    entries = tuple(_read(path) for path in sorted(raw.glob(f"{_PREFIX}*.json")))
+def load_withdrawals(*folders: Path) -> Withdrawals:
+    """The withdrawals of a raw store, and of what waits beside it. Raises `ArtifactError` for one that was changed."""
+    files = {path.name: path for folder in folders for path in folder.glob(f"{_PREFIX}*.json")}
+    entries = tuple(_read(files[name]) for name in sorted(files))
     in_force: dict[tuple[str, str], Withdrawal] = {}
     for entry in entries:
         if entry.undone:
@@ -88,10 +89,15 @@ def load_withdrawals(raw: Path) -> Withdrawals:
     return Withdrawals(entries, in_force)
 
 
-def keep_withdrawal(raw: Path, entry: Withdrawal) -> Path:
-    """Append one withdrawal, whole or not at all. Call while no other process writes into the raw store."""
+def keep_withdrawal(raw: Path, entry: Withdrawal, *, after: Path | None = None) -> Path:
+    """Append one withdrawal, whole or not at all. Call while no other process writes into the raw store.
+
+    `after`: the folder whose withdrawals come before those of `raw`, where this one waits beside the store.
+    """
+    raw.mkdir(parents=True, exist_ok=True)
     data = orjson.dumps(asdict(entry), option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
-    number = len(list(raw.glob(f"{_PREFIX}*.json"))) + 1
+    known = {path.name for folder in (raw, after) if folder for path in folder.glob(f"{_PREFIX}*.json")}
+    number = len(known) + 1
     path = raw / f"{_PREFIX}{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.json"
     handle, scratch = new_file(raw, ".incoming-")
     with os.fdopen(handle, "wb") as file:
@@ -115,7 +121,7 @@ def _read(path: Path) -> Withdrawal:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ArtifactError(
             f"{path}: expected a withdrawal as `plumbline withdraw` writes it, found: {error}. The raw store is "
-            f"append-only and this file was changed; `dvc checkout` of it alone brings it back."
+            f"append-only and this file was changed; `plumbline doctor --fix` brings it back."
         ) from error
 
 

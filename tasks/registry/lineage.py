@@ -68,7 +68,7 @@ def account_path(folder: Path, digest: str) -> Path:
 def build_index(files: dict[str, Path], path: Path) -> int:
     """Index a dataset's JSONL files, by their names in `FILES`, into `path`, its account first.
 
-    Returns how many lines have an id.
+    Returns how many ids its lines have.
     """
     import numpy as np
 
@@ -81,8 +81,7 @@ def build_index(files: dict[str, Path], path: Path) -> int:
                 entry = orjson.loads(line)
                 for what, whose in _contributors(entry):
                     counts[what][name.removesuffix(".jsonl")][whose] += 1
-                record = record_id(entry)
-                if record is not None:
+                for record in names_of(entry):
                     keys.append(_key(record))
                     places.append(offset << _FILE_BITS | number)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,13 +142,16 @@ def read_line(path: Path, place: Place, record: str) -> dict[str, Any] | None:
     with path.open("rb") as file:
         file.seek(place.offset)
         entry: dict[str, Any] = orjson.loads(file.readline())
-    return entry if record_id(entry) == record else None
+    return entry if record in names_of(entry) else None
 
 
-def record_id(entry: dict[str, Any]) -> str | None:
-    """The id of an accepted, curated, merged or quarantined record; None where a broken row has none."""
-    value = entry.get("record_id", entry.get("id"))
-    return None if value is None else str(value)
+def names_of(entry: Mapping[str, Any]) -> list[str]:
+    """The ids of an accepted, curated, merged or quarantined record: its own, and the one that its source gave it.
+
+    None where a broken row has none.
+    """
+    values = (entry.get("record_id", entry.get("id")), entry.get("given_id"))
+    return list(dict.fromkeys(str(value) for value in values if value is not None))
 
 
 def _is_rubric(rubric: Mapping[str, Any]) -> bool:

@@ -62,7 +62,7 @@ class RewardModel:
         except (OSError, orjson.JSONDecodeError) as error:
             raise ModelError(
                 f"{folder}: expected a reward model with a readable {FACTS}, found {error}. "
-                "Run the stage `reward`, or restore the folder (`dvc checkout`)."
+                f"Run the stage `reward`, or restore the folder (`dvc checkout {folder}`)."
             ) from error
         model = load_reward(folder, trust_remote_code=trust_remote_code)
         use_fast_norms(model)

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_contracts.artifact import verify_artifact
+from data_contracts.artifact import verify_artifact, write_bytes
 from data_contracts.errors import ArtifactError, InputsChangedError, VersioningError
 from tasks.database.location import REMOTE
 from tasks.versioning.git import init_git
+from tasks.versioning.objects import ObjectStore
+from tasks.versioning.readers import is_read
 from tasks.versioning.remote import NAME, default_remote, name_origin, own_remote, settle_remote
 from tasks.versioning.repo import BUSY_WAIT_S, Result, with_repo
 from tasks.versioning.silence import silence
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 
 _TRANSFER_ATTEMPTS = 3
 _EXAMPLES = 3
+_MEND = (
+    "`plumbline doctor --fix` brings back recorded files that changed or vanished, sets changed ones aside, and leaves "
+    "what was added."
+)
 
 
 def init_versioning(root: Path, remote: str | None = None) -> None:
@@ -145,13 +151,19 @@ class Versions:
 
         self._locked(commit)
 
-    def track(self, path: str) -> str:
+    def track(self, path: str, before: Callable[[], None] | None = None) -> str | None:
         """Version a folder of immutable files (raw batches) as one; return its DVC hash.
 
-        The folder is append-only: a recorded file that changed or vanished is refused by name.
+        The folder is append-only: a recorded file that changed or vanished is refused by name. `before` adds files to
+        it under the same lock; where a `dvc` command that somebody runs by hand reads the folder now, nothing happens
+        and None is returned.
         """
 
-        def add(repo: Repo) -> str:
+        def add(repo: Repo) -> str | None:
+            if before is not None:
+                if is_read(repo, self.root / path):
+                    return None
+                before()
             known = _find_out(repo, self.root / path)
             if known is not None and known.hash_info and not known.workspace_status() and not known.changed_cache():
                 return str(known.hash_info.value)
@@ -161,6 +173,40 @@ class Versions:
             return str(stage.outs[0].hash_info.value)
 
         return self._locked(add)
+
+    def changed_tracked(self, path: str) -> list[str]:
+        """Recorded files of an append-only folder that changed or vanished."""
+        return self._locked(lambda repo: sorted(self._damage(repo, path)[0]))
+
+    def mend_tracked(self, path: str, aside: Path) -> list[str]:
+        """Bring back recorded files of an append-only folder that changed or vanished; return their names.
+
+        Changed ones are moved into `aside` first, and files that were added stay. Raises `VersioningError` where no
+        intact copy of a file is left in cache and remote.
+        """
+        objects = ObjectStore(self.root)
+
+        def mend(repo: Repo) -> list[str]:
+            damaged, present = self._damage(repo, path)
+            for name, digest in damaged.items():
+                data, target = objects.read(digest), self.root / path / name
+                if name in present:
+                    aside.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    target.rename(_free(aside / target.name))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(target, data)
+                target.chmod(target.stat().st_mode & 0o444)
+            return sorted(damaged)
+
+        return self._locked(mend)
+
+    def _damage(self, repo: Repo, path: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Files of a tracked folder that are not as recorded, with the hash that they had; and all that are there."""
+        out = _find_out(repo, self.root / path)
+        if out is None or not out.hash_info or not out.workspace_status():
+            return {}, {}
+        recorded, present = _listings(repo, out) if out.exists else (_files_of(out.get_obj()), {})
+        return {name: digest for name, digest in recorded.items() if present.get(name) != digest}, present
 
     def push_tracked(self, path: str) -> None:
         """Copy a tracked path alone to the default remote: what `push` cannot do hours later fails at once."""
@@ -205,13 +251,23 @@ class Versions:
         name = self._name(producer or dep)
         if not dep.exists:
             raise VersioningError(
-                f"stage {stage}: its input {self._name(dep)} is missing. Bring it back with `dvc checkout` or `dvc "
-                f"pull`, or make it with `plumbline retrain`."
+                f"stage {stage}: its input {self._name(dep)} is missing. Bring it back with `dvc checkout "
+                f"{self._name(dep)}` or `dvc pull`, or make it with `plumbline retrain`."
             )
         if producer is None or not producer.workspace_status():
             return
         if not producer.hash_info:
             raise VersioningError(f"stage {stage}: its input {name} was never recorded. Run `plumbline retrain`.")
+        if producer.stage.is_data_source and not self._damage(repo, name)[0]:
+            raise InputsChangedError(
+                f"stage {stage}: its input {name} was added to while it is being read: "
+                f"{self._differences(repo, producer)}. Nothing is lost: the next run takes it in. Run again."
+            )
+        if producer.stage.is_data_source:
+            raise VersioningError(
+                f"stage {stage}: its input {name} is not what DVC recorded: {self._differences(repo, producer)}. "
+                f"{_MEND} Ingest corrected feedback as a new file."
+            )
         raise VersioningError(
             f"stage {stage}: its input {name} is not what DVC recorded: {self._differences(repo, producer)}. "
             f"A run starts on clean inputs. `dvc checkout {name}` brings the recorded version back; to keep the edit, "
@@ -251,13 +307,11 @@ class Versions:
         )
 
     def _require_append_only(self, repo: Repo, out: Output) -> None:
-        recorded, present = _listings(repo, out)
-        changed = sorted(name for name, digest in recorded.items() if present.get(name) != digest)
+        changed = sorted(self._damage(repo, self._name(out))[0])
         if changed:
             raise VersioningError(
                 f"{self._name(out)} is append-only, but {len(changed)} recorded file(s) changed or vanished: "
-                f"{', '.join(changed[:_EXAMPLES])}. `dvc checkout {self._name(out)}` brings them back; ingest "
-                f"corrected feedback as a new file."
+                f"{', '.join(changed[:_EXAMPLES])}. {_MEND} Ingest corrected feedback as a new file."
             )
 
     def _differences(self, repo: Repo, out: Output) -> str:
@@ -270,6 +324,14 @@ class Versions:
         shown = [f"{name} {words[name in recorded, name in present]}" for name in names[:_EXAMPLES]]
         more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
         return (", ".join(shown) or "changed") + more
+
+
+def _free(path: Path) -> Path:
+    """A path beside `path` that nothing has."""
+    number, free = 1, path
+    while free.exists():
+        free, number = path.with_name(f"{number}-{path.name}"), number + 1
+    return free
 
 
 def _load_stage(repo: Repo, name: str) -> Stage:

@@ -152,6 +152,7 @@ def _pair(record: str, line: int) -> dict[str, object]:
         "origin": Origin(
             file="data/raw/human_pairs/0123456789abcdef.jsonl", line=line, senders=("app",) if record == "r3" else ()
         ),
+        "given_id": "row-4" if record == "r4" else None,
     }
 
 

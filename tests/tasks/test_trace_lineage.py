@@ -46,6 +46,15 @@ def test_a_merged_record_names_its_survivor_and_reason(registered_world: Any) ->
     assert len({row["md5"] for row in merged}) == 2, "two curated datasets hold it"
 
 
+def test_a_record_is_found_by_the_id_that_its_source_gave_it(registered_world: Any) -> None:
+    """r4 came as `row-4`, which another file had given to other content; where it was merged it is named r4 alone."""
+    report = audit_record(registered_world.root, "row-4", registered_world.registry)
+    mine = audit_record(registered_world.root, "r4", registered_world.registry)
+    assert report.datasets == mine.datasets and report.versions == mine.versions
+    assert {row["fate"] for row in report.datasets} == {"accepted", "merged"}
+    assert "accepted (as r4)" in _text(render_record(report))
+
+
 def test_an_unknown_record_is_reported_as_such(registered_world: Any) -> None:
     report = audit_record(registered_world.root, "nobody", registered_world.registry)
     assert (report.found, report.datasets, report.versions, report.searched) == (False, [], [], 3)

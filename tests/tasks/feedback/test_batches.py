@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import os
 import resource
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,6 +86,51 @@ def test_unusable_files_leave_nothing(tmp_path: Path, content: bytes, message: s
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         store_batch(tmp_path / "f", "human_pairs", tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def piped(path: Path, content: bytes) -> threading.Thread:
+    """A pipe at `path` that `content` is written into as soon as somebody reads it."""
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.write_bytes(content))
+    writer.start()
+    return writer
+
+
+@pytest.mark.parametrize("rows", [1, 30_000])
+def test_a_pipe_is_read_once(tmp_path: Path, rows: int) -> None:
+    writer = piped(tmp_path / "pipe", LINES * rows)
+    batch = store_batch(tmp_path / "pipe", "human_pairs", tmp_path / "raw")
+    writer.join()
+    assert (batch.rows, batch.path.read_bytes()) == (rows, LINES * rows)
+    (tmp_path / "file").write_bytes(LINES * rows)
+    assert not store_batch(tmp_path / "file", "human_pairs", tmp_path / "raw").new
+
+
+@pytest.mark.parametrize("content", [b"", b"prompt,chosen\na,b\n", b"\n\n"])
+def test_a_pipe_without_rows_leaves_nothing(tmp_path: Path, content: bytes) -> None:
+    writer = piped(tmp_path / "pipe", content)
+    with pytest.raises(UsageError, match="pipe: expected"):
+        store_batch(tmp_path / "pipe", "human_pairs", tmp_path / "raw")
+    writer.join()
+    assert not (tmp_path / "raw").exists()
+
+
+def test_standard_input_is_read_once(tmp_path: Path) -> None:
+    script = f"""
+        from pathlib import Path
+        from tasks.feedback.batches import store_batch
+        print(store_batch("/dev/stdin", "human_pairs", Path({str(tmp_path / "raw")!r})).rows)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, input=LINES * 3, capture_output=True, check=False)
+    assert done.stdout == b"3\n", done.stderr
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+def test_a_device_is_refused(tmp_path: Path, device: str) -> None:
+    with pytest.raises(UsageError, match="found a terminal or a device"):
+        store_batch(device, "human_pairs", tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
 
 

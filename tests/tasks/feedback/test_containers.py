@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import errno
 import gzip
+import time
+import tracemalloc
 from pathlib import Path
 
 import orjson
@@ -15,9 +18,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_contracts.errors import UsageError
+from data_contracts.errors import UnreadableFile, UsageError
 from tasks.feedback import containers
 from tasks.feedback.containers import dump_row, read_lines, recognise_container
+from tasks.feedback.limits import Limits
 
 PACK = {
     "jsonl": bytes,
@@ -76,9 +80,10 @@ def test_lines_are_whole_whatever_the_chunks(lines: list[bytes], size: int) -> N
     text = b"\n".join(lines)
     chunks = iter([text[start : start + size] for start in range(0, len(text), size)])
     expected = text.split(b"\n") if text else []
-    assert list(containers._split_lines(chunks)) == [
-        line for n, line in enumerate(expected) if line or n < len(expected) - 1
-    ]
+    expected = [line for n, line in enumerate(expected) if line or n < len(expected) - 1]
+    assert list(containers._split_lines(chunks)) == expected
+    chunks = iter([text[start : start + size] for start in range(0, len(text), size)])
+    assert list(containers._split_lines(chunks, 3)) == [line[:4] for line in expected]
 
 
 def test_concatenated_members_are_read_to_the_end(tmp_path: Path) -> None:
@@ -142,3 +147,67 @@ def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UsageError, match="expected a readable file, found: Permission denied"):
         recognise_container(tmp_path / "secret")
+
+
+ROW = b'{"a": 1}'
+
+
+@pytest.mark.parametrize("container", PACK)
+def test_a_huge_line_costs_a_second_and_no_memory(tmp_path: Path, container: str) -> None:
+    """100 MB in one line, between rows that come as ever. Splitting chunk after chunk anew took minutes."""
+    size = 100_000_000 if container != "jsonl" else 30_000_000
+    text = ROW + b'\n{"a": "' + b"x" * size + b'"}\n' + ROW
+    (tmp_path / "f").write_bytes(PACK[container](text))
+    tracemalloc.start()
+    began = time.monotonic()
+    rows = list(read_lines(tmp_path / "f", limits=Limits(max_row_bytes=1000)))
+    assert time.monotonic() - began < 20
+    assert tracemalloc.get_traced_memory()[1] < 90_000_000
+    tracemalloc.stop()
+    assert [(line, len(row)) for line, row in rows] == [(1, 8), (2, 1001), (3, 8)]
+
+
+@pytest.mark.parametrize("container", ["jsonl.gz", "jsonl.zst"])
+def test_a_file_that_grows_without_bound_is_refused(tmp_path: Path, container: str) -> None:
+    (tmp_path / "f").write_bytes(PACK[container]((ROW + b"\n") * 400_000))
+    with pytest.raises(UsageError, match=r"f: expected at most 1,000,000 bytes once it is decompressed"):
+        list(read_lines(tmp_path / "f", limits=Limits(max_decoded_bytes=1_000_000)))
+    assert len(list(read_lines(tmp_path / "f", limits=Limits().of_stored()))) == 400_000
+
+
+def test_a_large_value_that_parquet_stores_once(tmp_path: Path) -> None:
+    """2,000 rows that share one text of 10 MB, flat and in messages: 20 GB, were each row to hold it."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * 10_000_000]))
+    message = pa.StructArray.from_arrays([text], ["content"])
+    nested = pa.ListArray.from_arrays(pa.array(range(2001), pa.int32()), message)
+    few = pa.array([f"row {n}" for n in range(2000)])
+    for name, column in (("flat", text), ("nested", nested)):
+        pq.write_table(pa.table({"a": column, "b": few}), tmp_path / name)
+        limits = Limits(max_row_bytes=1000)
+        began = time.monotonic()
+        rows = list(read_lines(tmp_path / name, limits=limits))
+        assert time.monotonic() - began < 30
+        assert [line for line, _ in rows] == list(range(1, 2001))
+        assert {len(row) for _, row in rows} == {1001}
+        with pytest.raises(UsageError, match="expected at most"):
+            list(read_lines(tmp_path / name, limits=Limits(max_row_bytes=1000, max_decoded_bytes=1_000_000)))
+
+
+def test_one_row_of_parquet_may_hold_a_text_very_often(tmp_path: Path) -> None:
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["x" * 1_000_000]))
+    lists = pa.ListArray.from_arrays(pa.array([0, 99_999, 100_000], pa.int32()), text)
+    pq.write_table(pa.table({"a": lists}), tmp_path / "f")
+    (_, first), (_, second) = read_lines(tmp_path / "f")
+    assert first.startswith(b"a row of about 99,999,000,000 bytes") and len(first) == Limits().max_row_bytes + 1
+    assert len(second) == len('{"a":[""]}') + 1_000_000
+
+
+def test_a_disk_that_fails_is_not_the_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "f").write_bytes(ROW)
+    monkeypatch.setattr(containers, "_chunks", refuse)
+    with pytest.raises(UsageError, match="found: Input/output error") as failed:
+        list(read_lines(tmp_path / "f"))
+    assert not isinstance(failed.value, UnreadableFile)

@@ -21,6 +21,9 @@ def shown(turns: tuple[Message, ...]) -> list[tuple[str, str]]:
         ("\n\nHuman: hi\n\nAssistant:", True),
         ("\n\nHuman: hi", True),
         ("Human: hi\n\nAssistant: yes", True),
+        ("\r\n\r\nHuman: hi", True),
+        ("Human: hi\nAssistant: yes", True),
+        ("\nHuman: hi\r\nAssistant:", True),
         ("Human: a word with a colon", False),
         ("Humans are many", False),
         ("Tell me.\n\nHuman: x\n\nAssistant:", False),
@@ -39,6 +42,30 @@ def test_turns_keep_inner_blank_lines_and_lose_outer_space() -> None:
         ("user", "four"),
         ("assistant", ""),
     ]
+
+
+TURNS = [("user", "one\nline two"), ("assistant", "three"), ("user", "four"), ("assistant", "five")]
+
+
+@pytest.mark.parametrize(
+    ("gap", "newline"), [("\n\n", "\n"), ("\r\n\r\n", "\r\n"), ("\n", "\n"), ("\r\n", "\r\n"), ("\n \n", "\n")]
+)
+def test_turns_are_kept_whatever_ends_the_lines(gap: str, newline: str) -> None:
+    text = "".join(f"{gap}{'Human' if role == 'user' else 'Assistant'}: {content}" for role, content in TURNS).replace(
+        "\nline", f"{newline}line"
+    )
+    assert is_hh_text(text)
+    assert shown(parse_turns(text)) == TURNS
+    prompt, response = split_conversation(text, "chosen")
+    assert (shown(prompt), response) == (TURNS[:-1], "five")
+
+
+def test_a_further_turn_in_a_response_is_one_in_the_way_of_its_prompt() -> None:
+    assert parse_response("a\nHuman: quoted", "chosen", "\n\nHuman: q\n\nAssistant:") == "a\nHuman: quoted"
+    with pytest.raises(Defect):
+        parse_response("a\nHuman: more", "chosen", "Human: q\nAssistant:")
+    with pytest.raises(Defect):
+        parse_response("a\r\n\r\nHuman: more", "chosen")
 
 
 def test_prompt_without_its_closing_cue() -> None:

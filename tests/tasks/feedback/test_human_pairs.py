@@ -11,6 +11,7 @@ import pytest
 from data_contracts.records import Origin, PreferencePair, Quarantined, content_id
 from tasks.feedback import SOURCES
 from tasks.feedback.human_pairs import ReadRow, read
+from tasks.feedback.limits import Limits
 
 ROW = {"prompt": "p", "chosen": "yes", "rejected": "no"}
 
@@ -83,7 +84,7 @@ def test_wrong_types_of_optional_fields(tmp_path: Path, field: str, value: objec
     ("line", "reason", "found"),
     [
         (b'{"prompt": "p", "chos', "broken_json", "column 22"),
-        (b'{"prompt": NaN}', "broken_json", "column 12"),
+        (b'{"prompt": NaN, "chos', "broken_json", "column 12"),
         (b'{"prompt": "\xe9"}', "bad_encoding", "byte 0xe9 at position 13"),
         (b'"text"', "wrong_type", '"text"'),
         (b"3", "wrong_type", "3"),
@@ -113,6 +114,46 @@ def test_labels_and_formats_are_reported(tmp_path: Path) -> None:
     rows = read_lines(tmp_path, {**row, "label": "b"}, {**row, "label": "tie"}, {**row, "label": "c"}, {"text": "x"})
     assert [found.label for found in rows] == ["b", "tie", None, None]
     assert [found.format for found in rows] == ["response_label"] * 3 + ["unrecognised"]
+
+
+def test_a_number_that_is_none_costs_its_field_alone(tmp_path: Path) -> None:
+    """NaN and infinities, as pandas and Python write them, where the format needs nothing; texts that say so stay."""
+    line = (
+        b'{"id": NaN, "prompt": "is NaN a number? \\"NaN\\"", "chosen": "Infinity", "rejected": "no", '
+        b'"annotator": NaN, "margin": -Infinity, "meta": {"score": NaN, "page": 3, "all": [1, NaN]}}'
+    )
+    (found,) = read_lines(tmp_path, line)
+    pair = found.outcome
+    assert isinstance(pair, PreferencePair)
+    assert (pair.id, pair.annotator, pair.chosen) == (pair.content_id(), None, "Infinity")
+    assert pair.prompt[0].content == 'is NaN a number? "NaN"'
+    assert pair.metadata == {"score": None, "page": 3, "all": [1, None]}
+    assert [(note.kind, note.field) for note in found.notes] == [
+        ("not_a_number", name) for name in ("id", "annotator", "margin", "meta")
+    ]
+
+
+@pytest.mark.parametrize(("field", "reason"), [("chosen", "wrong_type"), ("prompt", "wrong_type")])
+def test_a_text_that_is_no_number_is_named(tmp_path: Path, field: str, reason: str) -> None:
+    line = orjson.dumps({**ROW, field: "?"}).replace(b'"?"', b"NaN")
+    defect = read_defect(tmp_path, line)
+    assert (defect.reason, defect.field, defect.found) == (reason, field, "number NaN")
+
+
+def test_every_unknown_field_is_named_at_once(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a", "name": "Bo", "weight": 1}, {"role": "user", "content": "b", "tool": {}}]
+    first, second = read_lines(tmp_path, {**ROW, "mood": 1, "age": 2}, {**ROW, "prompt": turns})
+    assert first.unknown == ("age", "mood")
+    assert isinstance(first.outcome, Quarantined) and first.outcome.found == "age: 2; mood: 1"
+    assert second.unknown == ("prompt[].name", "prompt[].tool", "prompt[].weight")
+
+
+def test_a_row_over_the_limit_is_set_aside_by_its_beginning(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(orjson.dumps(ROW) + b"\n" + orjson.dumps({**ROW, "chosen": "x" * 5000}) + b"\n")
+    first, second = read(tmp_path / "f", "raw/f.jsonl", Limits(max_row_bytes=1000))
+    assert isinstance(first.outcome, PreferencePair) and isinstance(second.outcome, Quarantined)
+    assert (second.outcome.reason, second.outcome.line, len(second.outcome.raw)) == ("too_long", 2, 501)
+    assert second.outcome.expected == "at most 1,000 bytes (feedback.max_row_bytes)"
 
 
 def test_the_source_is_listed() -> None:

@@ -20,6 +20,8 @@ def test_defaults() -> None:
         "quarantine_thresholds": {},
         "on_single_label": "stop",
         "single_label_rows": 8,
+        "max_row_bytes": 10_000_000,
+        "max_decoded_bytes": 4_000_000_000,
     }
 
 

@@ -18,7 +18,7 @@ from tasks.feedback.unpaired_responses import read
 from tasks.feedback.validate import raw_batches, validate
 
 USER = [{"role": "user", "content": "hi"}]
-LENIENT = FeedbackParams(quarantine_threshold=1.0)
+LENIENT = FeedbackParams(quarantine_threshold=1.0, max_row_bytes=2_000)
 
 
 def read_all(tmp_path: Path, *rows: Any) -> list[Any]:
@@ -74,6 +74,7 @@ DEFECTS: list[tuple[Any, str, str | None]] = [
     (b'{"prompt": "cut o', "broken_json", None),
     (b"[" * 201 + b"]" * 201, "too_deep", None),
     (b'{"prompt": "\xff"}', "bad_encoding", None),
+    (b'"' + b"x" * LENIENT.max_row_bytes + b'"', "too_long", None),
     ([1], "wrong_type", None),
     ({"prompt": 3, "response": "b", "thumb": "up"}, "wrong_type", "prompt"),
     ({"prompt": "a", "response": "b", "thumb": ["up"]}, "wrong_type", "thumb"),
@@ -86,6 +87,7 @@ DEFECTS: list[tuple[Any, str, str | None]] = [
     ({"prompt": "a", "response": "b", "thumb": 5}, "bad_label", "thumb"),
     ({"prompt": "a", "response": "b", "thumb": None}, "no_opinion", "thumb"),
     ({"prompt": "a", "response": "b", "thumb": "neutral"}, "no_opinion", "thumb"),
+    (b'{"prompt": "a", "response": "b", "thumb": NaN}', "no_opinion", "thumb"),
     ({"prompt": "a", "response": "b", "thumb": 0}, "no_opinion", "thumb"),
     ({"prompt": "a", "response": " ", "thumb": "up"}, "empty_text", "response"),
     ({"messages": [], "thumb": "up"}, "empty_text", "messages"),

@@ -21,7 +21,7 @@ from tasks.feedback.ledger import describe
 from tasks.feedback.params import FeedbackParams
 from tasks.feedback.validate import raw_batches, validate
 
-LENIENT = FeedbackParams(quarantine_threshold=1.0)
+LENIENT = FeedbackParams(quarantine_threshold=1.0, max_row_bytes=2_000)
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
@@ -48,11 +48,13 @@ def run(
     return facts, accepted, quarantined, orjson.loads((folder / "report.json").read_bytes())
 
 
+LONG = b'{"prompt": "' + b"x" * 2_000 + b'"}'
 DEEP = b'{"metadata":' + b"[" * 200 + b"]" * 200 + b"}"
 
 # One line for every reason: (the line, reason, field).
 DEFECTS: list[tuple[Any, str, str | None]] = [
     (b'{"prompt": "cut o', "broken_json", None),
+    (LONG, "too_long", None),
     (DEEP, "too_deep", None),
     (b'{"prompt": "\xff"}', "bad_encoding", None),
     (row(2, chosen=3), "wrong_type", "chosen"),
@@ -93,16 +95,17 @@ def test_every_defect_is_quarantined_with_reason_place_and_row(tmp_path: Path) -
     assert [found.line for found in quarantined] == list(range(2, 2 + len(DEFECTS)))
     assert {found.file for found in quarantined} == {"raw/1.jsonl"}
     raw = [line if isinstance(line, bytes) else orjson.dumps(line) for line, _, _ in DEFECTS]
-    assert [found.raw for found in quarantined] == [line.decode("utf-8", "backslashreplace") for line in raw]
+    whole = [line.decode("utf-8", "backslashreplace") for line in raw]
+    assert [found.raw for found in quarantined] == [f"{row[:500]}…" if len(row) > 2_000 else row for row in whole]
     assert [pair.origin.line for pair in accepted] == [1, len(DEFECTS) + 2]
-    assert (facts["read"], facts["accepted"], facts["merged"], facts["quarantined"]) == (18, 2, 0, 16)
+    assert (facts["read"], facts["accepted"], facts["merged"], facts["quarantined"]) == (19, 2, 0, 17)
     assert facts["reasons"] == dict.fromkeys(REASONS, 1)
     assert report["formats"] == {
         "trl_standard": 9,
         "trl_conversational": 3,
         "response_label": 2,
         "implicit_prompt": 1,
-        "unrecognised": 3,
+        "unrecognised": 4,
     }
 
 
@@ -110,7 +113,7 @@ def test_rows_without_a_file_are_judged_as_those_of_a_file(tmp_path: Path) -> No
     lines = [row(1, id="taken"), *(line for line, _, _ in DEFECTS), row(99)]
     _, accepted, quarantined, _ = run(tmp_path, lines)
     texts = [line if isinstance(line, bytes) else orjson.dumps(line) for line in lines]
-    outcomes = module.judge("human_pairs", texts, "raw/1.jsonl")
+    outcomes = module.judge("human_pairs", texts, "raw/1.jsonl", LENIENT.limits())
     assert [each for each in outcomes if isinstance(each, PreferencePair)] == accepted
     assert [each for each in outcomes if isinstance(each, Quarantined)] == quarantined
 
@@ -121,19 +124,69 @@ def test_a_row_with_several_defects_counts_once(tmp_path: Path) -> None:
     assert found.found == '""; also timestamp: bad_timestamp'
 
 
-def test_ids_conflict_across_files_and_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_conflict_within_a_file_over_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With pieces of two rows the conflict is found between pieces as within one."""
     monkeypatch.setattr(module, "_PIECE", 2)
     first = [row(1, id="x"), row(2), row(3, id="x"), row(1, id="x")]
-    facts, accepted, quarantined, report = run(tmp_path, first, [row(4), row(5, id="x")])
-    assert [(found.file, found.line) for found in quarantined] == [("raw/1.jsonl", 3), ("raw/2.jsonl", 2)]
-    assert quarantined[1].found == "x has other content in raw/1.jsonl line 1"
+    facts, accepted, quarantined, report = run(tmp_path, first, [row(4)])
+    assert [(found.file, found.line) for found in quarantined] == [("raw/1.jsonl", 3)]
+    assert quarantined[0].found == "x has other content in raw/1.jsonl line 1"
     assert [(pair.origin.file[4], pair.origin.line) for pair in accepted] == [("1", 1), ("1", 2), ("1", 4), ("2", 1)]
     assert [(batch["read"], batch["accepted"], batch["quarantined"]) for batch in report["batches"]] == [
         (4, 3, 1),
-        (2, 1, 1),
+        (1, 1, 0),
     ]
-    assert facts["read"] == 6
+    assert facts["read"] == 5
+
+
+def test_ids_that_each_export_starts_anew_are_those_of_their_file(tmp_path: Path) -> None:
+    """Files 1 and 2 number other rows alike; file 3 repeats a row of each, one under the same id."""
+    weeks = [[row(week * 100 + n, id=str(n)) for n in range(3)] for week in (1, 2)]
+    again = [row(100, id="0"), row(201, id="1"), row(300, id="2"), row(301, id="2")]
+    facts, accepted, quarantined, report = run(tmp_path, *weeks, again, params=FeedbackParams(max_row_bytes=2_000))
+    assert facts["reasons"] == {"id_conflict": 1}
+    assert (quarantined[0].record_id, quarantined[0].found) == ("2", "2 has other content in raw/3.jsonl line 3")
+    ids = [(pair.id if pair.given_id is None else "content", pair.given_id) for pair in accepted]
+    assert ids == [
+        *((str(n), None) for n in range(3)),
+        *(("content", str(n)) for n in range(3)),
+        ("0", None),
+        ("content", "1"),
+        ("content", "2"),
+    ]
+    assert all(pair.id == pair.content_id() for pair in accepted if pair.given_id is not None)
+    assert accepted[4].id == accepted[7].id  # the same content under one id, to be merged
+    (note,) = report["notes"]
+    assert (note["field"], note["note"], note["rows"]) == ("id", "id_reused", 6)
+    assert note["examples"][0] == {"file": "raw/2.jsonl", "line": 1, "found": "0"}
+    assert "given to other content by another file" in describe(report)
+
+
+def test_a_file_that_cannot_be_read_is_skipped_where_it_cannot_be_taken_away(tmp_path: Path) -> None:
+    """An empty batch, one that was cut off and a table, as older versions let them into the raw store."""
+    rows = [orjson.dumps(row(n)) for n in range(3)]
+    texts = {
+        "empty": b"",
+        "table": b"prompt,chosen,rejected\na,b,c\n",
+        "cut": gzip.compress(b"\n".join(rows))[:-4],
+        "sound": b"\n".join(rows),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text)
+    batches = [("human_pairs", f"raw/{name}", tmp_path / name) for name in texts]
+    strict = FeedbackParams(quarantine_threshold=0.0)
+    facts = validate(batches, strict, tmp_path, skip_unreadable=True)
+    assert (facts["read"], facts["accepted"], facts["quarantined"]) == (3, 3, 0)
+    assert [skipped["file"] for skipped in facts["skipped"]] == ["raw/empty", "raw/table", "raw/cut"]
+    assert "skipped raw/empty: raw/empty: expected JSON lines" in facts["warnings"][0]
+    assert str(tmp_path) not in str(facts)
+
+
+def test_unknown_fields_of_a_file_are_named_at_once(tmp_path: Path) -> None:
+    lines = [row(1, mood=1, age=2), row(2, mood=1), row(3, zeal=3), row(4)]
+    *_, report = run(tmp_path, lines)
+    assert report["unknown_fields"] == report["batches"][0]["unknown_fields"] == {"mood": 2, "age": 1, "zeal": 1}
+    assert "all unknown fields, with their rows: mood 2, age 1, zeal 1" in describe(report)
 
 
 def test_the_result_does_not_depend_on_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

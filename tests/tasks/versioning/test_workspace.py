@@ -199,7 +199,9 @@ def test_a_folder_nobody_recorded_is_not_overwritten(chain: Chain) -> None:
 def test_a_missing_input_says_how_to_get_it(chain: Chain) -> None:
     chain.flow()
     shutil.rmtree(chain.root / "data/upper")
-    with pytest.raises(VersioningError, match=r"its input data/upper is missing. Bring it back with `dvc checkout`"):
+    with pytest.raises(
+        VersioningError, match=r"input data/upper is missing. Bring it back with `dvc checkout data/upper`"
+    ):
         chain.versions.require_clean_inputs("double")
 
 
