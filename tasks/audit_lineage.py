@@ -25,6 +25,7 @@ from tasks.database.params import OperationsParams
 from tasks.freshness.tables import METADATA, OUTBOX
 from tasks.lineage.build import Described, build_graph
 from tasks.lineage.graph import SCHEMA, SCHEMA_VERSION, Graph
+from tasks.lineage.in_use import in_use
 from tasks.lineage.tree import render_graph, render_timeline
 from tasks.registry.chain import read_ledger
 from tasks.registry.client import Store
@@ -66,7 +67,10 @@ class AuditReport:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """An audit with what it was made from, for renderers. `graph` is None where the manifest cannot be trusted."""
+    """An audit with what it was made from, for renderers. `graph` is None if the manifest cannot be trusted.
+
+    `manifest` is without the stages that were switched off.
+    """
 
     report: AuditReport
     about: Described
@@ -119,7 +123,8 @@ def walk_model(
     if rehash:
         problems += _unlinked_artifacts(manifest, ObjectStore(root), checks)
     verified = False if problems else (True if rehash else None)
-    graph = build_graph(manifest, about)
+    shown_manifest = in_use(manifest)
+    graph = build_graph(shown_manifest, about)
     if rehash or shown.problems:
         checks.append(_record_row(shown.problems))
     rows = [{**asdict(check), "ok": check.ok} for check in checks]
@@ -128,7 +133,7 @@ def walk_model(
     if moved_from is not None:
         notes.append(f"moved: this workspace lay at {moved_from} and lies at {root.resolve()} now; all was read here.")
     report = AuditReport(version.uri, verified, rows, problems, notes, moved_from, timeline, lineage)
-    return Walk(report, about, manifest, graph)
+    return Walk(report, about, shown_manifest, graph)
 
 
 def _distrust(version: Version, pinned: HashCheck) -> Walk:

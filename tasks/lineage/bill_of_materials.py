@@ -75,17 +75,19 @@ def _model(manifest: Mapping[str, Any], about: Described) -> Component:
 def _models(manifest: Mapping[str, Any]) -> Iterable[Component]:
     for role in _MODELS:
         if role in manifest["objects"]:
-            yield _object(manifest["objects"][role], role, ComponentType.MACHINE_LEARNING_MODEL)
+            yield _object(manifest, role, ComponentType.MACHINE_LEARNING_MODEL)
 
 
 def _data(manifest: Mapping[str, Any]) -> Iterable[Component]:
     for role in _DATA:
         if role in manifest["objects"]:
-            yield _object(manifest["objects"][role], role, ComponentType.DATA)
+            yield _object(manifest, role, ComponentType.DATA)
 
 
-def _object(entry: Mapping[str, Any], role: str, kind: ComponentType) -> Component:
+def _object(manifest: Mapping[str, Any], role: str, kind: ComponentType) -> Component:
+    entry, run = manifest["objects"][role], manifest["as_run"].get(role, {})
     facts = {"role": role, "path": entry["path"], "dvc_md5": entry["md5"], "artifact_sha256": entry["digest"] or ""}
+    facts |= {name: str(run[name]) for name in ("source", "revision") if run.get(name)}
     return Component(
         name=entry["path"], version=entry["md5"], type=kind, bom_ref=f"object:{role}", properties=_properties(facts)
     )

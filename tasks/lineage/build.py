@@ -46,6 +46,7 @@ _SHOWN_FACTS = (
     "implied_beta",
     "method",
     "source",
+    "revision",
     "pairs",
 )
 
@@ -72,6 +73,12 @@ class Described:
 def build_graph(manifest: Mapping[str, Any], about: Described) -> Graph:
     """The graph of a version, from the version itself to annotators, batches, code and environment."""
     return _Builder(manifest, about).build()
+
+
+def title_of(manifest: Mapping[str, Any], role: str, path: str) -> str:
+    """What an object is called; a base model that was given by its own name."""
+    source = manifest["as_run"].get(role, {}).get("source") if role == "base" else None
+    return f"base model {source}" if source else _TITLES.get(role, path)
 
 
 class _Builder:
@@ -156,7 +163,7 @@ class _Builder:
         entry = self.manifest["stages"][stage]["outs"][path] if stage else self.manifest["tracked"].get(path, {})
         kind, digest = _KINDS.get(role, "dataset"), entry.get("md5", "")
         facts = {"path": path, "stage": stage or "tracked", **self._facts_of(stage)}
-        self.graph.add(Node(ident, kind, _TITLES.get(role, path), digest, self.state(path), facts))
+        self.graph.add(Node(ident, kind, title_of(self.manifest, role, path), digest, self.state(path), facts))
         last = self._policy_stages(ident) if role == "policy" else ident
         for dep in sorted(self.manifest["stages"][stage]["deps"]) if stage else ():
             self.graph.link(last, self._object(dep), _relation(kind, self.roles.get(dep, "")))
