@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,8 +16,9 @@ from rich.table import Table
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from data_contracts.errors import OperationsError, StageError, UsageError
-from flows.deployments import NAMES, Described, apply, deployment_name, describe
+from data_contracts import errors
+from data_contracts.errors import CheckFailed, OperationsError, PlumblineError, StageError, UsageError
+from flows.deployments import NAMES, REJECTED, Described, apply, deployment_name, describe
 from flows.environment import quiet_prefect
 from flows.output import Output
 from flows.params import Params, load_params, save_params
@@ -26,10 +28,11 @@ from tasks.services.plan import WORK_POOL
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
 _SHOWN_TIMES = 3
 _LOOK_EVERY_S = 1.0
+_RAISED = re.compile(r"encountered an exception: (\w+)")  # what Prefect says of a run that failed
 
 
 def deploy(root: Path, output: Output) -> None:
@@ -117,8 +120,8 @@ def run(root: Path, name: str, settings: Sequence[str], wait: bool, output: Outp
         },
         f"{shown}\n{url or ''}".strip(),
     )
-    if wait and state is not None and not state.is_completed():
-        raise StageError(f"{name}: the run ended as {state.name}: {state.message or 'its log says why'} {url or ''}")
+    if wait and state is not None:
+        _require_good_end(name, state, url)
 
 
 def next_times(cron: str, timezone: str, count: int) -> list[datetime]:
@@ -179,6 +182,19 @@ def _ended(client: SyncPrefectClient, started: FlowRun) -> FlowRun:
         time.sleep(_LOOK_EVERY_S)
         started = client.read_flow_run(started.id)
     return started
+
+
+def _require_good_end(name: str, state: State[Any], url: str | None) -> None:
+    """Raise what the command itself would have raised: a refusal is none of a stage."""
+    told = f"{name}: the run ended as {state.name}: {state.message or 'its log says why'} {url or ''}".rstrip()
+    if state.name == REJECTED:
+        raise CheckFailed(told)
+    if not state.is_completed():
+        raised = _RAISED.search(state.message or "")
+        kind = getattr(errors, raised[1], None) if raised else None
+        if isinstance(kind, type) and issubclass(kind, PlumblineError):
+            raise kind(told)
+        raise StageError(told)
 
 
 def _idle(client: SyncPrefectClient) -> bool:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 NAMES = ("retrain", "retrain-on-fresh", "poll-freshness", "monitor", "promote")
 FLOW_NAMES = NAMES
 ZOMBIES = "plumbline: a run without signs of life has crashed"
+REJECTED = "Rejected"
+"""Name of the Completed state of a run whose model the gate turned down."""
+
 SILENCE_S = 3 * int(ENVIRONMENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
 
 
@@ -130,7 +133,10 @@ def zombie_spec(silence_s: float = SILENCE_S) -> dict[str, Any]:
 
     A worker sees its own runs die at once; this is for a machine that died, and for runs outside a worker.
     """
-    heartbeat, ends = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed", NOT_STARTED_NAME)
+    heartbeat, ends = (
+        "prefect.flow-run.heartbeat",
+        ("Completed", "Failed", "Cancelled", "Crashed", NOT_STARTED_NAME, REJECTED),
+    )
     return {
         "name": ZOMBIES,
         "description": "A flow run that sends heartbeats and stops without ending is dead.",

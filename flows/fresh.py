@@ -20,6 +20,7 @@ from prefect.states import Completed
 
 from data_contracts.errors import OperationsError, WorkspaceBusy
 from flows import environment
+from flows.deployments import REJECTED
 from flows.params import Params, load_params
 from flows.retrain import retrain
 from flows.workspaces import exclusive_run
@@ -114,7 +115,8 @@ def _trigger(root: Path, params: Params, admission: Admission, asked: Mapping[st
 
 def _ended(registered: Registered, admission: Admission) -> State[Any]:
     verdict = "passed" if registered.passed else "rejected by the gate"
-    return Completed(message=f"{registered.model_uri} ({verdict}), because: {admission.reason}")
+    told = f"{registered.model_uri} ({verdict}), because: {admission.reason}"
+    return Completed(message=told) if registered.passed else Completed(name=REJECTED, message=told)
 
 
 def _not_started(reason: str) -> State[Any]:

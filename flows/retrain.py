@@ -11,8 +11,10 @@ from typing import Any, cast
 from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.deployments import REJECTED
 from flows.params import Params
 from flows.preflight import settle_params
 from flows.stages import STAGES
@@ -40,11 +42,16 @@ def retrain(
 
     `root` is a workspace made by `plumbline init`; `overlays` and `settings` are as on the
     command line; `trigger` is what started the run, for the manifest; `wait_s` is how long to wait
-    for a workspace in which another run is under way. Raises the first stage's `PlumblineError`.
+    for a workspace in which another run is under way. Whoever calls it gets what was registered; at the server the
+    state of a run whose model the gate turned down is called `REJECTED`. Raises the first stage's `PlumblineError`.
     """
     workspace = Path(root).resolve()
     with exclusive_run(workspace, wait_s):
-        return _retrain(workspace, overlays, settings, trigger or _deployed())
+        registered = _retrain(workspace, overlays, settings, trigger or _deployed())
+    if registered.passed:
+        return registered
+    told = f"{registered.model_uri} (rejected by the gate)"
+    return cast(Registered, Completed(name=REJECTED, message=told, data=registered))  # callers get the data
 
 
 def _deployed() -> dict[str, Any] | None:

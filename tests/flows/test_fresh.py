@@ -19,7 +19,8 @@ from sqlalchemy import Engine
 
 from data_contracts.errors import StageError, WorkspaceBusy
 from flows import fresh
-from flows.deployments import apply
+from flows import retrain as loop
+from flows.deployments import REJECTED, apply
 from flows.params import load_params
 from flows.workspaces import exclusive_run, init_workspace
 from tasks.admit_run import open_outbox
@@ -102,9 +103,23 @@ def test_the_poll_sends_the_event_and_starts_the_run_of_a_lost_one(root: Path, t
 
 def test_a_rejected_version_ends_the_claim_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fresh, "retrain", lambda root, trigger: Registered("models:/assistant/8", [], False, []))
-    assert "rejected by the gate" in str(_on_event(root).message)
+    state = _on_event(root)
+    assert state.is_completed()
+    assert state.name == REJECTED
+    assert "rejected by the gate" in str(state.message)
     assert [run.outcome for run in runs(_database(root))] == ["rejected"]
     assert _on_event(root).name == fresh.NOT_STARTED
+
+
+def test_the_server_sees_that_the_gate_said_no_and_a_caller_gets_the_version(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rejected = Registered("models:/assistant/8", [], False, [])
+    monkeypatch.setattr(loop, "_retrain", lambda *_: rejected)
+    state: State[Any] = loop.retrain(str(root), return_state=True)
+    assert (state.is_completed(), state.name) == (True, REJECTED)
+    assert "models:/assistant/8" in str(state.message)
+    assert loop.retrain(str(root)) == rejected
 
 
 def test_an_event_sent_again_after_a_restart_of_the_server_gives_no_second_run(
