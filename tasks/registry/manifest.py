@@ -81,7 +81,7 @@ def build_manifest(
         "contracts": {artifact.contract: artifact.version for artifact in artifacts.values()},
         "counts": counts_of(artifacts),
         "settings": dict(settings),
-        "as_run": {name: dict(artifact.facts) for name, artifact in artifacts.items() if name not in _REPORTED},
+        "as_run": {name: _as_run(name, artifact.facts) for name, artifact in artifacts.items() if name != "gate"},
         "evaluation": dict(artifacts["evaluate"].facts.get("metrics", {})),
         "gate": {"passed": bool(gate["passed"]), "reasons": list(gate["reasons"])},
         "warnings": warnings_of(artifacts),
@@ -94,7 +94,9 @@ def build_manifest(
     }
 
 
-_REPORTED = ("evaluate", "gate")
+def _as_run(stage: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a stage, without those that stand in a part of their own."""
+    return {name: value for name, value in facts.items() if (stage, name) != ("evaluate", "metrics")}
 
 
 def counts_of(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -101,11 +101,11 @@ def _stage_run(child: RunRecord, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _facts_of(stage: str, manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    if stage == "evaluate":
-        return {"metrics": manifest["evaluation"]}
     if stage == "gate":
         return {"passed": manifest["gate"]["passed"]}
     facts: Mapping[str, Any] | None = manifest.get("as_run", {}).get(stage)
+    if stage == "evaluate":
+        return {**(facts or {}), "metrics": manifest["evaluation"]}
     return facts
 
 

@@ -196,7 +196,7 @@ def _body(stage: str, folder: Path, root: Path, values: dict[str, object]) -> di
         write_json(folder / "metrics.json", metrics)
         (folder / "plots").mkdir()
         (folder / "plots/reliability.png").write_bytes(b"\x89PNG not really")
-        return {"metrics": metrics}
+        return {"metrics": metrics, "control_tokens": {"rows": 0, "tokens": {}}}
     if stage == "gate":
         passed = bool(values["gate"]["pass"])  # type: ignore[index]
         decision = {"passed": passed, "reasons": [{"name": "win", "passed": passed, "text": "win rate 0.68 ≥ 0.5"}]}

@@ -74,6 +74,10 @@ SQL = {
         "UPDATE latest_metrics SET value = 0.99 WHERE key = 'win_rate.judge.value' AND run_uuid = :whole",
         ["metric win_rate.judge.value of run {whole}: MLflow shows 0.99, the signed manifest says 0.7."],
     ),
+    "figure of the evaluation beside its metrics": (
+        "UPDATE latest_metrics SET value = 3 WHERE key = 'control_tokens.rows' AND run_uuid = :evaluate",
+        ["metric control_tokens.rows of run {evaluate} of stage evaluate: MLflow shows 3.0, the signed manifest says "],
+    ),
     "point of a metric": (
         "UPDATE metrics SET value = 0.99 WHERE key = 'win_rate.judge.value' AND run_uuid = :whole",
         ["metric win_rate.judge.value of run {whole}: MLflow shows 0.99, the signed manifest says 0.7."],
@@ -244,6 +248,9 @@ def test_a_version_of_an_older_program_is_compared_by_what_its_manifest_holds(
 ) -> None:
     """Without the id of its run the version's own is taken; without facts of stages their runs are passed over."""
     older = {name: value for name, value in manifest.items() if name not in ("mlflow_run_id", "as_run", "warnings")}
+    with sqlite3.connect(store.root / ".plumbline/mlflow.db") as connection:  # a figure that it did not log
+        for table in ("metrics", "latest_metrics"):
+            connection.execute(f"DELETE FROM {table} WHERE key = 'control_tokens.rows'")
     assert check(store, older) == RecordCheck()
     nameless = replace(resolve(store, URI), run_id=None)
     found = check_record(store, nameless, older)
