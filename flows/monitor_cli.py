@@ -12,7 +12,6 @@ from data_contracts.errors import CheckFailed, UsageError
 from flows import environment
 from flows.arguments import HERE, Directory, Json, workspace_root
 from flows.output import Output
-from flows.temporary_server import temporary_server
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +29,8 @@ def monitor(
 ) -> None:
     """Look at the champion's traffic, fresh labels and drift; a finding asks for a retraining run, once."""
     environment.quiet_prefect()
+    from flows.temporary_server import temporary_server
+
     root, output = workspace_root(workspace), Output(json)
     with output.working("starting"), temporary_server(root):
         from flows.monitor import monitor as flow

@@ -18,10 +18,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data_contracts.rounding import rounded
 from tasks.comparison.budget import Reading, win_rate_at
 from tasks.comparison.paired import Floats, Gain, paired_gain
 from tasks.comparison.params import RecommendParams
-from tasks.statistics.rounding import rounded
 
 _FEWEST_PROMPTS = 2  # a paired test needs a spread
 ON_POLICY = ("grpo", "ppo")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from data_contracts.rounding import rounded
 from tasks.evaluation.params import GateParams
-from tasks.statistics.rounding import rounded
 
 
 @dataclass(frozen=True, slots=True)

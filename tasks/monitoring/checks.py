@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+from data_contracts.rounding import rounded
 from tasks.monitoring.drift import FEATURES
 from tasks.monitoring.observations import Observed
 from tasks.monitoring.params import MonitorParams
@@ -23,7 +24,6 @@ from tasks.statistics.anytime import (
     log_e_of_looks,
     smallest_detectable_difference,
 )
-from tasks.statistics.rounding import rounded
 
 Verdict = Literal["fine", "finding", "not enough data", "not measured"]
 Direction = Literal["below", "above"]

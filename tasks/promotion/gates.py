@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from data_contracts.rounding import rounded
 from tasks.promotion.params import PromotionParams
-from tasks.statistics.rounding import rounded
 
 
 @dataclass(frozen=True, slots=True)

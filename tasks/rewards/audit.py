@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_contracts.errors import ModelError, StageError
+from data_contracts.rounding import rounded
 from tasks.rewards.params import RewardThresholds
 from tasks.statistics import brier, clustered_interval, expected_calibration_error, logistic_loss, reliability
-from tasks.statistics.rounding import rounded
 
 BINS = 20
 """Equal-width bins over [0, 1], hence 10 over the confidence in [½, 1]."""

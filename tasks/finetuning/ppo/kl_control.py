@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from data_contracts.errors import StageError
 from data_contracts.params import Section
-from tasks.statistics.rounding import rounded
+from data_contracts.rounding import rounded
 
 ERROR_CLIP = 0.2
 """Bound of the relative error KL / target - 1 (Ziegler et al. 2019, section 2.2)."""

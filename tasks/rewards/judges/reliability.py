@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 from data_contracts.errors import JudgeError, JudgeRefused
 from data_contracts.records import CuratedPair
+from data_contracts.rounding import rounded
 from tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts, rubric_of, settle
 from tasks.rewards.judge_params import JudgeParams
 from tasks.statistics import clustered_interval
-from tasks.statistics.rounding import rounded
 
 
 @dataclass(frozen=True, slots=True)
