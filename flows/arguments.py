@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Directory = Annotated[Path, typer.Option("-C", "--workspace", help="The workspace, or a folder inside it.")]
+# Not `readable`: asked with the real user's rights alone, and what may not be read names itself when it is.
+Directory = Annotated[
+    Path, typer.Option("-C", "--workspace", help="The workspace, or a folder inside it.", readable=False)
+]
 Overlays = Annotated[
     list[Path] | None, typer.Option("--params", help="A YAML file merged over params.yaml. Repeatable.")
 ]

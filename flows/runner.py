@@ -19,7 +19,7 @@ from flows.params import load_params
 from flows.preflight import settle_params
 from flows.report import payload_of, tables_of
 from flows.stages import STAGES
-from flows.temporary_server import temporary_server
+from flows.temporary_server import naming_its_end, temporary_server
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
         from flows.retrain import retrain
 
     _require_server()
-    with Display(list(STAGES.values())):
+    with Display(list(STAGES.values())), naming_its_end():
         registered = retrain(root=str(root))
     seconds = time.monotonic() - started
     return RetrainReport(
@@ -78,7 +78,7 @@ def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
 
         shown = shown_stages(params)
     _require_server()
-    with Display(shown):
+    with Display(shown), naming_its_end():
         compared = compare(root=str(root))
     return CompareReport(list(compared.failed), comparison_payload(compared), lambda: comparison_view(compared))
 

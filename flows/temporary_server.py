@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import atexit
 import os
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_contracts.errors import OperationsError, PlumblineError
 from tasks.services import temporary
 
 _START_S = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 _AUTH = "PREFECT_API_AUTH_STRING"
 _URL = "PREFECT_API_URL"
+_RETRIES = "PREFECT_CLIENT_MAX_RETRIES"
+_LOOK_EVERY_S = 0.5
+_started: list[temporary.TemporaryServer] = []
 
 
 @contextmanager
@@ -43,8 +50,38 @@ def temporary_server(root: Path) -> Iterator[None]:
     _use(server)
 
 
+@contextmanager
+def naming_its_end() -> Iterator[None]:
+    """Around the run: say that its server was lost in place of what a call to it came to. Raises `OperationsError`."""
+    try:
+        yield
+    except PlumblineError:
+        raise
+    except Exception as error:
+        for server in _started:
+            code = server.process.poll()
+            if code is not None:
+                raise OperationsError(
+                    f"temporary Prefect server: it ended with code {code} while the run needed it (-9 is a kill, often "
+                    f"for lack of memory); its log is {server.log}. Run again: finished work is reused."
+                ) from error
+        raise
+
+
 def _use(server: temporary.TemporaryServer) -> None:
     from prefect.context import refresh_global_settings_context
 
     os.environ.update({_URL: server.api_url, _AUTH: server.credentials, temporary.TEMPORARY: server.api_url})
+    refresh_global_settings_context()
+    _started.append(server)
+    threading.Thread(target=_end_waits_with, args=(server.process,), name="temporary-server", daemon=True).start()
+
+
+def _end_waits_with(process: subprocess.Popen[bytes]) -> None:
+    """Once the server has ended, let no call be tried again: Prefect would wait a minute for it, at every call."""
+    from prefect.context import refresh_global_settings_context
+
+    while process.poll() is None:
+        time.sleep(_LOOK_EVERY_S)
+    os.environ[_RETRIES] = "0"
     refresh_global_settings_context()

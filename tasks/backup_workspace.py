@@ -1,11 +1,13 @@
 """Verb: everything that a workspace needs to be made again elsewhere, consistent while its services run.
 
 1. Databases first, by SQLite's backup API (or `pg_dump`), MLflow's and the ledger's under the lock of the ledger.
-2. Then what they name: registered files, raw batches, the records of git and DVC, params, the inbox and its spool.
-   These are only ever added to, so that what the databases name is there.
-3. Every object of DVC's cache and of the workspace's own remote, once.
-4. Keys and credentials only where asked for.
-5. `backup.json`, last: size and SHA-256 of every file. Without it a backup did not end, and is not restored.
+2. Then feedback (inbox, spool, what has arrived, the raw store and its record), while none of it moves on: what was
+   accepted is in the backup once, wherever it stood.
+3. Then what else is named: registered files, the records of git and DVC, params. These are only ever added to, so that
+   what the databases name is there.
+4. Every object of DVC's cache and of the workspace's own remote, once.
+5. Keys and credentials only where asked for.
+6. `backup.json`, last: size and SHA-256 of every file. Without it a backup did not end, and is not restored.
 
 Left out is what is made anew: outputs of stages (they are objects), work folders, logs, caches, services.
 """
@@ -26,10 +28,13 @@ from tasks.database.dumps import dump_postgres, is_postgres
 from tasks.database.location import MLFLOW, REMOTE, STATE
 from tasks.database.params import OperationsParams
 from tasks.database.sqlite import copy_database
+from tasks.ingest_feedback import ARRIVED, one_writer
+from tasks.intake.params import IntakeParams
 from tasks.registry.keys import default_key_path, private_keys
 from tasks.registry.ledger import ledger_lock, read_ledger
 from tasks.registry.params import RegistryParams
 from tasks.registry.trust import load_trust
+from tasks.validate_feedback import RAW
 from tasks.versioning.git import read_git
 from tasks.versioning.lock import read_lock, read_tracked
 from tasks.versioning.objects import ObjectStore
@@ -54,12 +59,14 @@ _SECRETS = {".plumbline/users.key", ".dvc/config.local"}
 
 
 class BackupSettings(Protocol):
-    """The sections of params that say where the databases are."""
+    """The sections of params that say where databases and inbox are."""
 
     @property
     def registry(self) -> RegistryParams: ...  # noqa: D102
     @property
     def operations(self) -> OperationsParams: ...  # noqa: D102
+    @property
+    def intake(self) -> IntakeParams: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +92,10 @@ def backup_workspace(root: Path, to: Path, params: BackupSettings, *, keys: bool
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     left_out = _save_databases(root, to, params)
     (to / FILES).mkdir(exist_ok=True)
-    for name in _names(root, keys):
-        _save_file(root / name, to / FILES / name)
+    moving = (RAW, f"{RAW}.dvc", ARRIVED, f"{STATE}/intake", params.intake.inbox)
+    with one_writer(root):
+        _save_files(root, to, (name for name in _names(root, keys) if _is_below(name, moving)))
+    _save_files(root, to, (name for name in _names(root, keys) if not _is_below(name, moving)))
     left_out += _save_history(root, to)
     objects = _save_objects(root, to / OBJECTS)
     if keys:
@@ -145,6 +154,11 @@ def _names(root: Path, keys: bool) -> Iterator[str]:
 
 def _is_below(name: str, folders: Iterable[str]) -> bool:
     return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
+
+
+def _save_files(root: Path, to: Path, names: Iterable[str]) -> None:
+    for name in names:
+        _save_file(root / name, to / FILES / name)
 
 
 def _save_file(path: Path, to: Path) -> None:

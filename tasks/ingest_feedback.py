@@ -49,7 +49,7 @@ def ingest_feedback(
     empty file; the files before it stay ingested.
     """
     batches: list[Batch] = []
-    with _one_writer(root):
+    with one_writer(root):
         try:
             for path in paths:
                 batches.append(_accept(root, source, path, limits, senders))
@@ -62,13 +62,13 @@ def ingest_feedback(
 
 def version_raw(root: Path) -> None:
     """Complete what ingests that were killed, or that met a run, have left to do."""
-    with _one_writer(root):
+    with one_writer(root):
         _bring_in(root)
 
 
 def withdraw_from_raw(root: Path, entry: Withdrawal) -> Path:
     """Append a withdrawal to the raw store, and version it; it waits for a run under way as a batch does."""
-    with _one_writer(root):
+    with one_writer(root):
         path = keep_withdrawal(root / ARRIVED, entry, after=root / RAW)
         _bring_in(root)
     return root / RAW / path.name
@@ -86,7 +86,7 @@ def fixed_raw(root: Path) -> Iterator[None]:
     Raises `VersioningError` where a batch was changed or removed by hand.
     """
     reading = FileLock(_reading(root))
-    with _one_writer(root):
+    with one_writer(root):
         _bring_in(root)
         reading.acquire()
     try:
@@ -184,8 +184,11 @@ def _reading(root: Path) -> Path:
 
 
 @contextmanager
-def _one_writer(root: Path) -> Iterator[None]:
-    """One process at a time beside the raw store: a second would sweep the first's temporary file away."""
+def one_writer(root: Path) -> Iterator[None]:
+    """One process at a time beside the raw store: a second would sweep the first's temporary file away.
+
+    Inside, no feedback comes in and none moves from where it waits into the store.
+    """
     lock = root / ".plumbline" / "ingest.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):

@@ -67,7 +67,7 @@ def trace(root: Path, kind: Thing, key: str, params: RegistryParams) -> TraceRep
     """Every version that rests on a thing of this kind.
 
     `key` is a hash (or its first seven or more digits), a batch's path, the name of an annotator or token, or
-    NAME@VERSION of a judge's prompt. Raises `RegistryError` for a key that cannot be one.
+    NAME@VERSION of a judge's prompt. Raises `UsageError` for a key that cannot be one.
     """
     store = Store(root, params, read_only=True)
     index, problems = open_index(root, store, params)

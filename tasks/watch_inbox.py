@@ -67,7 +67,7 @@ def _watch(inbox: Inbox, params: IntakeParams, report: Report, ended: threading.
         rust_timeout=look_ms,
         yield_on_timeout=True,
         stop_event=ended,
-        raise_interrupt=False,
+        raise_interrupt=True,
     )
     for count, changes in enumerate(notices, 1):
         if not inbox.folder.is_dir() or inbox.folder.stat().st_ino != watched:

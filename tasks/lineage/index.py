@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_contracts.errors import RegistryError
+from data_contracts.errors import UsageError
 
 SCHEMA = 1
 DATASETS = ("raw", "world", "validated", "curated")
@@ -167,10 +167,10 @@ def bare(digest: str) -> str:
 
 
 def require_hash(text: str) -> str:
-    """A hash, or the first seven or more characters of one, in lower case. Raises `RegistryError`."""
+    """A hash, or the first seven or more characters of one, in lower case. Raises `UsageError`."""
     plain = bare(text.lower())
     if len(plain) < 7 or any(letter not in "0123456789abcdef" for letter in plain):
-        raise RegistryError(f"{text}: expected a hash, or its first seven or more hexadecimal digits.")
+        raise UsageError(f"{text}: expected a hash, or its first seven or more hexadecimal digits.")
     return plain
 
 

@@ -202,7 +202,7 @@ def check_tree(folder: Path, files: dict[str, str], name: str, kind: str, where:
     checks = []
     for relative, digest in files.items():
         path = folder / relative
-        found = _md5_of(path) if path.is_file() else None
+        found = md5_of(path) if path.is_file() else None
         checks.append(HashCheck(os.path.normpath(f"{name}/{relative}"), kind, digest, where, found))
     if "." not in files:
         present = (item.relative_to(folder).as_posix() for item in sorted(folder.rglob("*")) if item.is_file())
@@ -272,7 +272,8 @@ def _md5(stream: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _md5_of(path: Path) -> str:
+def md5_of(path: Path) -> str:
+    """The md5 of a file, as DVC's records have it."""
     with path.open("rb") as file:
         return _md5(file)
 

@@ -16,7 +16,8 @@ from data_contracts.artifact import verify_artifact, write_bytes
 from data_contracts.errors import ArtifactError, InputsChangedError, VersioningError
 from tasks.database.location import REMOTE
 from tasks.versioning.git import init_git
-from tasks.versioning.objects import ObjectStore
+from tasks.versioning.lock import read_tracked
+from tasks.versioning.objects import ObjectStore, md5_of
 from tasks.versioning.readers import is_read
 from tasks.versioning.remote import NAME, default_remote, name_origin, own_remote, settle_remote
 from tasks.versioning.repo import BUSY_WAIT_S, Result, with_repo
@@ -175,8 +176,11 @@ class Versions:
         return self._locked(add)
 
     def changed_tracked(self, path: str) -> list[str]:
-        """Recorded files of an append-only folder that changed or vanished."""
-        return self._locked(lambda repo: sorted(self._damage(repo, path)[0]))
+        """Recorded files of an append-only folder that changed or vanished, for whoever may read: it takes no lock."""
+        entry = read_tracked(self.root).get(path)
+        recorded = ObjectStore(self.root).files(str(entry["md5"])) if entry is not None else {}
+        places = {name: self.root / path / name for name in recorded}
+        return [name for name, place in places.items() if not place.is_file() or md5_of(place) != recorded[name]]
 
     def mend_tracked(self, path: str, aside: Path) -> list[str]:
         """Bring back recorded files of an append-only folder that changed or vanished; return their names.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from tasks.admit_run import admit_run, finish_run
 from tasks.announce import open_outbox
 from tasks.freshness.outbox import standings
 from tasks.intake.tokens import find_grant, load_grants, token_file
+from tests.flows.conftest import until
 
 QUICK = ("trigger.debounce_s=0", "trigger.min_new_records=5")
 
@@ -86,3 +89,20 @@ def test_ingest_without_a_server_is_kept_pending(fresh: Any, url: str, tmp_path:
     assert done.code == 0 and done.payload["batches"][0]["announced"] is False
     assert "Events stay in the outbox" in done.payload["pending"]
     assert workspace.run("outbox", "drain").code == 3
+
+
+def test_a_watcher_ends_at_the_first_signal_and_well(fresh: Any) -> None:
+    workspace = fresh("watched")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with workspace.start("plumbline", "inbox", "watch", stderr=subprocess.PIPE) as watcher:
+            told = iter(watcher.stderr.readline, b"")
+            next(line for line in told if line.startswith(b"events go to"))
+            path = workspace.root / "inbox/human_pairs/new.jsonl"
+            until(path.parent.is_dir)
+            path.write_text(f'{{"prompt": "{number}?", "chosen": "yes", "rejected": "no"}}\n')
+            next(line for line in told if b"new.jsonl" in line)  # it watches
+            watcher.send_signal(number)
+            try:
+                assert watcher.wait(10) == 0
+            finally:
+                watcher.kill()

@@ -14,13 +14,16 @@ import pytest
 
 from data_contracts.errors import CheckFailed, PlumblineError, UsageError
 from flows.params import Params
+from tasks import backup_workspace as backup
 from tasks.audit_lineage import audit_model
 from tasks.backup_workspace import backup_workspace
+from tasks.ingest_feedback import fixed_raw, ingest_feedback, version_raw
 from tasks.promote_model import promotion_history, rollback
 from tasks.registry.keys import default_key_path
 from tasks.restore_version import restore_version
 from tasks.restore_workspace import restore_workspace
 from tasks.versioning.git import head_commit
+from tasks.versioning.workspace import Versions
 
 PARAMS = Params()
 
@@ -70,6 +73,33 @@ def test_a_lost_machine_costs_nothing(mine: Any, tmp_path: Path, monkeypatch: py
     assert (again.root / "inbox/human_pairs/late.jsonl").is_file()
     assert (again.root / ".plumbline/users.key").read_text() == "a secret"
     assert oct(default_key_path().stat().st_mode)[-3:] == "600"
+
+
+def test_what_waits_for_a_run_to_end_is_saved_wherever_it_stands(
+    mine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends while files are copied: the batch that waited moves into the store before its turn comes."""
+    late = tmp_path / "late.jsonl"
+    late.write_text('{"id": "late", "prompt": "p?", "chosen": "yes", "rejected": "no"}\n')
+    monkeypatch.setattr("tasks.ingest_feedback._bring_in_after", lambda root: None)  # left to the thread below
+    with fixed_raw(mine.root):
+        (batch,) = ingest_feedback(mine.root, "human_pairs", [late])
+    assert not batch.path.exists()
+    save, mover = backup._save_file, threading.Thread(target=version_raw, args=(mine.root,))
+
+    def save_late(path: Path, to: Path) -> None:
+        if not mover.ident:
+            mover.start()
+            mover.join(1)
+        save(path, to)
+
+    monkeypatch.setattr(backup, "_save_file", save_late)
+    backup_workspace(mine.root, tmp_path / "backup", PARAMS)
+    mover.join()
+    restore_workspace(tmp_path / "backup", tmp_path / "again")
+    version_raw(tmp_path / "again")
+    assert (tmp_path / "again" / batch.path.relative_to(mine.root)).read_bytes() == late.read_bytes()
+    assert Versions(tmp_path / "again").changed_tracked("data/raw") == []
 
 
 def test_keys_are_saved_by_choice_alone(mine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

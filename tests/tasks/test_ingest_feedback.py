@@ -158,8 +158,9 @@ def test_a_batch_that_was_changed_or_removed_comes_back_and_takes_none_with_it(
     assert "checkout" not in str(refused.value) and "--force" not in str(refused.value)
     with pytest.raises(VersioningError, match="append-only"):
         ingest_feedback(root, "human_pairs", [batch(tmp_path, 2)])
-    aside = tmp_path / "aside"
-    assert Versions(root).mend_tracked(RAW, aside) == [first.path.relative_to(root / RAW).as_posix()]
+    aside, name = tmp_path / "aside", first.path.relative_to(root / RAW).as_posix()
+    assert Versions(root).changed_tracked(RAW) == [name]
+    assert Versions(root).mend_tracked(RAW, aside) == [name]
     assert [path.read_bytes() for path in aside.glob("*")] == ([b"edited"] if damage is edit else [])
     version_raw(root)
     assert stored(root) == sorted(batch(tmp_path, n).read_bytes() for n in (1, 2))

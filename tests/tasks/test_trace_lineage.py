@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from data_contracts.errors import RegistryError
+from data_contracts.errors import UsageError
 from tasks.registry.client import Store
 from tasks.registry.versions import StoredFiles, all_versions, resolve
 from tasks.trace_lineage import audit_record, render_record, render_trace, trace
@@ -129,7 +129,7 @@ def _asking(world: Any, key: str) -> tuple[Any, Any, str, Any]:
 
 
 def test_what_is_no_hash_is_refused(registered_world: Any) -> None:
-    with pytest.raises(RegistryError, match="expected a hash"):
+    with pytest.raises(UsageError, match="expected a hash"):
         trace(registered_world.root, "dataset", "not a hash", registered_world.registry)
 
 
