@@ -12,7 +12,7 @@ from data_contracts import errors
 from data_contracts.errors import PlumblineError
 
 CHECK_SAID_NO = {"CheckFailed", "ContractViolation", "SignatureError", "JudgeRefused", "RegistryRefused"}
-WRONG_USAGE = {"UsageError", "ParamsError", "WorkspaceBusy", "UnknownModelError"}
+WRONG_USAGE = {"UsageError", "UnreadableFile", "ParamsError", "WorkspaceBusy", "UnknownModelError"}
 FAILED = {
     "PlumblineError",
     "ArtifactError",

@@ -256,11 +256,19 @@ ARGUMENTS = {
     "traffic": [],
     "monitor": [],
     "live": [],
+    "keys list": [],
+    "keys rotate": ["--reason", "yearly"],
+    "keys add": ["other.pub", "--reason", "second"],
+    "keys revoke": ["0" * 64, "--reason", "lost"],
+    "keys export": [],
+    "backup": ["elsewhere"],
+    "withdraw": ["--token", "ann", "--reason", "asked"],
 }
 
 
 def test_the_table_of_arguments_holds_every_command_that_needs_a_workspace() -> None:
-    assert {*ARGUMENTS, "init", "doctor"} == set(COMMANDS)
+    anywhere = {"init", "doctor", "restore-workspace", "keys trust"}
+    assert {*ARGUMENTS, *anywhere} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", ARGUMENTS)

@@ -67,6 +67,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageContext:
     folders = {name: tmp_path / name for name in names}
     for name in ("reference", "curated", "base", "out", "work"):
         folders[name].mkdir()
+    (folders["out"] / "training.jsonl").touch()
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folders["reference"])
     pair = CuratedPair(
@@ -211,7 +212,8 @@ def test_the_evaluation_is_judged_by_it_too_and_says_so(
 
     def evaluate(*given: Any, **named: Any) -> dict[str, Any]:
         seen.update(named, score=given[3])
-        return {"held_out_judge": named["held_out_judge"]}
+        finished = {name: {"finished": {"value": 1.0}} for name in ("policy", "reference")}
+        return {"held_out_judge": named["held_out_judge"], "text": finished}
 
     monkeypatch.setattr(module, "evaluate", evaluate)
     facts = evaluate_policy(
@@ -220,4 +222,4 @@ def test_the_evaluation_is_judged_by_it_too_and_says_so(
     assert scorer(seen["score"]) == Model(folder)
     assert seen["reward_audit"]["of"] == "reward"
     assert seen["judge_audit"] == (orjson.loads((folder / "audit.json").read_bytes()) if held_out else None)
-    assert facts["metrics"] == {"held_out_judge": "held_out" if held_out else "reward_model"}
+    assert facts["metrics"]["held_out_judge"] == ("held_out" if held_out else "reward_model")

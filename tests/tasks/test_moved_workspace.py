@@ -73,7 +73,9 @@ def test_a_moved_workspace_goes_on(moved: Any, tmp_path: Path) -> None:
     moved.set(seed=7)
     moved.register()
     assert promotion_history(moved.root, params).problems == []
-    assert rollback(moved.root, params, reason="try", to="models:/assistant/3").promoted
+    refused = rollback(moved.root, params, reason="try", to="models:/assistant/3")
+    assert not refused.promoted
+    assert "signature" not in {gate.name for gate in refused.refused_by}, "its files are found where they are now"
     delete_version(moved.root, params, "assistant/2", reason="not needed")
     assert audit_model(moved.root, "models:/assistant/4", moved.registry).verified
     assert "up to date" in moved.dvc("repro")
