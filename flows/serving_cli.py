@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="serving.port by default; 0: a free one.")] = None,
-    alias: Annotated[str, typer.Option(help="Alias of the version that answers.")] = "champion",
+    alias: Annotated[str, typer.Option(help="Alias of the version that answers: champion or challenger.")] = "champion",
     params: Overlays = None,
     settings: Settings = None,
     workspace: Directory = HERE,

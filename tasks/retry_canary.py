@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from data_contracts.errors import OperationsError, UsageError
 from tasks.database import open_database, read_database
 from tasks.promote_model import Override, Promotion, PromotionSettings, promote
+from tasks.promotion.gates import require_answering
 from tasks.registry import ledger as books
 from tasks.registry.client import Store
 from tasks.serving import log
@@ -59,8 +60,9 @@ def retry_canary(
     """Give the canary's alias back to a version that was sent back (the last one by default), and open its canary.
 
     The gates before the alias are asked again; where one says no without an override, nothing is changed. Raises
-    `UsageError` for a version that was not sent back, and as `promote`.
+    `UsageError` for a version that was not sent back or an alias without those gates, and as `promote`.
     """
+    require_answering(params.serving.canary.alias, "serving.canary.alias")
     engine = open_database(root, params.operations, log.METADATA)
     ended = _sent_back(root, params, model, canaries(engine))
     last: Mapping[str, Any] = {"returned_at": ended.returned_at, "reason": ended.reason, "evidence": ended.evidence}

@@ -22,6 +22,7 @@ from tasks.access.requests import checked
 from tasks.database import open_database
 from tasks.database.params import OperationsParams
 from tasks.finetuning.params import ReferenceParams
+from tasks.promotion.gates import require_answering
 from tasks.registry import ledger
 from tasks.registry.client import Store
 from tasks.registry.listing import find_version
@@ -104,8 +105,15 @@ def application(service: Service, serving: ServingParams, *, model_name: str, to
 
 
 def build_service(root: Path, params: ServeParams, alias: str) -> Service:
-    """A service whose champion is loaded. A challenger that cannot be is an alert, and tried again later."""
-    serving, store = params.serving, Store(root, params.registry)
+    """A service whose champion is loaded. A challenger that cannot be is an alert, and tried again later.
+
+    Raises `UsageError` for an alias, of all users or of the canary's, that is given without the gates of what answers.
+    """
+    serving = params.serving
+    require_answering(alias, "--alias")
+    if serving.canary.share > 0:
+        require_answering(serving.canary.alias, "serving.canary.alias")
+    store = Store(root, params.registry)
     engine = open_database(root, params.operations, log.METADATA)
     find = Vouched(ledger.open_ledger(root, params.operations), store).find
     champion = Slot(

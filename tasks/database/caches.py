@@ -27,17 +27,36 @@ def may_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
 
 
-@cache
 def _own(root: Path) -> Path:
-    name = f"{root.name[:40]}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
-    given = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(given) / "plumbline" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if may_write(folder):
-            return folder
-    except OSError:  # no home, or one that cannot be written: what is kept is made again by the next command
-        pass
+    return own_folder(f"{root.name[:40]}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}")
+
+
+@cache
+def own_folder(name: str) -> Path:
+    """`name` in this user's own cache folder, which nobody else may write, or else a temporary one."""
+    kept = kept_folder(name)
+    if kept is not None:
+        return kept
     scratch = Path(tempfile.mkdtemp(prefix="plumbline-cache-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     return scratch
+
+
+def kept_folder(name: str) -> Path | None:
+    """`name` in this user's own cache folder; None without a home, or with one that cannot be written.
+
+    What is kept there is then made again by the next command.
+    """
+    given = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(given) / "plumbline" / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
+    except OSError:
+        return None
+    return folder if may_write(folder) and _is_ours(folder) else None
+
+
+def _is_ours(folder: Path) -> bool:
+    found = folder.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from data_contracts.errors import UsageError
 from data_contracts.rounding import rounded
 from tasks.promotion.params import PromotionParams
 
@@ -212,6 +213,18 @@ GATES_OF: dict[str, tuple[str, ...]] = {
     "challenger": tuple(name for name in GATES if name != "win_rate_vs_champion"),
     "champion": tuple(GATES),
 }
+
+# Aliases whose versions may answer people: none that is given on less than a challenger shows.
+ANSWERING = tuple(alias for alias, names in GATES_OF.items() if {*GATES_OF["challenger"]} <= {*names})
+
+
+def require_answering(alias: str, named_by: str) -> None:
+    """Raise `UsageError` where `alias` is given without the gates of a version that answers people."""
+    if alias not in ANSWERING:
+        raise UsageError(
+            f"{named_by} {alias[:40]!r}: expected an alias behind the gates of versions that answer people "
+            f"({', '.join(ANSWERING)}), found one that is given without them. `plumbline promote` gives those."
+        )
 
 
 def decide(alias: str, measured: Measured, params: PromotionParams) -> list[GateResult]:

@@ -121,7 +121,7 @@ class CanaryParams(Section):
         0.0,
         description="Share of users (or conversations, where a request names no user), always the same ones; 0: off.",
     )
-    alias: Alias = Field("challenger", description="Alias of the version that answers them.")
+    alias: Alias = Field("challenger", description="Alias of the version that answers them: challenger or champion.")
     alpha: float = Field(
         0.01,
         gt=0,

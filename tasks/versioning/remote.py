@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_contracts.errors import VersioningError
+from tasks.database.caches import kept_folder
 from tasks.database.location import REMOTE, local_path, workspace_part
 from tasks.versioning.git import run_git
-from tasks.versioning.silence import silence
+from tasks.versioning.silence import MEMORY, silence
 
 if TYPE_CHECKING:
     from dvc.config import Config
@@ -78,6 +79,19 @@ def settle_remote(root: Path) -> None:
     if url and own_url(root, url) != (os.path.normpath(url) if url.startswith("/") else url):
         with config.edit("local") as local:
             local["remote"].setdefault(str(name), {})["url"] = own_remote(root)
+
+
+def settle_memory(root: Path) -> None:
+    """Let a `dvc` that a person runs by hand here keep its memory where ours does. Repeating it is free.
+
+    A folder that a person chose stays; another user's of ours, in a workspace that was copied, does not.
+    """
+    kept = kept_folder(MEMORY)
+    found = read_config(root)["core"].get("site_cache_dir")
+    if kept is None or found == os.fspath(kept) or (found and Path(found).parts[-2:] != kept.parts[-2:]):
+        return
+    with read_config(root).edit("local") as local:
+        local["core"]["site_cache_dir"] = os.fspath(kept)
 
 
 def name_origin(root: Path) -> Path | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_contracts.errors import VersioningError
-from tasks.versioning.remote import settle_remote
+from tasks.versioning.remote import settle_memory, settle_remote
 from tasks.versioning.silence import silence
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = B
     write_whole_files()
     write_private_files(root)
     settle_remote(root)
+    settle_memory(root)
 
     deadline = time.monotonic() + wait_s
     with _thread_lock(root):

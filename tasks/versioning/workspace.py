@@ -19,7 +19,7 @@ from tasks.versioning.git import init_git
 from tasks.versioning.lock import read_tracked
 from tasks.versioning.objects import ObjectStore, md5_of
 from tasks.versioning.readers import is_read
-from tasks.versioning.remote import NAME, default_remote, name_origin, own_remote, settle_remote
+from tasks.versioning.remote import NAME, default_remote, name_origin, own_remote, settle_memory, settle_remote
 from tasks.versioning.repo import BUSY_WAIT_S, Result, with_repo
 from tasks.versioning.silence import silence
 
@@ -64,6 +64,7 @@ def init_versioning(root: Path, remote: str | None = None) -> None:
         if found is not None and found[1]["url"] == os.fspath(root.resolve() / REMOTE):
             (root / REMOTE).mkdir(parents=True, exist_ok=True)
         settle_remote(root)
+        settle_memory(root)
         name_origin(root)
     except DvcException as error:
         raise VersioningError(f"{root}: cannot set up DVC: {error}") from error

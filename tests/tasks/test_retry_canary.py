@@ -104,5 +104,11 @@ def test_a_return_takes_the_alias_and_a_retry_gives_it_back_with_fresh_evidence(
     assert "challenger" not in aliases(world)
 
 
+def test_a_canary_alias_without_gates_is_not_given_again(world: World) -> None:
+    params = Params.model_validate({"serving": {"canary": {"alias": "candidate"}}})
+    with pytest.raises(UsageError, match=r"serving\.canary\.alias 'candidate'"):
+        retry_canary(world.root, params, reason="r")
+
+
 def _crash(*_: Any) -> bool:
     raise KeyboardInterrupt

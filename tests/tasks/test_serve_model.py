@@ -113,7 +113,20 @@ def test_a_registered_checkpoint_is_verified_loaded_and_answers_and_a_changed_on
     with pytest.raises(SignatureError):
         serve_model.build_service(world.root, params, "champion")
     with pytest.raises(UnknownModelError, match="nobody holds this alias"):
-        serve_model.build_service(world.root, params, "shadow")
+        serve_model.build_service(world.root, params, "challenger")
+
+
+@pytest.mark.parametrize("alias", ["candidate", "shadow", "previous", "no-such"])
+def test_only_aliases_behind_the_gates_of_what_answers_people_are_served(
+    world: World, loaded: None, alias: str
+) -> None:
+    world.register()  # candidate and, with every gate passed, champion
+    canary = {"shadow": {"share": 0.0}, "canary": {"share": 0.1, "alias": alias}}
+    quiet = Params.model_validate({"serving": {"shadow": {"share": 0.0}}})
+    with pytest.raises(UsageError, match=rf"^--alias '{alias}'.*\(challenger, champion\)"):
+        serve_model.build_service(world.root, quiet, alias)
+    with pytest.raises(UsageError, match=rf"^serving\.canary\.alias '{alias}'"):
+        serve_model.build_service(world.root, Params.model_validate({"serving": canary}), "champion")
 
 
 @pytest.fixture
