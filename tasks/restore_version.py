@@ -10,6 +10,7 @@ from typing import Any
 
 from data_contracts.artifact import FULL_DISK, write_bytes
 from data_contracts.errors import RegistryRefused, UsageError, VersioningError
+from data_contracts.inner_paths import is_inner
 from tasks.registry.client import Store
 from tasks.registry.manifest import all_paths
 from tasks.registry.params import RegistryParams
@@ -41,6 +42,10 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
     stored.require_signed()
     manifest = stored.manifest()
     paths = all_paths(manifest)
+    if stray := [name for name in (*manifest["texts"], *paths) if not is_inner(name)]:
+        raise RegistryRefused(
+            f"{version.uri}: its manifest names {stray[0][:80]!r}, which is no path inside a workspace."
+        )
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         draft = to.with_name(f".{to.name}.restore-{secrets.token_hex(8)}")

@@ -7,6 +7,7 @@ out; its own remote starts empty and is filled by the next run. Locations follow
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import orjson
 
 from data_contracts.artifact import FULL_DISK, sha256_file
 from data_contracts.errors import CheckFailed, UsageError
+from data_contracts.inner_paths import is_inner
 from tasks.backup_workspace import BUNDLE, DUMPS, FILES, KEYS, MANIFEST, OBJECTS, SCHEMA
 from tasks.database.location import REMOTE, STATE
 from tasks.registry.keys import default_key_path
@@ -98,8 +100,8 @@ def verify_backup(backup: Path) -> dict[str, Any]:
 
 def _problem(backup: Path, name: str, entry: Mapping[str, Any]) -> str | None:
     path = backup / name
-    if ".." in Path(name).parts or not path.resolve().is_relative_to(backup.resolve()):
-        return f"{name[:80]}: it leads out of the backup"
+    if not is_inner(name) or not path.resolve().is_relative_to(backup.resolve()):
+        return f"{name[:80]}: it leads out of the backup, or into git's own files"
     if not path.is_file():
         return f"{name}: missing"
     return None if sha256_file(path) == entry["sha256"] else f"{name}: changed"
@@ -152,5 +154,6 @@ def _saved_keys(backup: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, P
 
 
 def _to_do(backup: Path, manifest: Mapping[str, Any]) -> list[str]:
-    dumps = [name for name in manifest["files"] if name.startswith(f"{DUMPS}/")]
-    return [*manifest["left_out"], *(f"pg_restore --clean --if-exists --dbname=URL {backup / name}" for name in dumps)]
+    dumps = [backup / name for name in manifest["files"] if name.startswith(f"{DUMPS}/")]
+    restore = "pg_restore --clean --if-exists --dbname=URL"
+    return [*manifest["left_out"], *(f"{restore} {shlex.quote(str(dump))}" for dump in dumps)]

@@ -185,7 +185,7 @@ def _messages(given: Any, most: int) -> tuple[Message, ...]:
 
 
 def _message(item: Any, place: str) -> Message:
-    if not isinstance(item, dict) or item.get("role") not in _ROLES:
+    if not isinstance(item, dict) or not isinstance(item.get("role"), str) or item["role"] not in _ROLES:
         raise _bad(f"{place}.role", f"one of {', '.join(_ROLES)}")
     if unknown := sorted(name for name, value in item.items() if name not in ("role", "content", "name") and value):
         raise Refusal(400, f"{place}.{unknown[0]} is not supported.", code="unsupported_parameter", param=place)

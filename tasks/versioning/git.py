@@ -48,11 +48,14 @@ class WorkspaceState:
 
 # What only reads also works in a repository of another user, and runs no program that its configuration names.
 _READS = {"safe.directory": "*", "core.fsmonitor": "false", "core.hooksPath": os.devnull}
+# An object that is missing is not fetched from a remote that the repository names (a partial clone): that runs the
+# remote's programs. The first is understood by every git, and no configuration overrules it.
+_ALONE = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
 
 
 def read_git(root: Path, *arguments: str) -> str:
     """As `run_git`, for what changes nothing: also where the repository belongs to another user."""
-    settings = {"GIT_CONFIG_COUNT": str(len(_READS)), "GIT_OPTIONAL_LOCKS": "0"}
+    settings = {**_ALONE, "GIT_CONFIG_COUNT": str(len(_READS)), "GIT_OPTIONAL_LOCKS": "0"}
     for place, (name, value) in enumerate(_READS.items()):
         settings |= {f"GIT_CONFIG_KEY_{place}": name, f"GIT_CONFIG_VALUE_{place}": value}
     return run_git(root, *arguments, env=settings)

@@ -23,6 +23,7 @@ import orjson
 from data_contracts.errors import VersioningError
 from data_contracts.verification import HashCheck
 from tasks.database.location import REMOTE, local_path
+from tasks.versioning.listings import require_digest, require_inner
 from tasks.versioning.lock import current_hashes
 from tasks.versioning.remote import default_remote, read_config
 from tasks.versioning.silence import silence
@@ -52,6 +53,7 @@ class _Objects:
     where: str = "cache"
 
     def path(self, digest: str) -> Path:
+        require_digest(digest)
         return self.folder / digest[:2] / digest[2:]
 
     def open(self, digest: str) -> IO[bytes] | None:
@@ -68,6 +70,7 @@ class _Remote:
     where: str = "remote"
 
     def open(self, digest: str) -> IO[bytes] | None:
+        require_digest(digest)
         with suppress(FileNotFoundError):
             stream: IO[bytes] = self.odb.fs.open(self.odb.oid_to_path(digest), "rb")
             return stream
@@ -139,8 +142,12 @@ class ObjectStore:
         return check_tree(self.root / name, self.files(digest), name, kind, "workspace")
 
     def listing(self, digest: str) -> dict[str, str]:
-        """Files of a folder: relative path -> md5. Raises `VersioningError` when no intact copy exists."""
+        """Files of a folder: relative path -> md5.
+
+        Raises `VersioningError` when no intact copy exists, or it names a file outside of the folder.
+        """
         entries = orjson.loads(self.read(digest))
+        require_inner((entry["relpath"] for entry in entries), digest)
         return {entry["relpath"]: entry["md5"] for entry in sorted(entries, key=lambda entry: entry["relpath"])}
 
     def files(self, digest: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_contracts.errors import VersioningError
+from tasks.versioning.listings import refuse_stray_listings
 from tasks.versioning.remote import settle_memory, settle_remote
 from tasks.versioning.silence import silence
 
@@ -43,6 +44,7 @@ def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = B
     from tasks.versioning.whole_files import drop_half_written_table, write_private_files, write_whole_files
 
     write_whole_files()
+    refuse_stray_listings()
     write_private_files(root)
     settle_remote(root)
     settle_memory(root)

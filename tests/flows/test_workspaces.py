@@ -156,8 +156,14 @@ def test_a_persons_settings_of_git_do_not_stop_the_first_commit(
     ],
 )
 def test_a_failure_leaves_nothing_half_made_and_what_was_there(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, step: str
+    repository: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    step: str,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     root = {"new": tmp_path / "a/b/new", "repository": repository, "folder": tmp_path / "folder"}[place]
     if place != "new":
         (root / "params").mkdir(parents=True, exist_ok=True)
