@@ -1,8 +1,9 @@
 """What MLflow shows of a version, held to its signed manifest: people read MLflow's page, and anyone can write there.
 
-Compared are figures, settings, tags and data of the run, the figures of its stages' runs, and tags and description of
-the version. Each difference is a sentence with the key, MLflow's value and the manifest's. What an older program did
-not put into the manifest is a note, and so are tags of people's own. Curves of training are not compared.
+Compared are figures, settings, tags, data and plots of the run; the same of its stages' runs, which all have to be
+there and no others; and tags and description of the version. Each difference is a sentence with the key, MLflow's value
+and the manifest's. What an older program did not put into the manifest is a note, and so are tags, files and aliases of
+people's own. Curves of training are not compared.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import ast
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from data_contracts.artifact import sha256_file
 from data_contracts.params import flatten
+from tasks.database.location import local_path
 from tasks.registry.client import Store, refusals
+from tasks.registry.ledger import ALIASES
 from tasks.registry.manifest import all_paths
 from tasks.registry.run_tables import PARENT, RunRecord, from_client, read_runs
 from tasks.registry.runs import PARAM_CHARACTERS, figures, in_order, mlflow_key, param_text
@@ -25,6 +30,7 @@ _OURS = ("plumbline.", "prefect.")  # tags that a run or a registration writes
 _OF_PROCESS = ("plumbline.host", "plumbline.pid", "plumbline.reused")  # who ran it, which no manifest holds
 _OF_SIGNATURE = "plumbline.seal"  # verified with the signature
 _NOTE = "mlflow.note.content"  # what the page shows as a run's description
+_REPORTED = ("evaluate", "gate")  # stages with sections of their own in the manifest
 _CLOCKED = "seconds"
 _MOST = 200  # characters of a value in a sentence
 
@@ -42,6 +48,11 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
     found = RecordCheck()
     found.problems += _version_tags(version, manifest)
     found.notes += [f"tag {key} of {version.uri} is nobody's on record." for key in version.tags if not _ours(key)]
+    found.notes += [
+        f"alias {alias} of {version.uri}: the ledger keeps no such alias, so nobody approved it on record."
+        for alias in version.aliases
+        if alias not in ALIASES
+    ]
     with refusals(f"what MLflow shows of {version.uri}"):
         description = _description(store, version)
     if description:
@@ -56,6 +67,10 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
     with refusals(f"run {run_id} of {version.uri}"):
         runs = _runs(store, run_id)
     _check_runs(found, runs, run_id, manifest)
+    if run_id in runs:
+        problems, notes = _plots(f"run {run_id}", runs[run_id], store, manifest)
+        found.problems += problems
+        found.notes += notes
     return found
 
 
@@ -78,9 +93,10 @@ def _check_runs(found: RecordCheck, runs: Mapping[str, RunRecord], run_id: str, 
     if manifest.get("flow_run_id") is not None:
         tags["prefect.flow_run_id"] = str(manifest["flow_run_id"])
     found.problems += _run_tags(where, run, tags)
-    for child in runs.values():
-        if child.run_id != run_id:
-            found.problems += _stage_run(child, manifest)
+    children = [child for child in runs.values() if child.run_id != run_id]
+    for child in children:
+        found.problems += _stage_run(child, manifest)
+    found.problems += _other_runs(where, children, manifest)
 
 
 def _stage_run(child: RunRecord, manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -98,6 +114,43 @@ def _stage_run(child: RunRecord, manifest: Mapping[str, Any]) -> Iterator[str]:
     if "digest" in artifact:
         tags["plumbline.artifact"] = artifact["digest"]
     yield from _run_tags(where, child, tags)
+    if "as_run" in manifest:
+        yield from _values("param", where, child.params, {})
+        yield from _values("dataset", where, _data(child), {})
+
+
+def _other_runs(where: str, children: Sequence[RunRecord], manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Runs below the run that are no stage's, and stages whose run is gone; an older program named no stages' facts."""
+    if "as_run" not in manifest or not children:
+        return
+    expected = {*manifest["as_run"], *_REPORTED}
+    named = {child.run_id: child.tags.get("plumbline.stage") for child in children}
+    for child, stage in named.items():
+        if stage not in expected and stage not in manifest["stages"]:
+            yield f"run {child} below {where}: the manifest has no such run; nobody signed what it shows."
+    for stage in sorted(expected - set(named.values())):
+        yield f"run of stage {stage} below {where}: gone from MLflow."
+
+
+def _plots(where: str, run: RunRecord, store: Store, manifest: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Files of the run on this machine: plots that are not the registered ones; and, to note, files of people's own."""
+    path = local_path(store.located(run.artifacts)) if run.artifacts else None
+    if path is None or not Path(path).is_dir():
+        return [], []
+    prefix = "evaluation/"
+    signed = {name.removeprefix(prefix): entry["sha256"] for name, entry in manifest["files"].items()}
+    present = {file.relative_to(path).as_posix(): file for file in sorted(Path(path).rglob("*")) if file.is_file()}
+    ours = {name for name in present if name.startswith("plots/")}
+    wrong = [
+        f"file {name} of {where}: not the one that was signed."
+        for name in sorted(ours)
+        if _other(present, signed, name)
+    ]
+    return wrong, [f"file {name} of {where} is nobody's on record." for name in sorted(present.keys() - ours)]
+
+
+def _other(present: Mapping[str, Path], signed: Mapping[str, str], name: str) -> bool:
+    return sha256_file(present[name]) != signed.get(name)
 
 
 def _facts_of(stage: str, manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:

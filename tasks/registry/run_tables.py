@@ -14,7 +14,13 @@ PARENT = "mlflow.parentRunId"
 CURVE = "curve/"  # what a training's curve is logged under
 CONTEXT = "mlflow.data.context"
 
-_RUNS = Table("runs", METADATA, Column("run_uuid", String(32)), Column("lifecycle_stage", String(20)))
+_RUNS = Table(
+    "runs",
+    METADATA,
+    Column("run_uuid", String(32)),
+    Column("lifecycle_stage", String(20)),
+    Column("artifact_uri", String(200)),
+)
 _LATEST = Table(
     "latest_metrics",
     METADATA,
@@ -57,7 +63,10 @@ _INPUT_TAGS = Table(
 
 @dataclass(slots=True)
 class RunRecord:
-    """One run as MLflow shows it. `metrics`: every value ever logged a key. `datasets`: name -> digest and context."""
+    """One run as MLflow shows it. `metrics`: every value ever logged a key. `datasets`: name -> digest and context.
+
+    `artifacts` is the location of its files.
+    """
 
     run_id: str
     deleted: bool
@@ -65,6 +74,7 @@ class RunRecord:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     datasets: dict[str, tuple[str, str]] = field(default_factory=dict)
+    artifacts: str = ""
 
 
 def read_runs(connection: Connection, run_id: str) -> dict[str, RunRecord]:
@@ -75,7 +85,8 @@ def read_runs(connection: Connection, run_id: str) -> dict[str, RunRecord]:
     children = select(_TAGS.c.run_uuid).where(_TAGS.c.key == PARENT, _TAGS.c.value == run_id)
     wanted = select(_RUNS).where(or_(_RUNS.c.run_uuid == run_id, _RUNS.c.run_uuid.in_(children)))
     found = {
-        row.run_uuid: RunRecord(row.run_uuid, row.lifecycle_stage == "deleted") for row in connection.execute(wanted)
+        row.run_uuid: RunRecord(row.run_uuid, row.lifecycle_stage == "deleted", artifacts=row.artifact_uri or "")
+        for row in connection.execute(wanted)
     }
     ids = list(found)
     for table in (_METRICS, _LATEST):
@@ -121,4 +132,5 @@ def from_client(run: Any) -> RunRecord:
         dict(run.data.params),
         dict(run.data.tags),
         dict(datasets),
+        str(run.info.artifact_uri or ""),
     )

@@ -143,6 +143,18 @@ SQL = {
         "UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = :gate",
         ["run {gate} of stage gate: deleted in MLflow."],
     ),
+    "run of a stage taken away": (
+        "DELETE FROM tags WHERE key = 'mlflow.parentRunId' AND run_uuid = :evaluate",
+        ["run of stage evaluate below run {whole}: gone from MLflow."],
+    ),
+    "run of a stage under another name": (
+        "UPDATE tags SET value = 'finetune-2' WHERE key = 'mlflow.parentRunId' AND run_uuid = :evaluate",
+        ["run of stage evaluate below run {whole}: gone from MLflow."],
+    ),
+    "further param of a stage": (
+        "INSERT INTO params(key, value, run_uuid) VALUES('finetune.dpo.beta', '0.9', :finetune)",
+        ["param finetune.dpo.beta of run {finetune} of stage finetune: MLflow shows 0.9, the signed"],
+    ),
 }
 
 
@@ -233,6 +245,35 @@ def test_a_list_of_mappings_is_the_same_in_any_order_of_its_keys(store: Store, m
     held["settings"]["mixture"]["terms"][0]["weight"] = 2.0
     (problem,) = check(store, held).problems
     assert problem.startswith("param mixture.terms of run ")
+
+
+def test_a_run_that_nobody_signed_does_not_stand_below_the_run(store: Store, manifest: dict[str, Any]) -> None:
+    tags = {"mlflow.parentRunId": runs(store)["whole"], "mlflow.runName": "evaluate"}
+    experiment = store.client.get_run(runs(store)["whole"]).info.experiment_id
+    store.client.create_run(experiment, tags=tags)
+    (problem,) = check(store, manifest).problems
+    assert problem.endswith("the manifest has no such run; nobody signed what it shows.")
+
+
+def test_plots_are_those_that_were_signed(logged: Any, store: Store, manifest: dict[str, Any]) -> None:
+    whole = runs(store)["whole"]
+    folder = store.root / ".plumbline/mlartifacts" / whole / "artifacts"
+    shutil.copytree(logged.root / ".plumbline/mlartifacts" / whole / "artifacts", folder)
+    assert check(store, manifest) == RecordCheck()
+    (plot, *_) = sorted((folder / "plots").iterdir())
+    plot.write_bytes(b"another")
+    (folder / "plots/more.png").write_bytes(b"more")
+    (folder / "REPORT.md").write_text("the best")
+    found = check(store, manifest)
+    assert [problem.split(" ")[1] for problem in found.problems] == sorted([f"plots/{plot.name}", "plots/more.png"])
+    assert found.notes == [f"file REPORT.md of run {whole} is nobody's on record."]
+
+
+def test_an_alias_that_the_ledger_does_not_keep_is_a_note(store: Store, manifest: dict[str, Any]) -> None:
+    store.client.set_registered_model_alias("assistant", "production", "1")
+    found = check(store, manifest)
+    assert (found.problems, len(found.notes)) == ([], 1)
+    assert "alias production" in found.notes[0]
 
 
 def test_tags_of_peoples_own_are_a_note(store: Store, manifest: dict[str, Any]) -> None:
