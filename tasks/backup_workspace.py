@@ -187,7 +187,7 @@ def _save_history(root: Path, to: Path) -> list[str]:
 
 def _save_objects(root: Path, to: Path) -> int:
     """Every object of the cache and of the own remote, once, and what DVC's run-cache knows. Returns how many."""
-    cache = ObjectStore(root).cache_path("00").parents[1]  # …/files/md5
+    cache = ObjectStore(root).cache_folder  # …/files/md5
     own = root / REMOTE / "files" / "md5"
     count = 0
     for source in (cache, own):

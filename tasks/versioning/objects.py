@@ -165,6 +165,11 @@ class ObjectStore:
                     return data
         raise _lost(digest)
 
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of the cache's objects, in which each lies under the first two digits of its hash."""
+        return self._cache.folder
+
     def cache_path(self, digest: str) -> Path:
         """Where the cache keeps, or would keep, an object. Never write through it to change one."""
         return self._cache.path(digest)

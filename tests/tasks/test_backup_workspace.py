@@ -102,6 +102,16 @@ def test_what_waits_for_a_run_to_end_is_saved_wherever_it_stands(
     assert Versions(tmp_path / "again").changed_tracked("data/raw") == []
 
 
+def test_objects_that_were_never_pushed_are_saved(mine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remote is elsewhere, or nothing is pushed (registry.push): the cache alone has them."""
+    shutil.rmtree(mine.root / ".plumbline/remote/files")
+    assert backup_workspace(mine.root, tmp_path / "backup", PARAMS).objects > 0
+    assert list((tmp_path / "backup/objects/runs").rglob("*")), "what DVC ran before"
+    lose(tmp_path / "machine", monkeypatch, tmp_path / "new-config")
+    restore_workspace(tmp_path / "backup", tmp_path / "again")
+    assert audit_model(tmp_path / "again", "assistant", mine.registry).verified
+
+
 def test_keys_are_saved_by_choice_alone(mine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (mine.root / ".plumbline/users.key").write_text("a secret")
     secret = default_key_path().read_bytes()
