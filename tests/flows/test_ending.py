@@ -19,6 +19,7 @@ import orjson
 import pytest
 
 from data_contracts.errors import CheckFailed
+from flows.__main__ import app
 from flows.ending import TRACEBACK, exit_code_of, until_ended
 from flows.workspaces import init_workspace
 
@@ -68,6 +69,27 @@ def test_what_nobody_foresaw_is_one_line_and_a_traceback_in_the_log(run: Callabl
     assert "secret" not in err + log.read_text()
     assert "plumbline history\nTraceback" in log.read_text()
     assert stat.S_IMODE(log.stat().st_mode) & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["validate", "--json"], "Missing argument"),
+        (["nonsense", "--json"], "No such command 'nonsense'."),
+        (["history", "--json", "--nope"], "No such option: --nope"),
+        (["self-play", "--prompts", "0", "--json"], "Invalid value for '--prompts'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_told_as_json_too(
+    run: Callable[..., tuple[int, str, str]], arguments: list[str], said: str
+) -> None:
+    code, out, err = run(lambda: app(prog_name="plumbline"), *arguments)
+    told = orjson.loads(out)["error"]
+    assert code == told["exit_code"] == 2
+    assert told["kind"] == "UsageError"
+    assert said in told["message"]
+    assert said in err
+    assert run(lambda: app(prog_name="plumbline"), *[each for each in arguments if each != "--json"])[1] == ""
 
 
 def test_json_has_the_object_alone(run: Callable[..., tuple[int, str, str]]) -> None:
@@ -211,8 +233,13 @@ def test_the_exit_code_stays_where_nobody_reads(run: Callable[..., tuple[int, st
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
 def test_closed_streams_end_nothing_and_take_no_files_place(workspace: Path, closed: str) -> None:
     """SQLite's file would get number 1, and what is printed would be written into it."""
-    done = subprocess.run(
-        ["sh", "-c", f"{PLUMBLINE} outbox list {closed}"], cwd=workspace, capture_output=True, check=False
+    rows = [{"prompt": f"What is {n}?", "chosen": f"The number {n}.", "rejected": closed} for n in ("one", "two")]
+    (workspace / "pairs.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    done = subprocess.run(  # a command that writes into the database
+        ["sh", "-c", f"{PLUMBLINE} ingest human_pairs pairs.jsonl {closed}"],
+        cwd=workspace,
+        capture_output=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert (workspace / ".plumbline/operations.db").read_bytes().startswith(b"SQLite format 3")
