@@ -26,7 +26,7 @@ from data_contracts.artifact import full_disk_as_stage_error
 from data_contracts.errors import Interrupted, PlumblineError, UnexpectedError, UsageError
 from data_contracts.permissions import permissions_as_errors
 from data_contracts.secrets import mask
-from flows.output import Output, report_failure
+from flows.output import Output, report_as_json, report_failure
 
 TRACEBACK = "PLUMBLINE_TRACEBACK"
 """The variable that, set to 1, shows tracebacks on stderr as well."""
@@ -58,6 +58,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
             return 0
         except SystemExit as ended:
             if heard.number is None or ended.code == 0:
+                _tell_misuse(ended)
                 return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             error: PlumblineError = _interrupted(heard.number)
         except PlumblineError as failed:
@@ -67,6 +68,13 @@ def exit_code_of(command: Callable[[], object]) -> int:
         _show_traceback(error)
         report_failure(error, as_json="--json" in sys.argv[1:])
         return error.exit_code
+
+
+def _tell_misuse(ended: SystemExit) -> None:
+    """Say in JSON what the command line's parser said as text before it ended the process: an option, an argument."""
+    told = getattr(ended.__context__, "format_message", None)
+    if told is not None and "--json" in sys.argv[1:]:
+        report_as_json(UsageError(told()))
 
 
 @contextmanager

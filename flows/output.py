@@ -79,9 +79,16 @@ def report_failure(error: PlumblineError, *, as_json: bool) -> None:
     with suppress(OSError, ValueError):  # nobody reads it; the exit code says it too
         sys.stderr.write("\n".join([f"plumbline: {message}", *notes]) + "\n")
         sys.stderr.flush()
-    if as_json and not Output.printed:
-        kind = type(error).__name__
-        _write_json({"error": {"kind": kind, "message": " ".join([message, *notes]), "exit_code": error.exit_code}})
+    if as_json:
+        report_as_json(error)
+
+
+def report_as_json(error: PlumblineError) -> None:
+    """Say on stdout what went wrong, where no result was printed before it."""
+    if Output.printed:
+        return
+    message = " ".join(map(mask, [str(error), *getattr(error, "__notes__", ())]))
+    _write_json({"error": {"kind": type(error).__name__, "message": message, "exit_code": error.exit_code}})
 
 
 def _write_json(payload: dict[str, Any]) -> None:

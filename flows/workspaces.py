@@ -46,6 +46,7 @@ def init_workspace(root: Path, remote: str | None = None) -> list[str]:
             f"{mask(remote)}: expected a remote URL without a password, because git keeps it. Leave it out, then run "
             f"`dvc remote modify --local storage password …` in the workspace."
         )
+    _refuse_foreign(root)
     with undone_on_failure(root, (*_OWN_FOLDERS, *_versioned_files())):
         return _make_workspace(root, remote)
 
@@ -96,6 +97,30 @@ def _refuse_ignored(root: Path) -> None:
             f"{root}: expected git to keep {path}{more}, found it ignored by {rule}. Remove that line or narrow it "
             f"(DVC itself ignores the data), or choose another folder. Nothing was changed."
         )
+
+
+def _refuse_foreign(root: Path) -> None:
+    """Name a `params.yaml` or `dvc.yaml` of another program: it would be kept, and no command could use it."""
+    for name, own in template_files().items():
+        path = root / name
+        if name in (PARAMS_FILE, "dvc.yaml") and path.is_file() and not _names(path.read_bytes()) & _names(own):
+            raise UsageError(
+                f"{path}: expected Plumbline's file, found one of another program, which uses the same name. "
+                f"Choose another folder, such as one inside of this. Nothing was changed."
+            )
+
+
+def _names(text: bytes) -> set[str]:
+    """What tells Plumbline's `params.yaml` and `dvc.yaml` from others: the sections, and the stages."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        loaded = YAML(typ="safe").load(text)
+    except YAMLError:
+        return set()
+    found = loaded.get("stages", loaded) if isinstance(loaded, dict) else None
+    return {name for name, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else set()
 
 
 def find_workspace(start: Path) -> Path:

@@ -95,6 +95,29 @@ def test_a_rule_that_hides_what_git_has_to_keep_is_named_with_file_and_line(
     assert find_workspace(repository) == repository
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("params.yaml", "lr: 1\ntrain: {epochs: 3}\n"),
+        ("params.yaml", ""),
+        ("params.yaml", "no: [yaml"),
+        ("dvc.yaml", "stages:\n  train:\n    cmd: python train.py\n"),
+    ],
+)
+def test_a_file_of_another_program_with_our_name_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=f"{name}: expected Plumbline's file, found one of another program"):
+        init_workspace(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
+
+
+def test_own_files_are_completed(tmp_path: Path) -> None:
+    init_workspace(tmp_path)
+    (tmp_path / "dvc.yaml").unlink()
+    assert init_workspace(tmp_path) == ["dvc.yaml"]
+
+
 def test_a_rule_that_is_taken_back_hides_nothing(repository: Path) -> None:
     (repository / ".gitignore").write_text("data/*\n!data/raw.dvc\n!data/.gitignore\n")
     init_workspace(repository)
