@@ -45,7 +45,7 @@ def _refusal(service: Service) -> str:
     if (found := server_version(api_url)) is not None:
         holders += f"; it answers as a Prefect server {found}, not one of this workspace"
     elif asks_for_credentials(f"{api_url}/admin/version"):
-        holders += "; it answers as a Prefect server that asks for credentials, not one of this workspace"
+        holders += "; it asks for credentials, and is no server of this workspace"
     return (
         f"{service.port_key}: expected port {service.port} on {HOST} to be free for {service.name}, found it in use by "
         f"{holders}. End that, or choose another port: `plumbline up --set {service.port_key}=PORT`. Nothing "

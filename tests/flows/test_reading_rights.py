@@ -41,9 +41,10 @@ def state_of(root: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def read_only(trained: Trained) -> Iterator[Workspace]:
-    """A copy that its owner closed to others; nothing in it may change."""
+    """A copy that its owner lets others read; nothing in it may change."""
     with tempfile.TemporaryDirectory(prefix="plumbline-reader-") as folder:
         copy = trained.copy(Path(folder) / "workspace")
+        subprocess.run(["chmod", "-R", "go+rX", copy.root], check=True)
         before = state_of(copy.root)
         yield copy
         assert state_of(copy.root) == before

@@ -18,7 +18,7 @@ from tasks import backup_workspace as backup
 from tasks.audit_lineage import audit_model
 from tasks.backup_workspace import backup_workspace
 from tasks.ingest_feedback import fixed_raw, ingest_feedback, version_raw
-from tasks.promote_model import promotion_history, rollback
+from tasks.promote_model import Override, promote, promotion_history, rollback
 from tasks.registry.keys import default_key_path
 from tasks.restore_version import restore_version
 from tasks.restore_workspace import restore_workspace
@@ -148,11 +148,15 @@ def test_half_a_backup_is_refused_and_leaves_nothing(registered_world: Any, tmp_
 
 def test_a_backup_beside_promotions_holds_a_whole_ledger(mine: Any, tmp_path: Path) -> None:
     stop, done = threading.Event(), threading.Event()
+    moved: list[bool] = []
+    given = Override("ann", "one that was champion may come back without gates")
+    assert promote(mine.root, PARAMS, "models:/assistant/3", reason="to and fro", override=given).promoted
 
     def promote_on() -> None:
         while not stop.is_set():
-            for version in ("3", "1"):
-                rollback(mine.root, PARAMS, reason="back and forth", to=f"models:/assistant/{version}")
+            for version in ("1", "3"):
+                done_so = rollback(mine.root, PARAMS, reason="back and forth", to=f"models:/assistant/{version}")
+                moved.append(done_so.promoted)
                 done.set()
 
     worker = threading.Thread(target=promote_on)
@@ -163,6 +167,7 @@ def test_a_backup_beside_promotions_holds_a_whole_ledger(mine: Any, tmp_path: Pa
     finally:
         stop.set()
         worker.join()
+    assert all(moved) and len(moved) % 2 == 0, "it went on until it was told to stop"
     restore_workspace(tmp_path / "backup", tmp_path / "again")
     found = promotion_history(tmp_path / "again", PARAMS)
     assert (found.problems, found.moved_outside) == ([], {})
