@@ -21,6 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _CONFIG = tempfile.TemporaryDirectory(prefix="plumbline-config-")  # the signing key of the tests, not the person's own
 os.environ["XDG_CONFIG_HOME"] = _CONFIG.name
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would every command that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -101,7 +101,8 @@ class Victims:
 @pytest.fixture(scope="module")
 def victims(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
     mark = str(uuid.uuid4())
-    environment = {**os.environ, "PREFECT_API_URL": server, MARK: mark}
+    # children of ours do not import from the current folder, where this test's own program is
+    environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(REPOSITORY), MARK: mark}
     command = [sys.executable, "-m", victim.__name__]
     with subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -269,6 +269,7 @@ def test_the_graph_reaches_people_batches_contracts_and_approval(registered_worl
         "contract",
         "quarantine",
         "annotator",
+        "token",
         "judge_prompt",
         "params",
         "code",
