@@ -63,7 +63,7 @@ def _retrain(
     workspace: Path, overlays: Sequence[str], settings: Sequence[str], trigger: Mapping[str, Any] | None
 ) -> Registered:
     params, _ = settle_params(workspace, overlays, settings)
-    refuse_early(workspace, params.registry)
+    refuse_early(workspace, params.registry, params.operations)
     warm_up()
     for source, path in params.feedback.to_ingest():
         ingest_feedback(workspace, source, [path], params.feedback.limits())

@@ -17,7 +17,8 @@ from tasks.database.params import OperationsParams
 from tasks.index_lineage import INDEXED, index_datasets
 from tasks.promote_model import Promotion, PromotionSettings, promote_first
 from tasks.registry.card import render_card
-from tasks.registry.ledger import open_ledger
+from tasks.registry.client import Store
+from tasks.registry.ledger import open_ledger, settle
 from tasks.registry.manifest import all_paths, build_manifest, published_files
 from tasks.registry.params import RegistryParams
 from tasks.registry.runs import Run
@@ -49,12 +50,14 @@ class Registered:
     first: Promotion | None = None
 
 
-def refuse_early(root: Path, params: RegistryParams) -> None:
-    """Stop before any work that could not be registered after it: no remote to push to, or uncommitted changes.
+def refuse_early(root: Path, params: RegistryParams, operations: OperationsParams) -> None:
+    """Stop before any work that could not be registered after it.
 
-    The changes stop a run only where params ask for a committed workspace. Raises `VersioningError`.
+    The reasons are: no remote to push to, a ledger that is not whole, and, if params ask for a committed workspace,
+    uncommitted changes. Raises `VersioningError`, `SignatureError`, `RegistryError`.
     """
     refuse_dirty(root, params)
+    settle(open_ledger(root, operations), Store(root, params))
     if params.push:
         Versions(root).push_tracked(RAW)  # asking alone tells little: DVC takes silence for an empty remote
 

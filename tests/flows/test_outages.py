@@ -54,11 +54,23 @@ def test_a_remote_that_does_not_answer_is_named_before_any_training(copy: Worksp
     assert copy.run("retrain", "--set", "registry.push=false", "--json").redone == ["gate"]
 
 
+def test_a_ledger_of_another_registry_is_named_before_any_training(copy: Workspace, tmp_path: Path) -> None:
+    """The registry is new and empty, the ledger knows a champion: nothing could be registered behind the training."""
+    before = copy.hashes()
+    new = f"registry.tracking_uri=sqlite:///{tmp_path / 'new.db'}"
+    done = copy.run("retrain", "--set", new, "--set", NEW_POLICY, "--json")
+    assert (done.code, done.payload["error"]["kind"]) == (1, "SignatureError")
+    assert "ledger of assistant" in done.err
+    assert copy.hashes() == before
+
+
 def test_a_registry_that_dies_behind_training_costs_no_training(
     copy: Workspace, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real server, killed when DVC has the policy; started again, it gets one version, from the policy of before."""
     start = _mlflow(tmp_path)
+    for file in (copy.root / ".plumbline").glob("operations.db*"):
+        file.unlink()  # its ledger is about the registry of before: with a new one it would be refused
     commit = Versions.commit_stage
     with start() as (url, server):
 
