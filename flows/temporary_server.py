@@ -7,6 +7,7 @@ ends at a Ctrl-C before the command has told it how the run ended.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import subprocess
 import threading
@@ -23,6 +24,7 @@ _AUTH = "PREFECT_API_AUTH_STRING"
 _URL = "PREFECT_API_URL"
 _RETRIES = "PREFECT_CLIENT_MAX_RETRIES"
 _LOOK_EVERY_S = 0.5
+_QUICK_TRIES = 2  # Prefect pauses before every further one
 _started: list[temporary.TemporaryServer] = []
 
 
@@ -74,7 +76,17 @@ def _use(server: temporary.TemporaryServer) -> None:
     os.environ.update({_URL: server.api_url, _AUTH: server.credentials, temporary.TEMPORARY: server.api_url})
     refresh_global_settings_context()
     _started.append(server)
+    _send_events_at_once()
     threading.Thread(target=_end_waits_with, args=(server.process,), name="temporary-server", daemon=True).start()
+
+
+def _send_events_at_once() -> None:
+    """Let an event be lost that the server does not take: Prefect tries each for seven seconds, at the exit too."""
+    from prefect.events.clients import PrefectEventsClient
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=_QUICK_TRIES)
+    logging.getLogger(EventsWorker.__name__).setLevel(logging.CRITICAL)
 
 
 def _end_waits_with(process: subprocess.Popen[bytes]) -> None:

@@ -15,6 +15,10 @@ from flows.temporary_server import naming_its_end, temporary_server
 from data_contracts.errors import OperationsError
 with temporary_server(Path(sys.argv[1])):
     from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
+emit_event("one", {"prefect.resource.id": "it"})
+assert EventsWorker.instance()._client._reconnection_attempts == 2, "events wait for it as well, at the exit"
 with get_client(sync_client=True) as client:
     assert client.read_flows() == []
     for server in psutil.Process().children():
