@@ -21,7 +21,7 @@ from tasks.database.location import local_path
 from tasks.registry.client import Store, refusals
 from tasks.registry.ledger import ALIASES
 from tasks.registry.manifest import all_paths
-from tasks.registry.run_tables import PARENT, RunRecord, from_client, read_runs
+from tasks.registry.run_tables import PARENT, RunRecord, from_client, model_from_client, read_logged_model, read_runs
 from tasks.registry.runs import PARAM_CHARACTERS, figures, in_order, mlflow_key, param_text
 from tasks.registry.stored import GATE_TAG, KEY_TAG, MANIFEST_TAG, Version
 from tasks.registry.versions import OBJECT_TAG
@@ -32,6 +32,8 @@ _OF_SIGNATURE = "plumbline.seal"  # verified with the signature
 _NOTE = "mlflow.note.content"  # what the page shows as a run's description
 _REPORTED = ("evaluate", "gate")  # stages with sections of their own in the manifest
 _CLOCKED = "seconds"
+_LOGGED = "models:/"
+_LOGGED_ID = "m-"  # a version made from another has `models:/NAME/NUMBER`
 _MOST = 200  # characters of a value in a sentence
 
 
@@ -57,6 +59,10 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
         description = _description(store, version)
     if description:
         found.problems.append(_differs("description", version.uri, description, "none"))
+    with refusals(f"the logged model of {version.uri}"):
+        logged = _logged_model(store, version)
+    if logged is not None:
+        found.problems += _model_record(logged, manifest)
     signed = manifest.get("mlflow_run_id")
     if signed is not None and version.run_id != signed:
         found.problems.append(_differs("run", version.uri, version.run_id or "none", signed))
@@ -72,6 +78,14 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
         found.problems += problems
         found.notes += notes
     return found
+
+
+def _model_record(logged: RunRecord, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """A logged model has no figures and params of its own: MLflow's page would show them as the version's."""
+    where = f"logged model {logged.run_id}"
+    yield from _figures(where, logged, {})
+    yield from _values("param", where, logged.params, {})
+    yield from _run_tags(where, logged, {KEY_TAG: str(manifest["model"]["key"])})
 
 
 def _check_runs(found: RecordCheck, runs: Mapping[str, RunRecord], run_id: str, manifest: Mapping[str, Any]) -> None:
@@ -262,6 +276,22 @@ def _description(store: Store, version: Version) -> str | None:
         return row.description if row is not None else None
     found = store.client.get_model_version(version.name, version.number).description
     return str(found) if found else None
+
+
+def _logged_model(store: Store, version: Version) -> RunRecord | None:
+    """What MLflow shows of the logged model that a version was made from; None if it was made from none."""
+    if store.tables is not None:
+        row = store.tables.version(version.name, version.number)
+        source = (row.source if row is not None else None) or ""
+    else:
+        source = str(store.client.get_model_version(version.name, version.number).source or "")
+    model_id = source.removeprefix(_LOGGED)
+    if model_id == source or not model_id.startswith(_LOGGED_ID):
+        return None
+    if store.tables is not None:
+        with store.tables.reading() as connection:
+            return read_logged_model(connection, model_id)
+    return model_from_client(store.client.get_logged_model(model_id))
 
 
 def _ours(key: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Float, String, Table, or_, select
+from sqlalchemy import BigInteger, Boolean, Column, Connection, Float, String, Table, Text, or_, select
 
 from tasks.registry.tables import METADATA
 
@@ -58,6 +58,29 @@ _DATASETS = Table(
 )
 _INPUT_TAGS = Table(
     "input_tags", METADATA, Column("input_uuid", String(36)), Column("name", String(255)), Column("value", String(500))
+)
+
+
+_MODEL_METRICS = Table(
+    "logged_model_metrics",
+    METADATA,
+    Column("model_id", String(36)),
+    Column("metric_name", String(500)),
+    Column("metric_value", Float(53)),
+)
+_MODEL_PARAMS = Table(
+    "logged_model_params",
+    METADATA,
+    Column("model_id", String(36)),
+    Column("param_key", String(255)),
+    Column("param_value", Text),
+)
+_MODEL_TAGS = Table(
+    "logged_model_tags",
+    METADATA,
+    Column("model_id", String(36)),
+    Column("tag_key", String(255)),
+    Column("tag_value", Text),
 )
 
 
@@ -116,6 +139,28 @@ def _inputs(connection: Connection, ids: Sequence[str]) -> Iterable[Any]:
     columns = select(_INPUTS.c.destination_id, _DATASETS.c.name, _DATASETS.c.digest, _INPUT_TAGS.c.value)
     of_runs = _INPUTS.c.destination_type == "RUN", _INPUTS.c.destination_id.in_(ids)
     return connection.execute(columns.select_from(joined).where(*of_runs))
+
+
+def read_logged_model(connection: Connection, model_id: str) -> RunRecord:
+    """What MLflow's page of a logged model shows beside its files."""
+    found = RunRecord(model_id, deleted=False)
+    for table, keep in (
+        (_MODEL_METRICS, lambda key, value: found.metrics.setdefault(key, set()).add(value)),
+        (_MODEL_PARAMS, found.params.__setitem__),
+        (_MODEL_TAGS, found.tags.__setitem__),
+    ):
+        _, key, value = table.c
+        for row in connection.execute(select(key, value).where(table.c.model_id == model_id)):
+            keep(*row)
+    return found
+
+
+def model_from_client(model: Any) -> RunRecord:
+    """A logged model as MLflow's client has it."""
+    metrics: dict[str, set[float]] = {}
+    for metric in model.metrics or ():
+        metrics.setdefault(metric.key, set()).add(metric.value)
+    return RunRecord(str(model.model_id), False, metrics, dict(model.params or {}), dict(model.tags or {}))
 
 
 def from_client(run: Any) -> RunRecord:

@@ -86,7 +86,10 @@ _VERSION_TAGS = Table(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One version as MLflow has it. `location` is where its files lie, `created_ms` is MLflow's clock."""
+    """One version as MLflow has it.
+
+    `location` is where its files lie, `created_ms` is MLflow's clock, `source` is what it was made from.
+    """
 
     number: str
     tags: Mapping[str, str]
@@ -94,6 +97,7 @@ class Row:
     created_ms: int
     location: str | None
     description: str | None = None
+    source: str | None = None
 
 
 class Tables:
@@ -196,4 +200,4 @@ def _alive(query: Any, name: str) -> Any:
 
 def _row(item: Any, tags: Mapping[str, str]) -> Row:
     location = item.storage_location or item.source
-    return Row(str(item.version), tags, item.run_id, int(item.creation_time), location, item.description)
+    return Row(str(item.version), tags, item.run_id, int(item.creation_time), location, item.description, item.source)

@@ -58,8 +58,8 @@ def runs(store: Store) -> dict[str, str]:
     """Ids of the runs: of each stage by its name, and of the whole."""
     with sqlite3.connect(store.root / ".plumbline/mlflow.db") as connection:
         found = dict(connection.execute("SELECT value, run_uuid FROM tags WHERE key = 'plumbline.stage'").fetchall())
-        (whole,) = connection.execute("SELECT run_id FROM model_versions WHERE version = 1").fetchone()
-    return {**found, "whole": whole}
+        whole, source = connection.execute("SELECT run_id, source FROM model_versions WHERE version = 1").fetchone()
+    return {**found, "whole": whole, "model": source.removeprefix("models:/")}
 
 
 def test_what_was_registered_is_what_mlflow_shows(store: Store, manifest: dict[str, Any]) -> None:
@@ -212,6 +212,18 @@ CLIENT: dict[str, tuple[Callable[[Any, dict[str, str]], Any], str]] = {
     "description": (
         lambda client, named: client.update_model_version("assistant", "1", "safe for children"),
         "description of models:/assistant/1: MLflow shows safe for children, the signed manifest says none.",
+    ),
+    "metric of the logged model": (
+        lambda client, named: client.log_metric(named["whole"], "curve/x", 0.99, model_id=named["model"]),
+        "metric curve/x of logged model {model}: MLflow shows 0.99, the signed manifest says none.",
+    ),
+    "param of the logged model": (
+        lambda client, named: client.log_model_params(named["model"], {"beta": "0.5"}),
+        "param beta of logged model {model}: MLflow shows 0.5, the signed manifest says none.",
+    ),
+    "tag of the logged model": (
+        lambda client, named: client.set_logged_model_tags(named["model"], {"plumbline.gate": "passed"}),
+        "tag plumbline.gate of logged model {model}: MLflow shows passed, the signed manifest says none.",
     ),
     "deleted run": (lambda client, named: client.delete_run(named["whole"]), "run {whole}: deleted in MLflow."),
     "deleted run of a stage": (
