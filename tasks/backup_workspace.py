@@ -35,7 +35,7 @@ from tasks.registry.ledger import ledger_lock, read_ledger
 from tasks.registry.params import RegistryParams
 from tasks.registry.trust import load_trust
 from tasks.validate_feedback import RAW
-from tasks.versioning.git import read_git
+from tasks.versioning.git import head_commit, read_git
 from tasks.versioning.lock import read_lock, read_tracked
 from tasks.versioning.objects import ObjectStore
 
@@ -94,8 +94,8 @@ def backup_workspace(root: Path, to: Path, params: BackupSettings, *, keys: bool
     (to / FILES).mkdir(exist_ok=True)
     moving = (RAW, f"{RAW}.dvc", ARRIVED, f"{STATE}/intake", params.intake.inbox)
     with one_writer(root):
-        _save_files(root, to, (name for name in _names(root, keys) if _is_below(name, moving)))
-    _save_files(root, to, (name for name in _names(root, keys) if not _is_below(name, moving)))
+        left_out += _save_files(root, to, (name for name in _names(root, keys) if _is_below(name, moving)))
+    left_out += _save_files(root, to, (name for name in _names(root, keys) if not _is_below(name, moving)))
     left_out += _save_history(root, to)
     objects = _save_objects(root, to / OBJECTS)
     if keys:
@@ -156,9 +156,15 @@ def _is_below(name: str, folders: Iterable[str]) -> bool:
     return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
 
 
-def _save_files(root: Path, to: Path, names: Iterable[str]) -> None:
+def _save_files(root: Path, to: Path, names: Iterable[str]) -> list[str]:
+    """Save files of the workspace; return what was left out, because a link leads to a file of somebody else's."""
+    left_out = []
     for name in names:
-        _save_file(root / name, to / FILES / name)
+        if (root / name).resolve().is_relative_to(root):
+            _save_file(root / name, to / FILES / name)
+        else:
+            left_out.append(f"{name}: a link out of the workspace; save what it leads to where that is")
+    return left_out
 
 
 def _save_file(path: Path, to: Path) -> None:
@@ -181,6 +187,8 @@ def _save_history(root: Path, to: Path) -> list[str]:
         own = False
     if not own:
         return ["git: the workspace is part of a larger repository; save that where it is"]
+    if head_commit(root) is None:
+        return ["git: there is no commit yet"]
     read_git(root, "bundle", "create", "--quiet", str((to / BUNDLE).resolve()), "--all")
     return []
 

@@ -7,6 +7,7 @@ out; its own remote starts empty and is filled by the next run. Locations follow
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ from tasks.versioning.git import run_git
 from tasks.versioning.workspace import Versions, init_versioning
 
 _EXAMPLES = 3
+_KEY_NAME = re.compile(r"signing(-[0-9a-f]{16})?\.key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,9 @@ def _restore_keys(backup: Path, manifest: Mapping[str, Any]) -> None:
 def _saved_keys(backup: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, Path]]:
     """Each private key in the backup, and where it belongs."""
     names = [Path(name).name for name in manifest["files"] if name.startswith(f"{KEYS}/")]
+    strange = [name for name in names if not _KEY_NAME.fullmatch(name)]
+    if strange:
+        raise UsageError(f"{backup}: expected signing keys in {KEYS}/, found {strange[:3]}. Nothing was restored.")
     return [(backup / KEYS / name, default_key_path().with_name(name)) for name in names]
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from data_contracts.errors import CheckFailed, VersioningError
+from data_contracts.errors import CheckFailed, UsageError, VersioningError
 from data_contracts.inner_paths import is_inner
+from flows.params import Params
+from tasks.backup_workspace import backup_workspace
 from tasks.restore_workspace import restore_workspace
 from tasks.versioning.git import run_git, why_unsound
 from tasks.versioning.objects import ObjectStore
@@ -131,3 +133,24 @@ def test_what_is_no_hash_is_taken_for_no_path(tmp_path: Path, victim: Path) -> N
         with pytest.raises(VersioningError, match="expected an md5"):
             store.fetch(digest, store.cache_path(digest))
     assert victim.read_text() == "mine\n"
+
+
+def test_a_backup_brings_no_files_but_keys_into_the_folder_of_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    backup = _backup(tmp_path / "backup", lambda folder: {"keys/trusted.pub": OWNED, "workspace/a": b"a"})
+    with pytest.raises(UsageError, match="expected signing keys"):
+        restore_workspace(backup, tmp_path / "again", keys=True)
+    assert not (tmp_path / "config").exists()
+
+
+def test_a_backup_takes_no_file_that_a_link_of_the_workspace_names(tmp_path: Path, victim: Path) -> None:
+    root = tmp_path / "workspace"
+    init_versioning(root)
+    (root / ".plumbline/notes").mkdir(parents=True)
+    (root / ".plumbline/notes/mine").symlink_to(victim)
+    (root / "linked").symlink_to(victim)
+    report = backup_workspace(root, tmp_path / "backup", Params())
+    assert {line.partition(":")[0] for line in report.left_out} >= {".plumbline/notes/mine", "linked"}
+    assert all(path.read_bytes() != b"mine\n" for path in (tmp_path / "backup").rglob("*") if path.is_file())
