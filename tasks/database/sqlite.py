@@ -2,9 +2,11 @@
 
 A database with a write-ahead log needs its `-shm` file, which a reader without write access cannot make. So, in order:
 
-1. `mode=ro`: works where the journal is none of that kind, or a writer is at work and its `-shm` can be read;
-2. `immutable=1`, where there is no `-wal` (or an empty one): nobody has it open, and the file is all there is;
-3. a copy in a temporary folder, with its log: taken again until no file of it changed meanwhile.
+1. `mode=rw` with `query_only`, where there is no `-wal` (or an empty one) and the reader may write: the other kind
+   leaves the `-wal` and `-shm` that it makes, this one removes them when it is closed;
+2. `mode=ro`: works where the journal is none of that kind, or a writer is at work and its `-shm` is readable;
+3. `immutable=1`, where there is no `-wal` (or an empty one): nobody has it open, and the file is all there is;
+4. a copy in a temporary folder, with its log: taken again until no file of it changed meanwhile.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ class ReadingConnection(sqlite3.Connection):
 
 def connect_for_reading(path: Path) -> ReadingConnection:
     """A connection that cannot write. Raises `OperationsError` when the file cannot be read."""
-    for options in ("mode=ro", "immutable=1"):
+    for options in ("mode=rw", "mode=ro", "immutable=1"):
         if options == "mode=ro" or not _has_log(path):
-            connection = _connect(path, options)
+            connection = _connect(path, options) if options != "mode=rw" or _may_write(path) else None
             if connection is not None:
                 return connection
     require_readable(path)
@@ -54,7 +56,6 @@ def connect_for_reading(path: Path) -> ReadingConnection:
     if connection is None:
         folder.cleanup()
         raise OperationsError(f"{path}: expected an SQLite database, found a file that cannot be opened as one.")
-    connection.execute("PRAGMA query_only=1")
     connection.keep_until_closed(folder)
     return connection
 
@@ -113,6 +114,7 @@ def _connect(path: Path, options: str) -> ReadingConnection | None:
         factory=ReadingConnection,
     )
     try:
+        connection.execute("PRAGMA query_only=1")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
         connection.close()
@@ -123,6 +125,10 @@ def _connect(path: Path, options: str) -> ReadingConnection | None:
         connection.close()
         raise
     return connection
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def _has_log(path: Path) -> bool:

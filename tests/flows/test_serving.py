@@ -150,8 +150,11 @@ def test_wrong_settings_are_refused_before_anything_is_loaded(copy: Workspace) -
     done = copy.run("serve", "--set", "serving.host=0.0.0.0", "--set", "serving.anonymous=true")
     assert done.code == 2
     assert "anonymous" in done.err
-    nobody = copy.run("serve", "--port", 0, "--alias", "shadow", "--json")
+    nobody = copy.run("serve", "--port", 0, "--alias", "challenger", "--json")
     assert (nobody.code, nobody.payload["error"]["kind"]) == (2, "UnknownModelError")
+    ungated = copy.run("serve", "--port", 0, "--alias", "shadow", "--json")
+    assert (ungated.code, ungated.payload["error"]["kind"]) == (2, "UsageError")
+    assert "challenger, champion" in ungated.payload["error"]["message"]
     unset = copy.run("serve", "--set", "serving.token=$PLUMBLINE_NOT_SET")
     assert unset.code == 2
     assert "PLUMBLINE_NOT_SET" in unset.err

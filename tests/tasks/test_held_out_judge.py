@@ -213,7 +213,8 @@ def test_the_evaluation_is_judged_by_it_too_and_says_so(
     def evaluate(*given: Any, **named: Any) -> dict[str, Any]:
         seen.update(named, score=given[3])
         finished = {name: {"finished": {"value": 1.0}} for name in ("policy", "reference")}
-        return {"held_out_judge": named["held_out_judge"], "text": finished}
+        endings = {"cut_preferred": {"value": None, "low": None, "high": None, "n": 0}}
+        return {"held_out_judge": named["held_out_judge"], "text": finished, "endings": endings}
 
     monkeypatch.setattr(module, "evaluate", evaluate)
     facts = evaluate_policy(

@@ -38,21 +38,24 @@ def snapshot(root: Path) -> dict[str, tuple[int, int]]:
 
 
 def copy_of(world: Any, root: Path) -> Any:
+    """A copy at rest: the last connection to close folds the log of a database into it."""
     shutil.copytree(world.root, root, symlinks=True)
+    with contextlib.closing(sqlite3.connect(root / ".plumbline/operations.db")) as database:
+        database.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return type(world)(root)
 
 
 @pytest.fixture
 def moved(registered_world: Any, tmp_path: Path) -> Iterator[Any]:
-    """The workspace under another name for the while."""
-    home, away = registered_world.root, tmp_path / NAME
-    kept = copy_of(registered_world, tmp_path / "kept").root
-    shutil.move(home, away)
+    """The workspace under another name for the while; its own files come back, which connections have open."""
+    home, kept = registered_world.root, tmp_path / "kept"
+    away = copy_of(registered_world, tmp_path / NAME).root
+    home.rename(kept)
     try:
         yield type(registered_world)(away)
     finally:
-        shutil.rmtree(away, ignore_errors=True)
-        shutil.move(kept, home)
+        shutil.rmtree(home, ignore_errors=True)
+        kept.rename(home)
 
 
 def test_an_audit_says_moved_and_verifies(moved: Any, registered_world: Any) -> None:

@@ -69,6 +69,17 @@ def test_a_database_with_a_log_is_read_by_another_user_at_rest_and_in_use(tmp_pa
     assert read_as_another(killed / DATABASE).stdout == "7\n", "the log counts where its -shm is gone"
 
 
+def test_its_owner_reads_it_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    fill(tmp_path, 1, 2)
+    path = tmp_path / DATABASE
+    before = [(file, file.stat().st_mtime_ns, file.read_bytes()) for file in sorted(path.parent.iterdir())]
+    with closing(connect_for_reading(path)) as first, closing(connect_for_reading(path)) as second:
+        for connection in (first, second):
+            assert connection.execute("SELECT sum(value) FROM counts").fetchone() == (3,)
+    after = [(file, file.stat().st_mtime_ns, file.read_bytes()) for file in sorted(path.parent.iterdir())]
+    assert after == before
+
+
 def test_a_reader_cannot_write(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     with closing(connect_for_reading(tmp_path / DATABASE)) as connection, pytest.raises(sqlite3.OperationalError):
