@@ -28,13 +28,13 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert
 
-from flows import environment
-from flows.workspaces import init_workspace
-from tasks.audit_lineage import audit_model
-from tasks.registry.client import Store
-from tasks.registry.params import RegistryParams
-from tasks.trace_lineage import audit_record, trace
-from tasks.versioning.objects import ObjectStore
+from plumbline.flows.deployment import environment
+from plumbline.flows.graph.workspaces import init_workspace
+from plumbline.tasks.registry.audit_lineage import audit_model
+from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.trace_lineage import audit_record, trace
+from plumbline.tasks.storage.versioning.objects import ObjectStore
 
 VERSIONS_A_DATASET = 25
 ANNOTATORS = 200
@@ -209,7 +209,7 @@ def measure(root: Path, versions: int) -> Table:
     for name, arguments, ask in questions:
         first, answers = _timed(ask)
         warm = statistics.median(_timed(ask)[0] for _ in range(REPEATS))
-        command = [sys.executable, "-m", "flows", "audit", *arguments, "-C", str(root), "--json"]
+        command = [sys.executable, "-m", "plumbline", "audit", *arguments, "-C", str(root), "--json"]
         cold = [_cold(command) for _ in range(REPEATS)]
         wall, cpu = (statistics.median(values) for values in zip(*cold, strict=True))
         table.add_row(name, str(answers), f"{first:.2f}", f"{warm:.3f}", f"{wall:.2f}", f"{cpu:.2f}")

@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.curation_sets import SOUND, plant, sound
-from data_contracts.records import Message, Origin, PreferencePair, load_jsonl
-from tasks.curation.curate import Curated, curate
-from tasks.curation.params import CurationParams, LimitParams, SplitParams
+from plumbline.data_contracts.records import (
+    Message,
+    Origin,
+    PreferencePair,
+    load_jsonl,
+)
+from plumbline.tasks.data.curation.curate import Curated, curate
+from plumbline.tasks.data.curation.params import CurationParams, LimitParams, SplitParams
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PUBLIC = ("hh_harmless_test", "ukp_convarg_pairs", "llmbar_pairs")

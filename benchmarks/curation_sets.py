@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
-from data_contracts.records import Message, Origin, PreferencePair
+from plumbline.data_contracts.records import Message, Origin, PreferencePair
 
 NOUNS = tuple(
     [

@@ -22,12 +22,17 @@ def build_inputs(folder: Path, count: int) -> tuple[Path, list[Any]]:
     """A random model of the sample world's size with a tokenizer of its own, and clean pairs of that world."""
     import orjson
 
-    from data_contracts.records import CuratedPair, Message, Origin, load_conversations
-    from tasks.models.loading import save_model, seed_everything
-    from tasks.models.params import TinyModelParams
-    from tasks.models.tiny import build_model, train_tokenizer
-    from tasks.sample_world.generate import generate
-    from tasks.sample_world.params import DefectRates, SampleWorldParams
+    from plumbline.data_contracts.records import (
+        CuratedPair,
+        Message,
+        Origin,
+        load_conversations,
+    )
+    from plumbline.tasks.data.sample_world.generate import generate
+    from plumbline.tasks.data.sample_world.params import DefectRates, SampleWorldParams
+    from plumbline.tasks.models.loading import save_model, seed_everything
+    from plumbline.tasks.models.params import TinyModelParams
+    from plumbline.tasks.models.tiny import build_model, train_tokenizer
 
     none = DefectRates(**dict.fromkeys(DefectRates.model_fields, 0.0))
     world = folder / "world"
@@ -56,10 +61,10 @@ def build_inputs(folder: Path, count: int) -> tuple[Path, list[Any]]:
 
 
 def time_ours(reference: Path, pairs: list[Any], folder: Path, *, validate: bool) -> float:
-    """CPU seconds of `tasks.finetuning.dpo.run`."""
-    from tasks.finetuning import dpo
-    from tasks.finetuning.methods import FinetuneInputs
-    from tasks.finetuning.params import DpoParams
+    """CPU seconds of `tasks.training.finetuning.dpo.run`."""
+    from plumbline.tasks.training.finetuning import dpo
+    from plumbline.tasks.training.finetuning.methods import FinetuneInputs
+    from plumbline.tasks.training.finetuning.params import DpoParams
 
     params = DpoParams() if validate else DpoParams(eval_every=100_000, best_by="preference_accuracy")
     held_out = pairs[: 256 if validate else 1]
@@ -86,8 +91,8 @@ def time_bare(reference: Path, pairs: list[Any], folder: Path) -> float:
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
-    from tasks.finetuning.params import DpoParams
-    from tasks.models.loading import load_policy, load_tokenizer, seed_everything
+    from plumbline.tasks.models.loading import load_policy, load_tokenizer, seed_everything
+    from plumbline.tasks.training.finetuning.params import DpoParams
 
     params = DpoParams()
     seed_everything(SEED, 1)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from data_contracts.records import Message
+    from plumbline.data_contracts.records import Message
 
 SEED = 17
 VOCABULARY = 1024
@@ -32,7 +32,7 @@ TEMPLATE = (
 
 def build_prompts(count: int) -> list[tuple[Message, ...]]:
     """Prompts of 6 to 24 made-up words."""
-    from data_contracts.records import Message
+    from plumbline.data_contracts.records import Message
 
     generator = random.Random(SEED)
     words = ["".join(generator.choices("abcdefghijklmnoprstuvw", k=generator.randint(2, 7))) for _ in range(600)]
@@ -95,7 +95,7 @@ def time_plumbline(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[tuple[Message, ...]], args: Any, seed: int
 ) -> tuple[float, int]:
     """Seconds and completion tokens of our sampler."""
-    from tasks.models.sampling import sample
+    from plumbline.tasks.models.sampling import sample
 
     start = time.perf_counter()
     found = sample(
@@ -117,7 +117,7 @@ def time_generate(
     """Seconds and completion tokens of `model.generate`, texts decoded as ours are."""
     import torch
 
-    from tasks.models.chat import encode_prompts
+    from plumbline.tasks.models.chat import encode_prompts
 
     torch.manual_seed(seed)
     start = time.perf_counter()

@@ -1,10 +1,11 @@
 """From a file of feedback to a running flow run, on a real Prefect server with a warm worker.
 
 `python -m benchmarks.ingest_latency --json`. A workspace of its own with services on free ports; no quiet time is
-waited for (`trigger.debounce_s=0`). Each round drops a new file into the watched inbox, or ingests it, and waits until
-the server calls the run of `retrain-on-fresh` RUNNING. The run then ends at once, on a base model that is not there.
-One round before is not counted. Warm: a round begins when a process waits for the next run (`flows.standby`), which
-after a run takes its imports and three seconds; `--standbys 0` measures runs that start cold.
+waited for (`trigger.debounce_s=0`). Each round drops a new file into the watched inbox, or ingests it, and waits
+until the server calls the run of `retrain-on-fresh` RUNNING. The run then ends at once, on a base model that is not
+there. One round before is not counted. Warm: a round begins when a process waits for the next run
+(`flows.deployment.standby`), which after a run takes its imports and three seconds; `--standbys 0` measures runs that
+start cold.
 
 1. `announced`: until the server has the flow run: file noticed, stored, versioned, outbox, event, trigger.
 2. `started`: from there until RUNNING: the worker's poll, and the run's process and its imports where it starts cold.
@@ -32,8 +33,8 @@ from typing import Any
 import httpx
 import psutil
 
-from tasks.services.plan import services_folder
-from tasks.services.processes import marked
+from plumbline.tasks.operations.services.plan import services_folder
+from plumbline.tasks.operations.services.processes import marked
 
 PROGRAM = Path(sys.executable).with_name("plumbline")
 DEADLINE_S = 180.0
@@ -146,7 +147,11 @@ def idle(root: Path, standbys: int) -> bool:
 
 def waiting(root: Path) -> list[psutil.Process]:
     """The processes that wait for a run."""
-    return [process for process in marked(services_folder(root)) if "flows.standby" in process.cmdline()]
+    return [
+        process
+        for process in marked(services_folder(root))
+        if "plumbline.flows.deployment.standby" in process.cmdline()
+    ]
 
 
 def seconds(process: psutil.Process) -> float:

@@ -63,9 +63,9 @@ class Endpoint:
 @contextmanager
 def endpoint(folder: Path) -> Iterator[Endpoint]:
     """`plumbline intake serve` in a new workspace, for as long as the block runs."""
-    from flows.params import load_params, save_params
-    from flows.workspaces import init_workspace
-    from tasks.intake.tokens import create_token, token_file
+    from plumbline.flows.graph.params import load_params, save_params
+    from plumbline.flows.graph.workspaces import init_workspace
+    from plumbline.tasks.operations.intake.tokens import create_token, token_file
 
     root = folder / "workspace"
     init_workspace(root)
@@ -77,7 +77,7 @@ def endpoint(folder: Path) -> Iterator[Endpoint]:
     token = create_token(token_file(root), "load")
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     with (folder / "serve.log").open("wb") as log:
-        command = [sys.executable, "-m", "flows", "intake", "serve", "-C", str(root)]
+        command = [sys.executable, "-m", "plumbline", "intake", "serve", "-C", str(root)]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         _until_it_answers(process, port, folder / "serve.log")

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from data_contracts.records import Message
-    from flows.params import Params
-    from tasks.finetuning.params import FinetuneParams
+    from plumbline.data_contracts.records import Message
+    from plumbline.flows.graph.params import Params
+    from plumbline.tasks.training.finetuning.params import FinetuneParams
 
 PROMPTS = 2304
 METHODS = ("dpo", "grpo", "ppo", "dpo,ppo")
@@ -48,8 +48,8 @@ def finetune_section(params: Params, methods: Sequence[str]) -> FinetuneParams:
 
 def train(workspace: Path, params: Params, methods: Sequence[str], folder: Path) -> tuple[Path, dict[str, Any]]:
     """Run the stage body into `folder/policy`; the policy, and its facts with the CPU and wall seconds it took."""
-    from tasks.finetune_policy import STAGE, finetune_policy
-    from tasks.stage import StageContext, declared, fill
+    from plumbline.tasks.pipeline.stage import StageContext, declared, fill
+    from plumbline.tasks.training.finetune_policy import STAGE, finetune_policy
 
     policy = folder / "policy"
     policy.mkdir(parents=True)
@@ -65,7 +65,7 @@ def train(workspace: Path, params: Params, methods: Sequence[str], folder: Path)
 
 def test_prompts(workspace: Path) -> list[tuple[Message, ...]]:
     """The first distinct prompts of the test split."""
-    from data_contracts.records import CuratedPair, load_jsonl
+    from plumbline.data_contracts.records import CuratedPair, load_jsonl
 
     pairs = load_jsonl(workspace / "data/curated/test.jsonl", CuratedPair)
     return list(dict.fromkeys(pair.prompt for pair in pairs))[:PROMPTS]
@@ -73,8 +73,8 @@ def test_prompts(workspace: Path) -> list[tuple[Message, ...]]:
 
 def answers(folder: Path, prompts: Sequence[Any], seed: int) -> tuple[Any, Any, list[Any]]:
     """Model, tokenizer, and one completion a prompt at temperature 1."""
-    from tasks.models.loading import load_policy, load_tokenizer
-    from tasks.models.sampling import sample
+    from plumbline.tasks.models.loading import load_policy, load_tokenizer
+    from plumbline.tasks.models.sampling import sample
 
     model, tokenizer = load_policy(folder), load_tokenizer(folder)
     drawn = sample(model, tokenizer, prompts, max_new_tokens=48, temperature=1.0, top_p=1.0, seed=seed, batch_size=256)
@@ -83,9 +83,9 @@ def answers(folder: Path, prompts: Sequence[Any], seed: int) -> tuple[Any, Any, 
 
 def measure(policy: Path, reference: Path, prompts: Sequence[Any], seed: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Outcome of each prompt (1 won, ½ tied, 0 lost); win rate with interval, gold, KL in nats per token, length."""
-    from tasks.models.chat import encode_prompts
-    from tasks.models.divergence import sequence_divergences
-    from tasks.sample_world.gold import gold_reward
+    from plumbline.tasks.data.sample_world.gold import gold_reward
+    from plumbline.tasks.models.chat import encode_prompts
+    from plumbline.tasks.models.divergence import sequence_divergences
 
     tuned, tokenizer, mine = answers(policy, prompts, seed)
     frozen, _, theirs = answers(reference, prompts, seed + 1)
@@ -108,7 +108,7 @@ def measure(policy: Path, reference: Path, prompts: Sequence[Any], seed: int) ->
 
 def interval(values: np.ndarray) -> dict[str, float]:
     """Mean of values with its interval."""
-    from tasks.statistics import paired_bootstrap
+    from plumbline.tasks.statistics import paired_bootstrap
 
     value, low, high = paired_bootstrap(values, 0.95, 2000, 0)
     return {"value": value, "low": low, "high": high}
@@ -130,7 +130,7 @@ def pooled(outcomes: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Any]:
 
 def run(workspace: Path, settings: Sequence[str], stacks: Sequence[str]) -> Iterator[tuple[str, np.ndarray, Any]]:
     """Stack, outcomes and figures of each stack on one workspace."""
-    from flows.params import load_params
+    from plumbline.flows.graph.params import load_params
 
     params, _ = load_params(workspace, [], settings)
     prompts = test_prompts(workspace)

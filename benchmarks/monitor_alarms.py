@@ -3,9 +3,9 @@
     python -m benchmarks.monitor_alarms [--months 4000] [--json]
 
 A month is 30 daily looks at 100 votes of a judge. Nothing has changed where half of them are won; a drop lowers the
-rate on the first day. The monitor's test is `tasks.statistics.anytime.SequentialTest` as `tasks.monitoring` runs it: a
-new start a day, alone (`alpha`) or as one of a family of eight (alpha/8, the worst case of `adjusted_log_e`). It is
-computed here for all months at once; a test compares both.
+rate on the first day. The monitor's test is `tasks.statistics.anytime.SequentialTest` as
+`tasks.operations.monitoring` runs it: a new start a day, alone (`alpha`) or as one of a family of eight (alpha/8, the
+worst case of `adjusted_log_e`). It is computed here for all months at once; a test compares both.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.statistics.anytime import smallest_detectable_difference
-from tasks.statistics.betting import FRACTIONS, pooled
+from plumbline.tasks.statistics.anytime import smallest_detectable_difference
+from plumbline.tasks.statistics.betting import FRACTIONS, pooled
 
 LOOKS, VOTES, ALPHA, FAMILY = 30, 100, 0.05, 8
 DROPS = (0.03, 0.05, 0.10)

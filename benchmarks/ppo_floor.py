@@ -55,7 +55,7 @@ def gemm_rate(config: Any, tokens: int, response_tokens: int, seconds: float = 1
     """
     import torch
 
-    from tasks.models.fast_linear import onednn_is_faster
+    from plumbline.tasks.models.fast_linear import onednn_is_faster
 
     products = []
     blocks = [(tokens, *shape) for shape in linear_shapes(config)] * config.num_hidden_layers

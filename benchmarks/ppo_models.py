@@ -38,10 +38,10 @@ def prepare(size: str, workspace: Path, cache: Path, threads: int) -> dict[str, 
 
 
 def _train_policy(size: str, workspace: Path, folder: Path, threads: int) -> None:
-    from data_contracts.records import load_conversations
-    from tasks.models.loading import load_tokenizer
-    from tasks.models.params import TinyModelParams
-    from tasks.models.tiny import train_base
+    from plumbline.data_contracts.records import load_conversations
+    from plumbline.tasks.models.loading import load_tokenizer
+    from plumbline.tasks.models.params import TinyModelParams
+    from plumbline.tasks.models.tiny import train_base
 
     conversations = load_conversations(workspace / "data" / "world" / "demonstrations.jsonl")[:CONVERSATIONS]
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +59,8 @@ def _with_random_head(source: Path, folder: Path, seed: int) -> None:
     """A sequence-classification model of the weights in `source`, its head drawn with std 1/√(h + 1)."""
     import torch
 
-    from tasks.models.loading import load_reward, load_tokenizer, save_model
-    from tasks.rewards.scoring import FACTS
+    from plumbline.tasks.models.loading import load_reward, load_tokenizer, save_model
+    from plumbline.tasks.training.rewards.scoring import FACTS
 
     torch.manual_seed(seed)
     trained_head = (source / FACTS).is_file()

@@ -22,15 +22,20 @@ def make_trainer(job: dict[str, Any]) -> Any:
     from datasets import Dataset
     from torch.optim.lr_scheduler import LambdaLR
 
-    from tasks.finetuning.ppo.config import PPOConfig
-    from tasks.finetuning.ppo.kl_control import KlParams
-    from tasks.finetuning.ppo.rewards import ShapingParams
-    from tasks.finetuning.ppo.trainer import PPOTrainer
-    from tasks.models import fast_linear
-    from tasks.models.loading import load_policy, load_reward, load_tokenizer, seed_everything
-    from tasks.rewards.mixture import build_mixture
-    from tasks.rewards.mixture_params import MixtureParams, RewardModelTermParams
-    from tasks.rewards.scoring import RewardModel
+    from plumbline.tasks.models import fast_linear
+    from plumbline.tasks.models.loading import (
+        load_policy,
+        load_reward,
+        load_tokenizer,
+        seed_everything,
+    )
+    from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
+    from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
+    from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams
+    from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
+    from plumbline.tasks.training.rewards.mixture import build_mixture
+    from plumbline.tasks.training.rewards.mixture_params import MixtureParams, RewardModelTermParams
+    from plumbline.tasks.training.rewards.scoring import RewardModel
 
     seed_everything(job["seed"], job["threads"])
     if job["plain_linears"]:

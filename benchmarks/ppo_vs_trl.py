@@ -78,9 +78,9 @@ def load_prompts(workspace: Path, split: str, count: int) -> list[list[dict[str,
 
 def encode(policy: str, prompts: list[list[dict[str, str]]]) -> list[list[int]]:
     """Prompts as token ids, the same for both sides."""
-    from data_contracts.records import Message
-    from tasks.models.chat import encode_prompts
-    from tasks.models.loading import load_tokenizer
+    from plumbline.data_contracts.records import Message
+    from plumbline.tasks.models.chat import encode_prompts
+    from plumbline.tasks.models.loading import load_tokenizer
 
     return encode_prompts(load_tokenizer(policy), [tuple(Message(**turn) for turn in prompt) for prompt in prompts])
 
@@ -105,10 +105,10 @@ def run_side(side: str, python: Path, job: dict[str, Any], folder: Path) -> dict
 
 def measure_gold(policy: str | Path, prompts: list[list[dict[str, str]]]) -> float:
     """Mean gold reward of a policy on held-out prompts, one completion each, drawn with the same numbers."""
-    from data_contracts.records import Message
-    from tasks.models.loading import load_policy, load_tokenizer
-    from tasks.models.sampling import sample
-    from tasks.sample_world.gold import gold_reward
+    from plumbline.data_contracts.records import Message
+    from plumbline.tasks.data.sample_world.gold import gold_reward
+    from plumbline.tasks.models.loading import load_policy, load_tokenizer
+    from plumbline.tasks.models.sampling import sample
 
     asked = [tuple(Message(**turn) for turn in prompt) for prompt in prompts]
     completions = sample(

@@ -110,17 +110,17 @@ def _ask(url: str, count: int) -> list[float]:
 def _serve(folder: Path) -> tuple[Any, str, Callable[[], None]]:
     import uvicorn
 
-    from tasks.database import open_database
-    from tasks.database.params import OperationsParams
-    from tasks.serving import log
-    from tasks.serving.app import create_app
-    from tasks.serving.local_backend import Defaults, LocalBackend, LocalSpec
-    from tasks.serving.log_writer import LogWriter
-    from tasks.serving.params import ServingParams
-    from tasks.serving.service import Parts, Service
-    from tasks.serving.shadow_process import ShadowProcess
-    from tasks.serving.signals import rule_detector
-    from tasks.serving.slots import Slot
+    from plumbline.tasks.operations.serving import log
+    from plumbline.tasks.operations.serving.app import create_app
+    from plumbline.tasks.operations.serving.local_backend import Defaults, LocalBackend, LocalSpec
+    from plumbline.tasks.operations.serving.log_writer import LogWriter
+    from plumbline.tasks.operations.serving.params import ServingParams
+    from plumbline.tasks.operations.serving.service import Parts, Service
+    from plumbline.tasks.operations.serving.shadow_process import ShadowProcess
+    from plumbline.tasks.operations.serving.signals import rule_detector
+    from plumbline.tasks.operations.serving.slots import Slot
+    from plumbline.tasks.storage.database import open_database
+    from plumbline.tasks.storage.database.params import OperationsParams
 
     params = ServingParams()
     spec = LocalSpec(_model(folder), Defaults(1.0, 1.0, TOKENS, TOKENS))
@@ -157,8 +157,8 @@ def _model(folder: Path) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from tasks.models.chat import set_default_template
-    from tasks.models.loading import save_model
+    from plumbline.tasks.models.chat import set_default_template
+    from plumbline.tasks.models.loading import save_model
 
     letters = [chr(code) for code in range(32, 127)]
     words = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", *letters])}

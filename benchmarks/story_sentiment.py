@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data_contracts.records import CuratedPair
-    from tasks.finetuning.methods import FinetuneInputs
+    from plumbline.data_contracts.records import CuratedPair
+    from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 
 MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260K"
 TEMPLATE = (
@@ -83,7 +83,7 @@ def beginnings(seed: int) -> list[str]:
 
 def prepare(folder: Path) -> Path:
     """A copy of the model with `TEMPLATE`."""
-    from tasks.models.loading import load_policy, load_tokenizer, save_model
+    from plumbline.tasks.models.loading import load_policy, load_tokenizer, save_model
 
     tokenizer = load_tokenizer(MODEL)
     tokenizer.chat_template = TEMPLATE
@@ -93,7 +93,7 @@ def prepare(folder: Path) -> Path:
 
 def as_pairs(texts: Sequence[str]) -> list[CuratedPair]:
     """Beginnings in the record that methods read; on-policy methods look at the prompt alone."""
-    from data_contracts.records import CuratedPair, Message, Origin
+    from plumbline.data_contracts.records import CuratedPair, Message, Origin
 
     return [
         CuratedPair(
@@ -111,7 +111,7 @@ def as_pairs(texts: Sequence[str]) -> list[CuratedPair]:
 
 def learn(method: str, reference: Path, folder: Path, texts: Sequence[str], seed: int) -> tuple[Path, dict[str, Any]]:
     """Fine-tune with one method; the folder of the policy, and facts."""
-    from tasks.finetuning.methods import METHODS, FinetuneInputs
+    from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 
     policy = folder / method
     policy.mkdir()
@@ -132,12 +132,12 @@ def learn(method: str, reference: Path, folder: Path, texts: Sequence[str], seed
 
 
 def _with_rewards(inputs: FinetuneInputs) -> FinetuneInputs:
-    from tasks.rewards.gain_params import GainParams
-    from tasks.rewards.gains import build_gains
-    from tasks.rewards.judge_params import JudgeParams
-    from tasks.rewards.judges.build import JudgeMeans, build_judge
-    from tasks.rewards.mixture import build_mixture
-    from tasks.rewards.mixture_params import MixtureParams
+    from plumbline.tasks.training.rewards.gain_params import GainParams
+    from plumbline.tasks.training.rewards.gains import build_gains
+    from plumbline.tasks.training.rewards.judge_params import JudgeParams
+    from plumbline.tasks.training.rewards.judges.build import JudgeMeans, build_judge
+    from plumbline.tasks.training.rewards.mixture import build_mixture
+    from plumbline.tasks.training.rewards.mixture_params import MixtureParams
 
     term = {"kind": "function", "function": "benchmarks.story_sentiment:sentiment", "name": "sentiment"}
     reward = build_mixture(MixtureParams.model_validate({"terms": [term | {"normalise": "reference"}]}), None)
@@ -148,7 +148,7 @@ def _with_rewards(inputs: FinetuneInputs) -> FinetuneInputs:
 
 
 def _params(method: str) -> Any:
-    from tasks.finetuning.params import FinetuneParams
+    from plumbline.tasks.training.finetuning.params import FinetuneParams
 
     shared: dict[str, Any] = {
         "max_new_tokens": NEW_TOKENS,
@@ -170,8 +170,8 @@ def _params(method: str) -> Any:
 
 def answers(folder: Path, texts: Sequence[str], seed: int) -> tuple[list[str], Any]:
     """Continuations of held-out beginnings, and the model's log-probabilities of any tokens."""
-    from tasks.models.loading import load_policy, load_tokenizer
-    from tasks.models.sampling import sample
+    from plumbline.tasks.models.loading import load_policy, load_tokenizer
+    from plumbline.tasks.models.sampling import sample
 
     model, tokenizer = load_policy(folder), load_tokenizer(folder)
     drawn = sample(
@@ -191,8 +191,8 @@ def kl_per_token(policy: Any, reference: Any, texts: Sequence[str]) -> float:
     """KL(policy ‖ reference) in nats per token: mean log-ratio of the policy's own tokens."""
     import torch
 
-    from tasks.models.chat import encode_prompts
-    from tasks.models.logps import token_logps
+    from plumbline.tasks.models.chat import encode_prompts
+    from plumbline.tasks.models.logps import token_logps
 
     model, tokenizer, drawn = policy
     heads = encode_prompts(tokenizer, [pair.prompt for pair in as_pairs(texts)])
@@ -206,7 +206,7 @@ def measure(policy: Path, reference: Path, texts: Sequence[str], seed: int) -> d
     import numpy as np
     from scipy.stats import wilcoxon
 
-    from tasks.statistics import paired_bootstrap
+    from plumbline.tasks.statistics import paired_bootstrap
 
     (before, frozen), (after, tuned) = answers(reference, texts, seed + 1), answers(policy, texts, seed + 2)
     scores = np.array([score(texts, before), score(texts, after)])

@@ -27,7 +27,7 @@ from typing import Any
 
 import orjson
 
-from data_contracts.errors import ArtifactError, StageError
+from plumbline.data_contracts.errors import ArtifactError, StageError
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_contracts.errors import StageError
-from data_contracts.plain_checks import Blamed, Columns, blame_plainly
-from data_contracts.records import Feedback, Message, Origin
+from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.plain_checks import Blamed, Columns, blame_plainly
+from plumbline.data_contracts.records import Feedback, Message, Origin
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -129,7 +129,7 @@ def blank_turns(prompt: Sequence[Message]) -> str:
 
 def _run_suite(definition: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
     """Validate a data frame against a suite; returns one result (as JSON) an expectation."""
-    from data_contracts import expectations  # noqa: F401, I001  (registers the custom expectations; keep first)
+    from plumbline.data_contracts import expectations  # noqa: F401, I001  (registers the custom expectations; keep first)
     import great_expectations as gx
     import pandas as pd
     from great_expectations.core import ExpectationSuite

@@ -21,7 +21,7 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     column_pair_condition_partial,
 )
 
-from data_contracts.plain_checks import is_iso8601, normalise_whitespace
+from plumbline.data_contracts.plain_checks import is_iso8601, normalise_whitespace
 
 if TYPE_CHECKING:
     import pandas as pd

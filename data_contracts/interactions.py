@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from data_contracts.records import Message, Record
+from plumbline.data_contracts.records import Message, Record
 
 CONTRACT = "interaction"
 VERSION = 2

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from data_contracts.errors import ParamsError
+from plumbline.data_contracts.errors import ParamsError
 
 
 class Section(BaseModel):

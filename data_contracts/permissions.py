@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_contracts.errors import StageError
+from plumbline.data_contracts.errors import StageError
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 

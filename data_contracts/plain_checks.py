@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from data_contracts.errors import StageError
+from plumbline.data_contracts.errors import StageError
 
 Columns = Mapping[str, Sequence[str | None]]
 """The columns that a contract checks, by name."""

@@ -20,13 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_contracts.contract_suite import Contract, blank_turns, check
-from data_contracts.contract_suite import KnownIds as KnownIds
-from data_contracts.contract_suite import Violation as Violation
-from data_contracts.contract_suite import excerpt as excerpt
-from data_contracts.contract_suite import shorten as shorten
-from data_contracts.plain_checks import Columns
-from data_contracts.records import PreferencePair
+from plumbline.data_contracts.contract_suite import Contract, blank_turns, check
+from plumbline.data_contracts.contract_suite import KnownIds as KnownIds
+from plumbline.data_contracts.contract_suite import Violation as Violation
+from plumbline.data_contracts.contract_suite import excerpt as excerpt
+from plumbline.data_contracts.contract_suite import shorten as shorten
+from plumbline.data_contracts.plain_checks import Columns
+from plumbline.data_contracts.records import PreferencePair
 
 CONTRACT = "preference_pair"
 VERSION = 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-from data_contracts.errors import OperationsError
+from plumbline.data_contracts.errors import OperationsError
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from data_contracts import preference_pair, unpaired_response
+from plumbline.data_contracts import preference_pair, unpaired_response
 
 CURATION: Mapping[str, str] = {
     "leaked_label": "a text gives the label away, and it cannot be cut out",

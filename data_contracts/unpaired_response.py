@@ -10,9 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_contracts.contract_suite import Contract, KnownIds, Violation, blank_turns, check
-from data_contracts.plain_checks import Columns
-from data_contracts.records import UnpairedResponse
+from plumbline.data_contracts.contract_suite import (
+    Contract,
+    KnownIds,
+    Violation,
+    blank_turns,
+    check,
+)
+from plumbline.data_contracts.plain_checks import Columns
+from plumbline.data_contracts.records import UnpairedResponse
 
 CONTRACT = "unpaired_response"
 VERSION = 1

@@ -8,25 +8,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.params import Params
-from flows.preflight import settle_params
-from flows.retrain import as_they_end, bring_up_to_date
-from flows.variants import shared_stages, validated_variants
-from flows.workspaces import exclusive_run
-from tasks.compare_policies import Attempt, Compared, Outcome, report_comparison, run_attempt, stages_of
-from tasks.ingest_feedback import fixed_raw
-from tasks.isolation import warm_up
-from tasks.registry.runs import open_run
-from tasks.run_stage import Session
-from tasks.stage import Stage
+from plumbline.flows.graph.params import Params
+from plumbline.flows.graph.preflight import settle_params
+from plumbline.flows.graph.variants import shared_stages, validated_variants
+from plumbline.flows.graph.workspaces import exclusive_run
+from plumbline.flows.retrain import as_they_end, bring_up_to_date
+from plumbline.tasks.data.ingest_feedback import fixed_raw
+from plumbline.tasks.evaluation.compare_policies import (
+    Attempt,
+    Compared,
+    Outcome,
+    report_comparison,
+    run_attempt,
+    stages_of,
+)
+from plumbline.tasks.pipeline.isolation import warm_up
+from plumbline.tasks.pipeline.session import Session
+from plumbline.tasks.pipeline.stage import Stage
+from plumbline.tasks.registry.store.runs import open_run
 
 _MOST = 64  # as CompareParams.parallel; attempts beyond the slots wait in their threads
 _THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=_MOST))
+
+run_variant = task(name="variant", task_run_name="{attempt.label}", cache_policy=NO_CACHE)(run_attempt)
 
 
 @flow(name="compare", task_runner=_THREADS, validate_parameters=False)
@@ -50,7 +60,7 @@ def _compare(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) 
         session = Session(workspace, params, run)
         shared = bring_up_to_date(shared_stages(params), session, params)
         slots = threading.Semaphore(params.compare.parallel or _by_cores(params.threads))
-        futures = [run_attempt.submit(attempt, session, slots, return_state=False) for attempt in attempts]
+        futures = [run_variant.submit(attempt, session, slots, return_state=False) for attempt in attempts]
         with session.cancelling():
             done = {outcome.attempt.label: outcome for outcome in map(_result, as_they_end(futures))}
         outcomes = [done[attempt.label] for attempt in attempts]

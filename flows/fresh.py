@@ -18,17 +18,17 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from data_contracts.errors import OperationsError, WorkspaceBusy
-from flows import environment
-from flows.deployments import REJECTED
-from flows.params import Params, load_params
-from flows.retrain import retrain
-from flows.workspaces import exclusive_run
-from tasks.admit_run import admit_run, finish_run
-from tasks.announce import drain_outbox, open_outbox
-from tasks.freshness.admission import Admission, Outcome
-from tasks.freshness.outbox import find
-from tasks.register_model import Registered
+from plumbline.data_contracts.errors import OperationsError, WorkspaceBusy
+from plumbline.flows.deployment import environment
+from plumbline.flows.deployment.deployments import REJECTED
+from plumbline.flows.graph.params import Params, load_params
+from plumbline.flows.graph.workspaces import exclusive_run
+from plumbline.flows.retrain import retrain
+from plumbline.tasks.operations.admit_run import admit_run, finish_run
+from plumbline.tasks.operations.announce import drain_outbox, open_outbox
+from plumbline.tasks.operations.freshness.admission import Admission, Outcome
+from plumbline.tasks.operations.freshness.outbox import find
+from plumbline.tasks.operations.settle_champion import Settled
 
 NOT_STARTED = "NotStarted"
 """Name of the Completed state of a run that found nothing to do."""
@@ -82,12 +82,12 @@ def _run_if_due(root: Path, params: Params, asked: Mapping[str, Any], wait_s: fl
                 return _not_started(f"{busy} Nothing is lost: the next poll looks again.")
 
 
-def _run(root: Path, params: Params, admission: Admission, asked: Mapping[str, Any]) -> Registered:
+def _run(root: Path, params: Params, admission: Admission, asked: Mapping[str, Any]) -> Settled:
     """Retrain under a claim, and close the claim whatever happens."""
     get_run_logger().info("admitted: %s", admission.reason)
     claim = str(admission.run_key)
     try:
-        registered: Registered = retrain(root=str(root), trigger=_trigger(root, params, admission, asked))
+        registered: Settled = retrain(root=str(root), trigger=_trigger(root, params, admission, asked))
     except WorkspaceBusy as busy:
         finish_run(root, params, claim, outcome="released", model_uri=None, detail=str(busy))
         raise
@@ -113,7 +113,7 @@ def _trigger(root: Path, params: Params, admission: Admission, asked: Mapping[st
     }
 
 
-def _ended(registered: Registered, admission: Admission) -> State[Any]:
+def _ended(registered: Settled, admission: Admission) -> State[Any]:
     verdict = "passed" if registered.passed else "rejected by the gate"
     told = f"{registered.model_uri} ({verdict}), because: {admission.reason}"
     return Completed(message=told) if registered.passed else Completed(name=REJECTED, message=told)

@@ -10,11 +10,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from data_contracts.errors import OperationsError
-from flows.params import Params, load_params
-from tasks.monitor_policy import monitor_policy
-from tasks.monitoring.report import markdown
-from tasks.registry.runs import open_run
+from plumbline.data_contracts.errors import OperationsError
+from plumbline.flows.graph.params import Params, load_params
+from plumbline.tasks.operations.monitor_policy import monitor_policy
+from plumbline.tasks.operations.monitoring.report import markdown
+from plumbline.tasks.registry.store.runs import open_run
 
 
 @flow(name="monitor", validate_parameters=False)

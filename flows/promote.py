@@ -8,11 +8,11 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from data_contracts.errors import CheckFailed
-from flows.params import load_params
-from flows.promotion_report import promotion_payload, refusal
-from tasks.promote_model import Override, Promotion
-from tasks.promote_model import promote as promote_version
+from plumbline.data_contracts.errors import CheckFailed
+from plumbline.flows.graph.params import load_params
+from plumbline.flows.graph.promotion_report import promotion_payload, refusal
+from plumbline.tasks.operations.promote_model import Override, Promotion
+from plumbline.tasks.operations.promote_model import promote as promote_version
 
 
 @flow(name="promote", validate_parameters=False)

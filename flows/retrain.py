@@ -14,17 +14,19 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.deployments import REJECTED
-from flows.params import Params
-from flows.preflight import settle_params
-from flows.stages import STAGES
-from flows.workspaces import exclusive_run
-from tasks.ingest_feedback import fixed_raw, ingest_feedback
-from tasks.isolation import warm_up
-from tasks.register_model import Registered, refuse_early, register_model, settle_first_champion
-from tasks.registry.runs import open_run
-from tasks.run_stage import Session, run_stage
-from tasks.stage import Stage, StageRecord, fill
+from plumbline.flows.deployment.deployments import REJECTED
+from plumbline.flows.graph.params import Params
+from plumbline.flows.graph.preflight import settle_params
+from plumbline.flows.graph.run_stage import run_stage
+from plumbline.flows.graph.stages import STAGES
+from plumbline.flows.graph.workspaces import exclusive_run
+from plumbline.tasks.data.ingest_feedback import fixed_raw, ingest_feedback
+from plumbline.tasks.operations.settle_champion import Settled, settle_first_champion
+from plumbline.tasks.pipeline.isolation import warm_up
+from plumbline.tasks.pipeline.session import Session
+from plumbline.tasks.pipeline.stage import Stage, StageRecord, fill
+from plumbline.tasks.registry.register_model import refuse_early, register_model
+from plumbline.tasks.registry.store.runs import open_run
 
 _LISTEN_EVERY_S = 0.2
 _THREADS = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=4))
@@ -37,7 +39,7 @@ def retrain(
     settings: Sequence[str] = (),
     trigger: Mapping[str, Any] | None = None,
     wait_s: float = 0.0,
-) -> Registered:
+) -> Settled:
     """Bring every stage up to date and register the model; independent stages run side by side.
 
     `root` is a workspace made by `plumbline init`; `overlays` and `settings` are as on the
@@ -51,7 +53,7 @@ def retrain(
     if registered.passed:
         return registered
     told = f"{registered.model_uri} (rejected by the gate)"
-    return cast(Registered, Completed(name=REJECTED, message=told, data=registered))  # callers get the data
+    return cast(Settled, Completed(name=REJECTED, message=told, data=registered))  # callers get the data
 
 
 def _deployed() -> dict[str, Any] | None:
@@ -61,7 +63,7 @@ def _deployed() -> dict[str, Any] | None:
 
 def _retrain(
     workspace: Path, overlays: Sequence[str], settings: Sequence[str], trigger: Mapping[str, Any] | None
-) -> Registered:
+) -> Settled:
     params, _ = settle_params(workspace, overlays, settings)
     refuse_early(workspace, params.registry, params.operations)
     warm_up()

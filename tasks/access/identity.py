@@ -11,7 +11,7 @@ import urllib.request
 from typing import Literal
 from urllib.parse import urlsplit
 
-from tasks.access.requests import PROOF_PATH, proof
+from plumbline.tasks.access.requests import PROOF_PATH, proof
 
 Standing = Literal["own", "foreign", "silent"]
 _ANSWER_S = 30.0  # a closed port refuses at once; a server of ours may be busy, and slow is not absent

@@ -8,7 +8,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from data_contracts.errors import UsageError
+from plumbline.data_contracts.errors import UsageError
 
 
 def write_private(path: Path, data: bytes) -> None:

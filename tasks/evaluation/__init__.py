@@ -1,1 +1,1 @@
-"""Evaluation on held-out data, its statistics and plots, and the gate."""
+"""Win rates, calibration, safety, the gate, and the comparison of variants."""

@@ -10,10 +10,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from data_contracts.errors import StageError
-from data_contracts.progress import Progress
-from tasks.models.checkpoints import seal
-from tasks.models.processes import is_first, wait
+from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.progress import Progress
+from plumbline.tasks.models.checkpoints import seal
+from plumbline.tasks.models.processes import is_first, wait
 
 _SHOWN = {
     "loss": "loss",

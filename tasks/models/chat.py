@@ -21,9 +21,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from data_contracts.errors import ModelError
-from data_contracts.records import Message
-from tasks.models.control_tokens import control_tokens
+from plumbline.data_contracts.errors import ModelError
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.models.control_tokens import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

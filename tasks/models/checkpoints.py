@@ -20,9 +20,9 @@ from typing import Any
 
 import orjson
 
-from data_contracts.artifact import sha256_file, write_json
-from data_contracts.errors import ModelError
-from tasks.models.processes import is_first
+from plumbline.data_contracts.artifact import sha256_file, write_json
+from plumbline.data_contracts.errors import ModelError
+from plumbline.tasks.models.processes import is_first
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from functools import cached_property, lru_cache
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
-from data_contracts.errors import ModelError
-from data_contracts.records import Message
+from plumbline.data_contracts.errors import ModelError
+from plumbline.data_contracts.records import Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

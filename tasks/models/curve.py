@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from data_contracts.artifact import write_bytes
+from plumbline.data_contracts.artifact import write_bytes
 
 CURVE = "training.jsonl"
 _CLOCKED = ("_runtime", "_per_second")

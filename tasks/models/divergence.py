@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.models.logps import accepts, length_sorted_batches, pad_right
+from plumbline.tasks.models.logps import accepts, length_sorted_batches, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_contracts.artifact import full_disk_as_stage_error
-from data_contracts.errors import PlumblineError
+from plumbline.data_contracts.artifact import full_disk_as_stage_error
+from plumbline.data_contracts.errors import PlumblineError
 
 _LOW_BYTES = 1 << 20
 _SAYINGS = {

@@ -1,7 +1,7 @@
 """The vocabulary of judged text: completions of a policy, their rewards, and judgements of groups of them.
 
-`tasks.rewards` implements `Reward` and `Judge`; fine-tuning and evaluation only know these shapes, and the verb
-injects the implementation.
+`tasks.training.rewards` implements `Reward` and `Judge`; fine-tuning and evaluation only know these shapes, and the
+verb injects the implementation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_contracts.records import Message
+from plumbline.data_contracts.records import Message
 
 Floats = NDArray[np.float64]
 Prompt = Sequence[Message]

@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_contracts.errors import ModelError
-from tasks.models.chat import end_token_id, set_default_template
-from tasks.models.full_disk import full_disk_named
-from tasks.models.memory import keep_freed_memory
+from plumbline.data_contracts.errors import ModelError
+from plumbline.tasks.models.chat import end_token_id, set_default_template
+from plumbline.tasks.models.full_disk import full_disk_named
+from plumbline.tasks.models.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -185,7 +185,7 @@ def materialise_base(source: str, folder: Path, revision: str | None, trust_remo
 
 def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Facts of a model and its tokenizer for a manifest or a model card."""
-    from tasks.models.chat import DEFAULT_TEMPLATE
+    from plumbline.tasks.models.chat import DEFAULT_TEMPLATE
 
     return {
         "architecture": type(model).__name__,

@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data_contracts.errors import ModelError
-from tasks.models.distributions import target_logps
-from tasks.models.responses import Layout, packs, response_logits, unadapted
+from plumbline.data_contracts.errors import ModelError
+from plumbline.tasks.models.distributions import target_logps
+from plumbline.tasks.models.responses import (
+    Layout,
+    packs,
+    response_logits,
+    unadapted,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_contracts.params import Section
+from plumbline.data_contracts.params import Section
 
 OWN_KEYS = {
     "learning_rate": "lr",

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from tasks.models.distributions import logps_and_entropies, target_logps
-from tasks.models.fast_linear import use_fast_linears
-from tasks.models.fast_norm import use_fast_norms
-from tasks.models.responses import Layout, packs, response_logits
+from plumbline.tasks.models.distributions import logps_and_entropies, target_logps
+from plumbline.tasks.models.fast_linear import use_fast_linears
+from plumbline.tasks.models.fast_norm import use_fast_norms
+from plumbline.tasks.models.responses import Layout, packs, response_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

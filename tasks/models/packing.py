@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tasks.models.fast_rotary import fast_rotary
+from plumbline.tasks.models.fast_rotary import fast_rotary
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_contracts.errors import StageError
-from data_contracts.records import CuratedPair
-from tasks.models.chat import encode_all
+from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.records import CuratedPair
+from plumbline.tasks.models.chat import encode_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from data_contracts.params import Section
+from plumbline.data_contracts.params import Section
 
 
 class TinyModelParams(Section):

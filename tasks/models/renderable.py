@@ -11,10 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data_contracts.errors import ModelError
-from data_contracts.records import CuratedPair, Message, PreferencePair, UnpairedResponse
-from tasks.models.chat import answered, refused_by_template
-from tasks.models.control_tokens import control_tokens
+from plumbline.data_contracts.errors import ModelError
+from plumbline.data_contracts.records import (
+    CuratedPair,
+    Message,
+    PreferencePair,
+    UnpairedResponse,
+)
+from plumbline.tasks.models.chat import answered, refused_by_template
+from plumbline.tasks.models.control_tokens import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

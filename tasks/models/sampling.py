@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_contracts.errors import ModelError
-from data_contracts.progress import Progress, silent
-from data_contracts.records import Message
-from tasks.models.chat import encode_prompts, end_token_id
-from tasks.models.distributions import distributions
-from tasks.models.loading import context_length
-from tasks.models.logps import accepts, length_sorted_batches, pad_right
-from tasks.models.packing import attends_plainly, backbone, prefill
-from tasks.models.responses import packs, unadapted
+from plumbline.data_contracts.errors import ModelError
+from plumbline.data_contracts.progress import Progress, silent
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.models.chat import encode_prompts, end_token_id
+from plumbline.tasks.models.distributions import distributions
+from plumbline.tasks.models.loading import context_length
+from plumbline.tasks.models.logps import accepts, length_sorted_batches, pad_right
+from plumbline.tasks.models.packing import attends_plainly, backbone, prefill
+from plumbline.tasks.models.responses import packs, unadapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.models.logps import accepts
-from tasks.models.sampling import invert_cdf
+from plumbline.tasks.models.logps import accepts
+from plumbline.tasks.models.sampling import invert_cdf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

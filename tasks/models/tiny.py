@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_contracts.errors import ModelError, StageError
-from data_contracts.progress import Progress, silent
-from data_contracts.records import Message
-from tasks.models.control_tokens import control_tokens
-from tasks.models.curve import write_curve
-from tasks.models.loading import describe, save_model, seed_everything
-from tasks.models.params import TinyModelParams
+from plumbline.data_contracts.errors import ModelError, StageError
+from plumbline.data_contracts.progress import Progress, silent
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.models.control_tokens import control_tokens
+from plumbline.tasks.models.curve import write_curve
+from plumbline.tasks.models.loading import describe, save_model, seed_everything
+from plumbline.tasks.models.params import TinyModelParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

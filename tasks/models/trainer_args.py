@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from data_contracts.errors import ParamsError
-from tasks.models.optimisation import EvaluatedOptimisation, Optimisation
-from tasks.models.processes import several
+from plumbline.data_contracts.errors import ParamsError
+from plumbline.tasks.models.optimisation import EvaluatedOptimisation, Optimisation
+from plumbline.tasks.models.processes import several
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

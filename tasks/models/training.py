@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, Trainer, TrainerState
 
-from data_contracts.errors import StageError
-from data_contracts.private_names import require_names
-from tasks.models.callbacks import stop_reason
-from tasks.models.checkpoints import drop_unfinished, newest_whole, read_state
-from tasks.models.full_disk import full_disk_named
-from tasks.models.processes import first_alone, is_first
+from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.private_names import require_names
+from plumbline.tasks.models.callbacks import stop_reason
+from plumbline.tasks.models.checkpoints import drop_unfinished, newest_whole, read_state
+from plumbline.tasks.models.full_disk import full_disk_named
+from plumbline.tasks.models.processes import first_alone, is_first
 
 # called below; overridden in tasks.models.length_groups
 require_names("transformers", Trainer, "_load_best_model", "_get_train_sampler")

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from data_contracts.params import Section
-from data_contracts.secrets import has_password
+from plumbline.data_contracts.params import Section
+from plumbline.data_contracts.secrets import has_password
 
 _TRACKING_URI = re.compile(
     r"\$[A-Za-z_]\w*|(https?|sqlite|(postgresql|mysql|mssql)(\+\w+)?)://\S+|databricks(-uc)?(://\S+)?"

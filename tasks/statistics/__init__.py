@@ -1,8 +1,13 @@
 """Pure statistics shared by the audits of rewards and of policies: intervals and calibration. No models, no files."""
 
-from tasks.statistics.calibration import brier, expected_calibration_error, logistic_loss, reliability
-from tasks.statistics.clusters import clustered_interval, effective_size
-from tasks.statistics.intervals import paired_bootstrap, wilson_interval
+from plumbline.tasks.statistics.calibration import (
+    brier,
+    expected_calibration_error,
+    logistic_loss,
+    reliability,
+)
+from plumbline.tasks.statistics.clusters import clustered_interval, effective_size
+from plumbline.tasks.statistics.intervals import paired_bootstrap, wilson_interval
 
 __all__ = [
     "brier",

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.statistics.intervals import wilson_interval
+from plumbline.tasks.statistics.intervals import wilson_interval
 
 
 def effective_size(

@@ -18,8 +18,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tasks.statistics.anytime import Interval
-from tasks.statistics.betting import Floats, log_capital_of_counts
+from plumbline.tasks.statistics.anytime import Interval
+from plumbline.tasks.statistics.betting import Floats, log_capital_of_counts
 
 _RANKS = 2000
 

@@ -9,7 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tasks.statistics.betting import FRACTIONS, Floats, gains, pooled
+from plumbline.tasks.statistics.betting import (
+    FRACTIONS,
+    Floats,
+    gains,
+    pooled,
+)
 
 Direction = Literal["below", "above"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.monitor_alarms import log_e_at_looks, measure
-from tasks.statistics.anytime import SequentialTest
+from plumbline.tasks.statistics.anytime import SequentialTest
 
 
 def test_what_is_simulated_is_the_test_that_runs() -> None:

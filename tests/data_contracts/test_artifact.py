@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data_contracts import artifact
-from data_contracts.artifact import (
+from plumbline.data_contracts import artifact
+from plumbline.data_contracts.artifact import (
     MANIFEST,
     Problem,
     full_disk_as_stage_error,
@@ -23,7 +23,7 @@ from data_contracts.artifact import (
     write_json,
     writing,
 )
-from data_contracts.errors import ArtifactError, StageError
+from plumbline.data_contracts.errors import ArtifactError, StageError
 
 # SHA-256 of b"abc", from FIPS 180-2, appendix B.1.
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -106,7 +106,7 @@ def test_a_killed_writer_leaves_the_old_artifact_and_its_draft_is_swept(tmp_path
     script = f"""
         import os, signal
         from pathlib import Path
-        from data_contracts.artifact import writing
+        from plumbline.data_contracts.artifact import writing
         rename = Path.rename
         def dying(self, target):
             if ".draft-" in self.name:

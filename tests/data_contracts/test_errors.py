@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_contracts import errors
-from data_contracts.errors import PlumblineError
+from plumbline.data_contracts import errors
+from plumbline.data_contracts.errors import PlumblineError
 
 CHECK_SAID_NO = {"CheckFailed", "ContractViolation", "SignatureError", "JudgeRefused", "RegistryRefused"}
 WRONG_USAGE = {"UsageError", "UnreadableFile", "ParamsError", "WorkspaceBusy", "UnknownModelError"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_contracts.nesting import deeper_than, levels
+from plumbline.data_contracts.nesting import deeper_than, levels
 
 TRICKY = st.sampled_from(['"', "\\", "[", "]{", ",", '\\"', '",["', "\u2028", ""])
 VALUES = st.recursive(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from data_contracts import permissions
-from data_contracts.errors import StageError
-from data_contracts.permissions import permissions_as_errors
+from plumbline.data_contracts import permissions
+from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.permissions import permissions_as_errors
 
 _EXPLAIN = """
 import errno, sys
-from data_contracts.permissions import explain_denied
+from plumbline.data_contracts.permissions import explain_denied
 print(explain_denied(PermissionError(errno.EACCES, "Permission denied", sys.argv[1])))
 """
 

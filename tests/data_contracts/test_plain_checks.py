@@ -9,13 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_contracts import preference_pair, unpaired_response
-from data_contracts.contract_suite import read_suite
-from data_contracts.errors import StageError
-from data_contracts.plain_checks import PLAIN
-from data_contracts.preference_pair import check_pairs
-from data_contracts.records import Message, Origin, PreferencePair, UnpairedResponse
-from data_contracts.unpaired_response import check_unpaired
+from plumbline.data_contracts import preference_pair, unpaired_response
+from plumbline.data_contracts.contract_suite import read_suite
+from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.plain_checks import PLAIN
+from plumbline.data_contracts.preference_pair import check_pairs
+from plumbline.data_contracts.records import (
+    Message,
+    Origin,
+    PreferencePair,
+    UnpairedResponse,
+)
+from plumbline.data_contracts.unpaired_response import check_unpaired
 
 # Each of Unicode's white space, look-alikes that are none, and what a pattern or a frame could trip over.
 ODD = ["\u00a0", "\u2003", "\u3000", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\u2028", "\u200b", "\ufeff", "\u180e"]

@@ -14,11 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_contracts.contract_suite import read_suite
-from data_contracts.errors import StageError
-from data_contracts.plain_checks import is_iso8601, normalise_whitespace
-from data_contracts.preference_pair import REASONS, SUITE, KnownIds, check_pairs, excerpt
-from data_contracts.records import Message, Origin, PreferencePair
+from plumbline.data_contracts.contract_suite import read_suite
+from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.plain_checks import is_iso8601, normalise_whitespace
+from plumbline.data_contracts.preference_pair import (
+    REASONS,
+    SUITE,
+    KnownIds,
+    check_pairs,
+    excerpt,
+)
+from plumbline.data_contracts.records import Message, Origin, PreferencePair
 
 
 def turns(roles: str, content: str = "text") -> tuple[Message, ...]:
@@ -218,8 +224,8 @@ def test_ten_thousand_pairs_take_less_than_a_second() -> None:
 def test_great_expectations_is_imported_late_and_runs_quietly() -> None:
     script = """
         import sys
-        from data_contracts import preference_pair
-        from data_contracts.records import Message, Origin, PreferencePair
+        from plumbline.data_contracts import preference_pair
+        from plumbline.data_contracts.records import Message, Origin, PreferencePair
         assert "great_expectations" not in sys.modules and "pandas" not in sys.modules
         pair = PreferencePair(id="1", prompt=(Message(role="user", content="x"),), chosen="", rejected="b",
                               source="s", origin=Origin(file="f", line=1))

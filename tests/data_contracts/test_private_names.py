@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from data_contracts.errors import OperationsError
-from data_contracts.private_names import private_names, require_names
+from plumbline.data_contracts.errors import OperationsError
+from plumbline.data_contracts.private_names import private_names, require_names
 
 
 class Library:

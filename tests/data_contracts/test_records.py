@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data_contracts.records import (
+from plumbline.data_contracts.records import (
     Message,
     Origin,
     PreferencePair,

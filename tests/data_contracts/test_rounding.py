@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_contracts.rounding import rounded
+from plumbline.data_contracts.rounding import rounded
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_contracts.secrets import has_password, mask
+from plumbline.data_contracts.secrets import has_password, mask
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,16 @@ from typing import Any
 
 import pytest
 
-from data_contracts import unpaired_response
-from data_contracts.contract_suite import KnownIds, read_suite
-from data_contracts.errors import StageError
-from data_contracts.records import Message, Origin, PreferencePair, UnpairedResponse
-from data_contracts.unpaired_response import REASONS, SUITE, check_unpaired
+from plumbline.data_contracts import unpaired_response
+from plumbline.data_contracts.contract_suite import KnownIds, read_suite
+from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.records import (
+    Message,
+    Origin,
+    PreferencePair,
+    UnpairedResponse,
+)
+from plumbline.data_contracts.unpaired_response import REASONS, SUITE, check_unpaired
 
 
 def response(line: int = 1, **changes: Any) -> UnpairedResponse:

@@ -25,11 +25,11 @@ import orjson
 import psutil
 import pytest
 
-from flows.__main__ import main
-from flows.params import load_params, save_params
-from tasks.announce import EVENTS, workspace_id
-from tasks.freshness.outbox import Entry
-from tasks.versioning.lock import current_hashes
+from plumbline.flows.cli.main import main
+from plumbline.flows.graph.params import load_params, save_params
+from plumbline.tasks.operations.announce import EVENTS, workspace_id
+from plumbline.tasks.operations.freshness.outbox import Entry
+from plumbline.tasks.storage.versioning.lock import current_hashes
 
 TINY = Path(__file__).with_name("tiny.yaml")
 BIN = Path(sys.executable).parent

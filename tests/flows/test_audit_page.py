@@ -31,10 +31,10 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page_file(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the trained version, of a manifest in which annotators and params are hostile."""
-    from flows.params import load_params
-    from tasks.audit_lineage import walk_model
-    from tasks.lineage.build import build_graph
-    from tasks.lineage.page import render_page
+    from plumbline.flows.graph.params import load_params
+    from plumbline.tasks.registry.audit_lineage import walk_model
+    from plumbline.tasks.registry.lineage.build import build_graph
+    from plumbline.tasks.registry.lineage.page import render_page
 
     params = load_params(trained.root)[0]
     walk = walk_model(trained.root, "assistant", params.registry, params.operations)

@@ -24,12 +24,17 @@ from typing import Any
 
 import pytest
 
-from data_contracts.artifact import read_artifact, writing
-from data_contracts.errors import ParamsError
-from data_contracts.records import CuratedPair, dump_jsonl, load_jsonl
-from flows.__main__ import main
-from flows.params import PARAMS_FILE, Params, load_params, save_params
-from flows.stages import STAGES
+from plumbline.data_contracts.artifact import read_artifact, writing
+from plumbline.data_contracts.errors import ParamsError
+from plumbline.data_contracts.records import CuratedPair, dump_jsonl, load_jsonl
+from plumbline.flows.cli.main import main
+from plumbline.flows.graph.params import (
+    PARAMS_FILE,
+    Params,
+    load_params,
+    save_params,
+)
+from plumbline.flows.graph.stages import STAGES
 
 TINY = Path(__file__).with_name("tiny.yaml")
 LONG = "A long story"
@@ -102,7 +107,7 @@ def in_a_process(place: Place, *arguments: object, prefix: tuple[str, ...] = (),
     """The command line in a process of its own."""
     command, *rest = map(str, arguments)
     done = subprocess.run(
-        [*prefix, sys.executable, "-m", "flows", command, "-C", str(place.root), *rest],
+        [*prefix, sys.executable, "-m", "plumbline", command, "-C", str(place.root), *rest],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -163,7 +168,7 @@ def long_pairs() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A fresh tiny workspace without the sample world, in which nothing ran. Shared: leave it as it is."""
-    from flows.workspaces import init_workspace
+    from plumbline.flows.graph.workspaces import init_workspace
 
     place = Place(tmp_path_factory.mktemp("empty") / "workspace")
     init_workspace(place.root)
@@ -174,9 +179,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A tiny workspace in which every stage ran, some prompts of its feedback being too long. Shared as well."""
-    from flows.runner import stage_here
-    from flows.workspaces import init_workspace
-    from tasks.ingest_feedback import ingest_feedback
+    from plumbline.flows.cli.runner import stage_here
+    from plumbline.flows.graph.workspaces import init_workspace
+    from plumbline.tasks.data.ingest_feedback import ingest_feedback
 
     place = Place(tmp_path_factory.mktemp("built") / "workspace")
     init_workspace(place.root)
@@ -597,8 +602,8 @@ def test_wrong_params_are_refused_before_anything_starts(
 
 
 def test_trainer_arguments_that_trl_knows_pass_the_check() -> None:
-    from flows.params import Params
-    from flows.preflight import check_trainer_arguments
+    from plumbline.flows.graph.params import Params
+    from plumbline.flows.graph.preflight import check_trainer_arguments
 
     known = {"trainer_args": {"max_grad_norm": 0.5}}
     check_trainer_arguments(
@@ -648,7 +653,7 @@ def test_what_a_method_trains_by_must_be_there_before_anything_starts(
 
 def test_what_no_method_of_the_run_uses_is_not_looked_at(empty: Place) -> None:
     """GRPO without a weight for the mixture leaves it alone, as DPO does; a judge of another kind needs no key."""
-    from flows.preflight import check_teachers
+    from plumbline.flows.graph.preflight import check_teachers
 
     unused = {
         "mixture": {"terms": [{"kind": "function", "function": "nowhere_at_all:f"}]},
@@ -659,7 +664,7 @@ def test_what_no_method_of_the_run_uses_is_not_looked_at(empty: Place) -> None:
 
 
 def test_the_held_out_judge_may_not_rank(empty: Place) -> None:
-    from flows.preflight import check_teachers
+    from plumbline.flows.graph.preflight import check_teachers
 
     path = str(empty.root / "models/reward/../reward/held_out")
     given = {"finetune": {"methods": ["grpo"]}, "judge": {"reward_model": {"path": path}}}
@@ -668,8 +673,8 @@ def test_the_held_out_judge_may_not_rank(empty: Place) -> None:
 
 
 def test_folders_that_preflight_looks_into_without_torch_are_those_of_reward_models() -> None:
-    from flows import preflight
-    from tasks.rewards import held_out, scoring
+    from plumbline.flows.graph import preflight
+    from plumbline.tasks.training.rewards import held_out, scoring
 
     assert (preflight.REWARD_FACTS, preflight.HELD_OUT) == (scoring.FACTS, held_out.HELD_OUT)
 
@@ -687,7 +692,7 @@ def test_folders_that_preflight_looks_into_without_torch_are_those_of_reward_mod
 def test_a_classifier_is_looked_at_without_its_weights_being_read(
     tmp_path: Path, config: Any, weights: bool, label: str, message: str | None
 ) -> None:
-    from flows.preflight import check_teachers
+    from plumbline.flows.graph.preflight import check_teachers
 
     (tmp_path / "config.json").write_text(json.dumps(config))
     if weights:
@@ -699,7 +704,7 @@ def test_a_classifier_is_looked_at_without_its_weights_being_read(
 
 
 def test_what_a_variant_trains_by_is_looked_at_for_a_comparison_alone(run: Run, empty: Place) -> None:
-    from flows.preflight import settle_params
+    from plumbline.flows.graph.preflight import settle_params
 
     settings = ["compare.variants={ppo: {finetune.methods: [ppo]}}", f"mixture.terms={NOWHERE}"]
     with untouched(empty):

@@ -13,7 +13,7 @@ from benchmarks.audit_scale import build
 
 HEAVY = {"torch", "transformers", "mlflow", "prefect", "pandas", "polars", "datasets", "great_expectations", "fastapi"}
 _LIST = "import atexit, sys; atexit.register(lambda: sys.stderr.write('LOADED ' + ' '.join(sys.modules)));"
-_MAIN = f"{_LIST} from flows.__main__ import main; main()"
+_MAIN = f"{_LIST} from plumbline.flows.cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")

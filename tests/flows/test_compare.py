@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 import pytest
 
-from data_contracts.artifact import read_artifact, verify_artifact
-from flows.params import load_params
-from tasks.comparison.cost import read_cost
-from tasks.registry.client import Store
+from plumbline.data_contracts.artifact import read_artifact, verify_artifact
+from plumbline.flows.graph.params import load_params
+from plumbline.tasks.evaluation.comparison.cost import read_cost
+from plumbline.tasks.registry.store.client import Store
 from tests.flows.conftest import Done, Trained, Workspace
 
 METHODS = Path(__file__).with_name("methods.yaml")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.stages import STAGES
-from tasks.versioning.git import commit_git
-from tasks.versioning.lock import read_lock
+from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.storage.versioning.git import commit_git
+from plumbline.tasks.storage.versioning.lock import read_lock
 from tests.flows.conftest import TINY, Trained, Workspace
 
 

@@ -20,14 +20,14 @@ import orjson
 import psutil
 import pytest
 
-from data_contracts.artifact import verify_artifact
-from flows.params import load_params
-from flows.stages import STAGES
-from tasks.admit_run import open_outbox
-from tasks.announce import request_retraining
-from tasks.freshness.admission import runs
-from tasks.registry.client import Store
-from tasks.registry.versions import all_versions
+from plumbline.data_contracts.artifact import verify_artifact
+from plumbline.flows.graph.params import load_params
+from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.operations.admit_run import open_outbox
+from plumbline.tasks.operations.announce import request_retraining
+from plumbline.tasks.operations.freshness.admission import runs
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.versions.registered import all_versions
 from tests.flows import victim
 from tests.flows.conftest import TINY, Trained, Workspace, until
 

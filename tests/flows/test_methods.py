@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_contracts.artifact import read_artifact
+from plumbline.data_contracts.artifact import read_artifact
 from tests.flows.conftest import Trained, Workspace
 
 _SHORT = {"log_every": 1, "eval_every": 2, "eval_batch_size": 32}

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from data_contracts.interactions import Answer, Interaction, InteractionFeedback
-from data_contracts.records import CuratedPair, load_jsonl
-from flows.params import load_params
-from tasks.database import open_database
-from tasks.freshness import outbox
-from tasks.promote_model import champion_of
-from tasks.registry.client import Store
-from tasks.serving import log
+from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from plumbline.data_contracts.records import CuratedPair, load_jsonl
+from plumbline.flows.graph.params import load_params
+from plumbline.tasks.operations.freshness import outbox
+from plumbline.tasks.operations.promote_model import champion_of
+from plumbline.tasks.operations.serving import log
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.storage.database import open_database
 
 if TYPE_CHECKING:
     from tests.flows.conftest import Workspace

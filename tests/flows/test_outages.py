@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from flows.params import load_params
-from tasks.registry.client import Store
-from tasks.registry.versions import all_versions
-from tasks.versioning.workspace import Versions, init_versioning
+from plumbline.flows.graph.params import load_params
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.versions.registered import all_versions
+from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning
 from tests.flows.conftest import Workspace
 
 NOWHERE = "http://127.0.0.1:9"

@@ -17,16 +17,16 @@ import httpx
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, UniqueConstraint, insert, select
 
-from data_contracts.errors import OperationsError, ParamsError
-from flows.params import load_params
-from flows.services import planned
-from tasks.access.requests import basic
-from tasks.database import open_database, reading, writing
-from tasks.registry.client import Store
-from tasks.services import operate
-from tasks.services.credentials import find_credentials
-from tasks.services.processes import marked
-from tests.flows.test_services import Services, _free_ports, _workspace
+from plumbline.data_contracts.errors import OperationsError, ParamsError
+from plumbline.flows.cli.services import planned
+from plumbline.flows.graph.params import load_params
+from plumbline.tasks.access.requests import basic
+from plumbline.tasks.operations.services import operate
+from plumbline.tasks.operations.services.credentials import find_credentials
+from plumbline.tasks.operations.services.processes import marked
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.storage.database import open_database, reading, writing
+from tests.flows.cli.test_services import Services, _free_ports, _workspace
 
 BIN = Path("/usr/lib/postgresql/15/bin")
 

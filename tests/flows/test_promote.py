@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from data_contracts.errors import CheckFailed, UsageError
-from flows.params import load_params
-from tasks.promote_model import champion_of
-from tasks.registry.client import Store
-from tasks.registry.versions import StoredFiles, resolve
+from plumbline.data_contracts.errors import CheckFailed, UsageError
+from plumbline.flows.graph.params import load_params
+from plumbline.tasks.operations.promote_model import champion_of
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 
 LENIENT = (
     "promotion.min_win_rate_vs_champion_low=0.0",
@@ -95,7 +95,7 @@ def test_promote_history_and_rollback(two: Any, record_property: Callable[[str, 
 def test_the_flow_promotes_and_fails_where_a_gate_says_no(two: Any) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.promote import promote
+    from plumbline.flows.promote import promote
 
     with temporary_settings({PREFECT_API_URL: two.server}):
         done = promote(str(two.root), "models:/assistant/2", "challenger", reason="canary", actor="night shift")
@@ -111,8 +111,8 @@ def test_the_reason_in_the_history_is_the_persons() -> None:
     """Whoever overrides gives a reason: it is the line's, unless --reason gives another."""
     from typer.testing import CliRunner
 
-    from flows.__main__ import app
-    from tasks import promote_model as verb
+    from plumbline.flows.cli.main import app
+    from plumbline.tasks.operations import promote_model as verb
 
     given: list[str] = []
 
@@ -122,8 +122,8 @@ def test_the_reason_in_the_history_is_the_persons() -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(verb, "promote", promote)
-        patched.setattr("flows.promote_cli.workspace_root", lambda _: Path())
-        patched.setattr("flows.params.load_params", lambda _: (None, None))
+        patched.setattr("plumbline.flows.cli.promote_cli.workspace_root", lambda _: Path())
+        patched.setattr("plumbline.flows.graph.params.load_params", lambda _: (None, None))
         for options in (["--override", "ann", "--override-reason", "outage"], ["--reason", "weekly"], []):
             CliRunner().invoke(app, ["promote", *options])
     assert given == ["outage", "weekly", "asked for on the command line"]

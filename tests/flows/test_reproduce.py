@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 import pytest
 
-from data_contracts.errors import UsageError
-from flows.params import load_params
-from flows.stages import STAGES
-from tasks.reproduce_version import open_reproduction, render_reproduction, reproduce_version
+from plumbline.data_contracts.errors import UsageError
+from plumbline.flows.graph.params import load_params
+from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.registry.reproduce_version import open_reproduction, render_reproduction, reproduce_version
 from tests.flows.conftest import Trained
 
 

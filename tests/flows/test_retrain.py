@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
-from data_contracts.private_files import PRIVATE, open_to_others
-from flows.stages import STAGES
+from plumbline.data_contracts.private_files import PRIVATE, open_to_others
+from plumbline.flows.graph.stages import STAGES
 from tests.flows.conftest import Trained, Workspace, write_hh_pairs
 
 AFTER_CURATION = ["curate", "reward", "finetune", "evaluate", "gate"]
@@ -222,7 +222,7 @@ def test_a_batch_stored_by_a_killed_ingest_is_versioned_by_the_next(copy: Worksp
     """A kill between storing and versioning leaves a batch that DVC does not know."""
     batch = write_hh_pairs(tmp_path / "good.jsonl", 3, seed=4)
     before = copy.hashes()["data/raw"]
-    from tasks.feedback.batches import store_batch
+    from plumbline.tasks.data.feedback.batches import store_batch
 
     store_batch(batch, "human_pairs", copy.root / "data/raw")
     assert copy.run("ingest", "human_pairs", batch, "--json").payload["batches"][0]["new"] is False

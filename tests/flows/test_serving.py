@@ -15,10 +15,10 @@ import httpx
 import openai
 import pytest
 
-from flows.params import load_params
-from tasks.registry import ledger
-from tasks.registry.client import Store
-from tasks.registry.versions import StoredFiles, resolve
+from plumbline.flows.graph.params import load_params
+from plumbline.tasks.registry.ledger import ledger
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 from tests.flows.conftest import Workspace
 
 FAST = ("--set", "serving.poll_s=0.2", "--set", "serving.shadow.share=1", "--set", "serving.limits.default_tokens=8")

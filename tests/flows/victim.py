@@ -19,7 +19,7 @@ from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
-from flows import environment
+from plumbline.flows.deployment import environment
 
 STAGES = (
     "sample_world",
@@ -61,14 +61,14 @@ def _once_in(number: int) -> Callable[..., bool]:
 
 def before(stage: str) -> None:
     """When DVC found the stage dirty and its process is about to start."""
-    from tasks import run_stage
+    from plumbline.flows.graph import run_stage
 
     _around(run_stage, "run_isolated", lambda it, *_: it.name == stage, behind=False)
 
 
 def uncommitted(stage: str) -> None:
     """When its artifact is whole and DVC knows nothing of it."""
-    from tasks import run_stage
+    from plumbline.flows.graph import run_stage
 
     _around(run_stage, "run_isolated", lambda it, *_: it.name == stage, behind=True)
 
@@ -96,14 +96,14 @@ def unrecorded(stage: str) -> None:
 
 def committed(stage: str) -> None:
     """When DVC recorded the stage and nobody else was told."""
-    from tasks.versioning.workspace import Versions
+    from plumbline.tasks.storage.versioning.workspace import Versions
 
     _around(Versions, "commit_stage", lambda _, name: name == stage, behind=True)
 
 
 def at_work(stage: str, fraction: float, who: str) -> None:
     """When the stage told that this part of its work is done: the run itself ("flow") or its trainer."""
-    from tasks import isolation
+    from plumbline.tasks.pipeline import isolation
 
     follow = isolation._follow
 
@@ -142,7 +142,7 @@ def pushing(number: int) -> None:
 
 def before_the_end_of_the_claim() -> None:
     """When the version is registered, and admission does not know how the run ended."""
-    from flows import fresh
+    from plumbline.flows import fresh
 
     _around(fresh, "finish_run", lambda *_, **__: True, behind=False)
 
@@ -163,7 +163,7 @@ MISSED = 77
 
 def _end_behind(name: str) -> None:
     """Run no stage behind this one, and end there: stages side by side would be done before their own kill."""
-    from flows import retrain
+    from plumbline.flows import retrain
 
     every = retrain.bring_up_to_date
 
@@ -182,9 +182,9 @@ def _prepare() -> None:
 
     for name in ("alembic.runtime.migration", "dvc.repo", "dvc.stage", "mlflow.store.tracking.sqlalchemy_store"):
         importlib.import_module(name)
-    for name in ("prefect", "flows.__main__", "flows.display", "flows.fresh"):
+    for name in ("prefect", "plumbline.flows.cli.main", "plumbline.flows.cli.display", "plumbline.flows.fresh"):
         importlib.import_module(name)
-    from tasks.isolation import warm_up
+    from plumbline.tasks.pipeline.isolation import warm_up
 
     warm_up()
     # A forked run uses this one's fork server; it cannot ask whether that lives, which only a parent can.
@@ -208,7 +208,7 @@ def _run(order: dict[str, Any]) -> None:
 
 
 def _retrain() -> int:
-    from flows.__main__ import main
+    from plumbline.flows.cli.main import main
 
     sys.argv = ["plumbline", "retrain", "--json"]
     try:
@@ -221,7 +221,7 @@ def _retrain() -> int:
 
 
 def _poll() -> int:
-    from flows.fresh import poll_freshness
+    from plumbline.flows.fresh import poll_freshness
 
     state = poll_freshness(".", return_state=True)
     sys.stdout.write(f"{state.name}: {state.message}\n")

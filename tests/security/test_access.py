@@ -20,15 +20,15 @@ import httpx
 import psutil
 import pytest
 
-from data_contracts.errors import OperationsError
-from flows.access_checks import open_services, public_files
-from flows.params import load_params
-from tasks.access.requests import basic
-from tasks.announce import drain_outbox, request_retraining
-from tasks.services.credentials import credentials_file
-from tasks.services.processes import marked
+from plumbline.data_contracts.errors import OperationsError
+from plumbline.flows.cli.access_checks import open_services, public_files
+from plumbline.flows.graph.params import load_params
+from plumbline.tasks.access.requests import basic
+from plumbline.tasks.operations.announce import drain_outbox, request_retraining
+from plumbline.tasks.operations.services.credentials import credentials_file
+from plumbline.tasks.operations.services.processes import marked
 from tests.security.conftest import Up
-from tests.tasks.serving.conftest import Running, engine, serving  # noqa: F401
+from tests.tasks.operations.serving.conftest import Running, engine, serving  # noqa: F401
 
 Stranger = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., Running]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.database.caches import kept_folder, own_folder
-from tasks.versioning.repo import with_repo
-from tasks.versioning.workspace import Versions, init_versioning
+from plumbline.tasks.storage.database.caches import kept_folder, own_folder
+from plumbline.tasks.storage.versioning.repo import with_repo
+from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning
 
 Stranger = Callable[..., subprocess.CompletedProcess[str]]
 PLANT = """

@@ -8,13 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tasks.models.chat import set_default_template
-from tasks.models.control_tokens import control_tokens
-from tasks.models.loading import load_policy, load_tokenizer, save_model
-from tasks.serving.local_backend import Defaults, LocalBackend, LocalSpec
+from plumbline.tasks.models.chat import set_default_template
+from plumbline.tasks.models.control_tokens import control_tokens
+from plumbline.tasks.models.loading import load_policy, load_tokenizer, save_model
+from plumbline.tasks.operations.serving.local_backend import Defaults, LocalBackend, LocalSpec
 from tests.tasks.models.test_control_tokens import byte_level, stories
 from tests.tasks.models.tiny_llama import build_model, build_tokenizer
-from tests.tasks.serving.conftest import engine, serving  # noqa: F401 (fixtures)
+from tests.tasks.operations.serving.conftest import engine, serving  # noqa: F401 (fixtures)
 
 DEFAULTS = Defaults(temperature=0.0, top_p=1.0, tokens=4, most_tokens=8)
 

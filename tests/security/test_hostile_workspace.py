@@ -10,14 +10,14 @@ from pathlib import Path
 import orjson
 import pytest
 
-from data_contracts.errors import CheckFailed, UsageError, VersioningError
-from data_contracts.inner_paths import is_inner
-from flows.params import Params
-from tasks.backup_workspace import backup_workspace
-from tasks.restore_workspace import restore_workspace
-from tasks.versioning.git import run_git, why_unsound
-from tasks.versioning.objects import ObjectStore
-from tasks.versioning.workspace import Versions, init_versioning
+from plumbline.data_contracts.errors import CheckFailed, UsageError, VersioningError
+from plumbline.data_contracts.inner_paths import is_inner
+from plumbline.flows.graph.params import Params
+from plumbline.tasks.operations.backup_workspace import backup_workspace
+from plumbline.tasks.operations.restore_workspace import restore_workspace
+from plumbline.tasks.storage.versioning.git import run_git, why_unsound
+from plumbline.tasks.storage.versioning.objects import ObjectStore
+from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning
 
 OWNED = b"owned\n"
 

@@ -11,15 +11,26 @@ from typing import Any
 import orjson
 import pytest
 
-from data_contracts.errors import SignatureError, UsageError
-from tasks.database.params import OperationsParams
-from tasks.manage_keys import add_key, list_keys, public_keys, revoke_key, rotate_key
-from tasks.registry.keys import PUBLIC_KEY, pin, signing_key, verifying_key
-from tasks.registry.ledger import history, verify_chain
-from tasks.registry.params import RegistryParams
-from tasks.registry.signing import SEAL_TAG, seal
-from tasks.registry.trust import TRUSTED, load_trust, state
-from tasks.registry.versions import StoredFiles, resolve
+from plumbline.data_contracts.errors import SignatureError, UsageError
+from plumbline.tasks.registry.ledger.ledger import history, verify_chain
+from plumbline.tasks.registry.manage_keys import (
+    add_key,
+    list_keys,
+    public_keys,
+    revoke_key,
+    rotate_key,
+)
+from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.registry.signing.keys import (
+    PUBLIC_KEY,
+    pin,
+    signing_key,
+    verifying_key,
+)
+from plumbline.tasks.registry.signing.signatures import SEAL_TAG, seal
+from plumbline.tasks.registry.signing.trust import TRUSTED, load_trust, state
+from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
+from plumbline.tasks.storage.database.params import OperationsParams
 from tests.tasks.registry.conftest import Registry
 
 

@@ -133,7 +133,7 @@ def test_an_earlier_workspace_is_found_open_and_put_right(made: Path, home: Path
 
 
 def test_a_link_that_a_stranger_planted_is_not_followed(home: Path) -> None:
-    from data_contracts.private_files import close_to_others
+    from plumbline.data_contracts.private_files import close_to_others
 
     (home / "data").mkdir(mode=0o777)
     elsewhere = home / "elsewhere"

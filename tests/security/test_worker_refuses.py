@@ -14,10 +14,10 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 
-from flows import fresh
-from flows.deployments import deployment_name, job_variables
-from tasks.announce import workspace_id
-from tasks.services.plan import WORK_POOL
+from plumbline.flows import fresh
+from plumbline.flows.deployment.deployments import deployment_name, job_variables
+from plumbline.tasks.operations.announce import workspace_id
+from plumbline.tasks.operations.services.plan import WORK_POOL
 from tests.security.conftest import Up
 
 Attempt = Callable[["Server"], Any]
@@ -165,7 +165,7 @@ def test_what_it_registered_runs(server: Server) -> None:
 
 def _restore(server: Server) -> None:
     """Our deployment as `plumbline deploy` registers it."""
-    from flows.deployments import apply
-    from flows.params import load_params
+    from plumbline.flows.deployment.deployments import apply
+    from plumbline.flows.graph.params import load_params
 
     apply(server.up.root, load_params(server.up.root)[0])

@@ -17,18 +17,36 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from data_contracts.artifact import Artifact, read_artifact, write_json, writing
-from data_contracts.records import CuratedPair, Merged, Message, Origin, PreferencePair, Quarantined, dump_jsonl
-from tasks.database.params import OperationsParams
-from tasks.register_model import Registered, register_model
-from tasks.registry.client import Store
-from tasks.registry.ledger import alias_state, history, move_alias, open_ledger
-from tasks.registry.params import RegistryParams
-from tasks.registry.runs import open_run
-from tasks.registry.versions import resolve
-from tasks.stage import StageRecord
-from tasks.versioning.git import commit_git
-from tasks.versioning.workspace import Versions, init_versioning
+from plumbline.data_contracts.artifact import (
+    Artifact,
+    read_artifact,
+    write_json,
+    writing,
+)
+from plumbline.data_contracts.records import (
+    CuratedPair,
+    Merged,
+    Message,
+    Origin,
+    PreferencePair,
+    Quarantined,
+    dump_jsonl,
+)
+from plumbline.tasks.pipeline.stage import StageRecord
+from plumbline.tasks.registry.ledger.ledger import (
+    alias_state,
+    history,
+    move_alias,
+    open_ledger,
+)
+from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.registry.register_model import Registered, register_model
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.store.runs import open_run
+from plumbline.tasks.registry.versions.registered import resolve
+from plumbline.tasks.storage.database.params import OperationsParams
+from plumbline.tasks.storage.versioning.git import commit_git
+from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning
 
 # name -> (out, deps, params)
 GRAPH: dict[str, tuple[str, list[str], list[str]]] = {

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import orjson
 import pytest
 
-from tasks.access.identity import who_answers
-from tasks.access.requests import proof
+from plumbline.tasks.access.identity import who_answers
+from plumbline.tasks.access.requests import proof
 
 
 @contextmanager

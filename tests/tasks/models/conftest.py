@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.models.chat import set_default_template
-from tasks.models.loading import load_policy, load_tokenizer, save_model
+from plumbline.tasks.models.chat import set_default_template
+from plumbline.tasks.models.loading import load_policy, load_tokenizer, save_model
 from tests.tasks.models.tiny_llama import build_model, build_tokenizer
 
 

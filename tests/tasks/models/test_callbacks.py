@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_contracts.errors import StageError
-from tasks.models.callbacks import Patience, ReportProgress, stop_reason
+from plumbline.data_contracts.errors import StageError
+from plumbline.tasks.models.callbacks import Patience, ReportProgress, stop_reason
 
 WATCHED = ("preference_accuracy", "win_rate")
 

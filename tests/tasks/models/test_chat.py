@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_contracts.errors import ModelError
-from data_contracts.records import Message
-from tasks.models import chat
+from plumbline.data_contracts.errors import ModelError
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.models import chat
 
 ASK = (Message(role="user", content="one two"),)
 TALK = (
@@ -133,7 +133,7 @@ def test_prompt_tokens_are_a_prefix_and_the_answer_comes_back(tiny: tuple[Any, A
 
 def test_the_story_model_takes_the_default_template(stories_folder: Any) -> None:
     """512 tokens and no chat template: no unknown token may come up, and pad is eos."""
-    from tasks.models.loading import load_tokenizer, padding_note
+    from plumbline.tasks.models.loading import load_tokenizer, padding_note
 
     tokenizer = load_tokenizer(stories_folder)
     head, tail = chat.encode(tokenizer, TALK, "Once upon a time")

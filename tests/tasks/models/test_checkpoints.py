@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from data_contracts.errors import ModelError
-from tasks.models.checkpoints import drop_unfinished, newest_whole, run_folder, seal, weights_digest
+from plumbline.data_contracts.errors import ModelError
+from plumbline.tasks.models.checkpoints import (
+    drop_unfinished,
+    newest_whole,
+    run_folder,
+    seal,
+    weights_digest,
+)
 
 
 def write_checkpoint(folder: Path, step: int, best: Path | None = None) -> Path:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_contracts.records import Message
-from tasks.models import chat
-from tasks.models.control_tokens import control_tokens
-from tasks.models.loading import load_tokenizer
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.models import chat
+from plumbline.tasks.models.control_tokens import control_tokens
+from plumbline.tasks.models.loading import load_tokenizer
 from tests.tasks.models.tiny_llama import build_tokenizer
 
 MARKED = (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.models.distributions import logps_and_entropies, target_logps
+from plumbline.tasks.models.distributions import logps_and_entropies, target_logps
 
 
 def test_the_gradient_of_target_logps_is_that_of_the_naive_form() -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.divergence import sequence_divergences, token_divergences
+from plumbline.tasks.models.divergence import sequence_divergences, token_divergences
 from tests.tasks.models.tiny_llama import build_model
 
 POLICY = np.array([0.5, 0.3, 0.2])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.models import fast_linear
+from plumbline.tasks.models import fast_linear
 
 ONEDNN_IS_FASTER = fast_linear.onednn_is_faster
 

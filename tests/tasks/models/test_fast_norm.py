@@ -10,7 +10,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from tasks.models import fast_norm
+from plumbline.tasks.models import fast_norm
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from transformers.models.cohere import modeling_cohere
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
-from tasks.models import fast_rotary
+from plumbline.tasks.models import fast_rotary
 from tests.tasks.models.test_packing import make_qwen3
 
 

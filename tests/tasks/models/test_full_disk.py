@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from safetensors import SafetensorError
 
-from data_contracts.errors import StageError
-from tasks.models.full_disk import full_disk_named
+from plumbline.data_contracts.errors import StageError
+from plumbline.tasks.models.full_disk import full_disk_named
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, SafetensorError, Exception])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.length_groups import GroupsByLength, LengthGroups
+from plumbline.tasks.models.length_groups import GroupsByLength, LengthGroups
 
 LENGTHS = random.Random(1).choices(range(5, 501), k=1003)
 SIZE = 16

@@ -10,9 +10,9 @@ import numpy
 import pytest
 import torch
 
-from data_contracts.artifact import sha256_file
-from data_contracts.errors import ModelError, StageError
-from tasks.models.loading import (
+from plumbline.data_contracts.artifact import sha256_file
+from plumbline.data_contracts.errors import ModelError, StageError
+from plumbline.tasks.models.loading import (
     check_vocabulary,
     context_length,
     load_policy,
@@ -133,7 +133,7 @@ def test_a_name_that_cannot_be_reached_says_what_to_do(monkeypatch: pytest.Monke
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    monkeypatch.setattr("tasks.models.loading._cached_snapshot", lambda *_: None)
+    monkeypatch.setattr("plumbline.tasks.models.loading._cached_snapshot", lambda *_: None)
     with pytest.raises(ModelError, match=r"'someone/model' is no folder here.*could not be fetched.*hf download"):
         resolve("someone/model")
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from data_contracts.errors import ModelError
-from data_contracts.records import Message
-from tasks.models.chat import encode, encode_all
-from tasks.models.logps import length_sorted_batches, pad_right, token_logps
-from tasks.models.responses import packs
+from plumbline.data_contracts.errors import ModelError
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.models.chat import encode, encode_all
+from plumbline.tasks.models.logps import length_sorted_batches, pad_right, token_logps
+from plumbline.tasks.models.responses import packs
 
 PROMPTS = [(Message(role="user", content=text),) for text in ("one", "please refund the order", "a", "is one two")]
 COMPLETIONS = ["yes please", "no", "the order is three two one", ""]
@@ -31,7 +31,7 @@ def test_equals_a_full_forward_a_sequence(
 ) -> None:
     model, tokenizer = tiny
     assert packs(model)
-    monkeypatch.setattr("tasks.models.logps.packs", lambda _: packed)
+    monkeypatch.setattr("plumbline.tasks.models.logps.packs", lambda _: packed)
     pairs = encode_all(tokenizer, PROMPTS, COMPLETIONS)
     found = token_logps(model, pairs, max_length=128, batch_size=batch_size, temperature=temperature)
     for prompt, completion, logps in zip(PROMPTS, COMPLETIONS, found, strict=True):
@@ -41,7 +41,7 @@ def test_equals_a_full_forward_a_sequence(
 
 
 def test_story_model_with_pad_equal_to_eos(stories_folder: Any) -> None:
-    from tasks.models.loading import load_policy, load_tokenizer
+    from plumbline.tasks.models.loading import load_policy, load_tokenizer
 
     model, tokenizer = load_policy(stories_folder), load_tokenizer(stories_folder)
     found = token_logps(model, encode_all(tokenizer, PROMPTS, COMPLETIONS), max_length=512, batch_size=4)
@@ -52,9 +52,9 @@ def test_story_model_with_pad_equal_to_eos(stories_folder: Any) -> None:
 
 def test_a_model_without_the_shortcut_gives_the_same(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny
-    monkeypatch.setattr("tasks.models.logps.packs", lambda _: False)
+    monkeypatch.setattr("plumbline.tasks.models.logps.packs", lambda _: False)
     fast = token_logps(model, encode_all(tokenizer, PROMPTS, COMPLETIONS), max_length=128, batch_size=2)
-    monkeypatch.setattr("tasks.models.logps.accepts", lambda *_: False)
+    monkeypatch.setattr("plumbline.tasks.models.logps.accepts", lambda *_: False)
     plain = token_logps(model, encode_all(tokenizer, PROMPTS, COMPLETIONS), max_length=128, batch_size=2)
     for one, other in zip(fast, plain, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)

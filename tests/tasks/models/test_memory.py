@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from tasks.models.memory import keep_freed_memory
+from plumbline.tasks.models.memory import keep_freed_memory
 
 PROGRAM = """
 import resource, torch
-from tasks.models.memory import keep_freed_memory
+from plumbline.tasks.models.memory import keep_freed_memory
 
 torch.set_num_threads(1)
 {setting}

@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.models.optimisation import EVALUATED_KEYS, OWN_KEYS, OWNED_ARGS, EvaluatedOptimisation, Optimisation
+from plumbline.tasks.models.optimisation import (
+    EVALUATED_KEYS,
+    OWN_KEYS,
+    OWNED_ARGS,
+    EvaluatedOptimisation,
+    Optimisation,
+)
 
 
 def test_refused_arguments_exist_in_trl() -> None:

@@ -7,8 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.logps import pad_right
-from tasks.models.packing import can_pack, ends_plainly, hidden_states, pack, prefill, take
+from plumbline.tasks.models.logps import pad_right
+from plumbline.tasks.models.packing import (
+    can_pack,
+    ends_plainly,
+    hidden_states,
+    pack,
+    prefill,
+    take,
+)
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [4, 5, 0, 0, 0], [9, 8, 7, 0, 0]])
 LENGTHS = torch.tensor([5, 2, 3])
@@ -73,7 +80,7 @@ def test_hidden_states_and_gradients_equal_a_forward_a_sequence(
     make: Any, grid_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Places 0, 3, 5, 6 and 9 are the 1st and 4th token of row 0, both of row 1, and the last of row 2."""
-    monkeypatch.setattr("tasks.models.packing.GRID_ROWS", grid_rows)
+    monkeypatch.setattr("plumbline.tasks.models.packing.GRID_ROWS", grid_rows)
     model = make()
     packing = pack(IDS, LENGTHS, NONE)
     rows, positions = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 3, 0, 1, 2])
@@ -93,7 +100,7 @@ def test_hidden_states_and_gradients_equal_a_forward_a_sequence(
 
 def test_packing_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 5 and 2 tokens in a grid of 2 x 5, row 1 from cell 5 on; the row of 3 in a grid behind those 10 cells."""
-    monkeypatch.setattr("tasks.models.packing.GRID_ROWS", 2)
+    monkeypatch.setattr("plumbline.tasks.models.packing.GRID_ROWS", 2)
     packing = pack(IDS, LENGTHS, NONE)
     assert packing.ids.tolist() == [[5, 6, 7, 8, 9, 4, 5, 9, 8, 7]]
     assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2]]
@@ -156,7 +163,7 @@ def test_every_cell_shows_its_token_and_every_beginning_is_packed_once(rows: lis
 def test_states_and_gradients_of_shared_beginnings_equal_a_forward_a_sequence(
     make: Any, grid_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.models.packing.GRID_ROWS", grid_rows)
+    monkeypatch.setattr("plumbline.tasks.models.packing.GRID_ROWS", grid_rows)
     model = make()
     wanted = [(row, place) for row in range(5) for place in range(int(SHAREABLE[row]), int(SHARED_LENGTHS[row]))]
     rows, positions = torch.tensor(wanted).unbind(1)

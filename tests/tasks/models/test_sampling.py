@@ -8,12 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_contracts.errors import ModelError
-from data_contracts.records import Message
-from tasks.models.chat import encode_prompts
-from tasks.models.logps import token_logps
-from tasks.models.responses import packs
-from tasks.models.sampling import Completion, invert_cdf, sample, stop_token_ids
+from plumbline.data_contracts.errors import ModelError
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.models.chat import encode_prompts
+from plumbline.tasks.models.logps import token_logps
+from plumbline.tasks.models.responses import packs
+from plumbline.tasks.models.sampling import (
+    Completion,
+    invert_cdf,
+    sample,
+    stop_token_ids,
+)
 
 TEXTS = ("one", "please refund the order", "a", "is one two", "yes", "the order is one two three please", "is one two")
 PROMPTS = [(Message(role="user", content=text),) for text in TEXTS]
@@ -62,7 +67,7 @@ def test_picks_the_tokens_of_the_naive_sampler(
 ) -> None:
     model, tokenizer = tiny
     assert packs(model)
-    monkeypatch.setattr("tasks.models.sampling.packs", lambda _: packed)
+    monkeypatch.setattr("plumbline.tasks.models.sampling.packs", lambda _: packed)
     found = run(model, tokenizer, temperature=temperature, top_p=top_p)
     expected = naive(model, tokenizer, steps=12, temperature=temperature, top_p=top_p, seed=3)
     assert [list(completion.token_ids) for completion in found] == expected
@@ -132,7 +137,7 @@ def test_the_context_ends_a_row_and_a_prompt_that_fills_it_is_refused(tiny: tupl
 
 
 def test_the_story_model_samples_words_and_stops_at_either_of_its_ends(stories_folder: Any) -> None:
-    from tasks.models.loading import load_policy, load_tokenizer
+    from plumbline.tasks.models.loading import load_policy, load_tokenizer
 
     model, tokenizer = load_policy(stories_folder), load_tokenizer(stories_folder)
     assert stop_token_ids(model, tokenizer) == [1, 2]

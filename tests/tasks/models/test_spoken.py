@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from data_contracts.records import Message
-from tasks.models import chat
-from tasks.models.spoken import encode_spoken
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.models import chat
+from plumbline.tasks.models.spoken import encode_spoken
 from tests.tasks.models.test_control_tokens import byte_level
 
 MULTI = (

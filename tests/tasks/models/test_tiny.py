@@ -12,12 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from data_contracts.errors import ModelError
-from data_contracts.records import Message, load_conversations
-from tasks.models import tiny
-from tasks.models.loading import load_policy, load_tokenizer
-from tasks.models.params import TinyModelParams
-from tasks.models.tiny import PAD, ROLES, Encoded, build_model, encode, train_base, train_tokenizer
+from plumbline.data_contracts.errors import ModelError
+from plumbline.data_contracts.records import Message, load_conversations
+from plumbline.tasks.models import tiny
+from plumbline.tasks.models.loading import load_policy, load_tokenizer
+from plumbline.tasks.models.params import TinyModelParams
+from plumbline.tasks.models.tiny import (
+    PAD,
+    ROLES,
+    Encoded,
+    build_model,
+    encode,
+    train_base,
+    train_tokenizer,
+)
 
 ROOT = Path(__file__).parents[3]
 SMALL = TinyModelParams(
@@ -206,8 +214,9 @@ def test_another_process_gives_the_same_bytes(trained, tmp_path):
     assert load_conversations(tmp_path / "input.jsonl") == CONVERSATIONS
     code = (
         "import sys; from pathlib import Path\n"
-        "from data_contracts.records import load_conversations\n"
-        "from tasks.models.params import TinyModelParams; from tasks.models.tiny import train_base\n"
+        "from plumbline.data_contracts.records import load_conversations\n"
+        "from plumbline.tasks.models.params import TinyModelParams\n"
+        "from plumbline.tasks.models.tiny import train_base\n"
         "params = TinyModelParams.model_validate_json(sys.argv[2]); folder = Path(sys.argv[1])\n"
         "train_base(load_conversations(folder / 'input.jsonl'), params, 0, 1, folder / 'out')"
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from data_contracts.errors import ParamsError
-from tasks.models.optimisation import EvaluatedOptimisation
-from tasks.models.trainer_args import check_trainer_args, must_name_cpu, trainer_config
+from plumbline.data_contracts.errors import ParamsError
+from plumbline.tasks.models.optimisation import EvaluatedOptimisation
+from plumbline.tasks.models.trainer_args import check_trainer_args, must_name_cpu, trainer_config
 
 
 @dataclass

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from data_contracts.errors import StageError
-from tasks.models.curve import curve_rows
-from tasks.models.training import train
+from plumbline.data_contracts.errors import StageError
+from plumbline.tasks.models.curve import curve_rows
+from plumbline.tasks.models.training import train
 
 
 def test_curve_merges_train_and_validation_rows_of_a_step() -> None:

@@ -10,13 +10,24 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from data_contracts.artifact import sha256_file
-from tasks.database.params import OperationsParams
-from tasks.registry.client import Store
-from tasks.registry.ledger import alias_state, history, move_alias, open_ledger
-from tasks.registry.params import RegistryParams
-from tasks.registry.runs import open_run
-from tasks.registry.versions import StoredFiles, Upload, Version, register, resolve
+from plumbline.data_contracts.artifact import sha256_file
+from plumbline.tasks.registry.ledger.ledger import (
+    alias_state,
+    history,
+    move_alias,
+    open_ledger,
+)
+from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.store.runs import open_run
+from plumbline.tasks.registry.versions.registered import (
+    StoredFiles,
+    Upload,
+    Version,
+    register,
+    resolve,
+)
+from plumbline.tasks.storage.database.params import OperationsParams
 
 
 class Registry:

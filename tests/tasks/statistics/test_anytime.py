@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.statistics.anytime import (
+from plumbline.tasks.statistics.anytime import (
     SequentialTest,
     adjusted_log_e,
     average_log_e,
@@ -20,7 +20,12 @@ from tasks.statistics.anytime import (
     rate_sequence,
     smallest_detectable_difference,
 )
-from tasks.statistics.betting import FRACTIONS, compressed, log_capital, log_capital_of_counts
+from plumbline.tasks.statistics.betting import (
+    FRACTIONS,
+    compressed,
+    log_capital,
+    log_capital_of_counts,
+)
 
 ALPHA = 0.05
 

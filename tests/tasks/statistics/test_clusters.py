@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.statistics import clustered_interval, effective_size, wilson_interval
+from plumbline.tasks.statistics import clustered_interval, effective_size, wilson_interval
 
 CLUSTERED = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 12)), min_size=1, max_size=60)
 

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.statistics import paired_bootstrap, wilson_interval
+from plumbline.tasks.statistics import paired_bootstrap, wilson_interval
 
 
 def test_wilson_by_hand():
@@ -72,7 +72,7 @@ def test_pairing_is_kept():
 
 
 def test_bootstrap_depends_on_its_seed_alone_and_not_on_chunking(monkeypatch):
-    from tasks.statistics import intervals
+    from plumbline.tasks.statistics import intervals
 
     values = np.random.default_rng(2).normal(size=97)
     once = paired_bootstrap(values, 0.95, 1000, seed=5)

@@ -5,9 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from tasks.statistics.anytime import Interval
-from tasks.statistics.betting import log_capital_of_counts
-from tasks.statistics.quantiles import quantile_difference_sequence, quantile_sequence, smallest_detectable_shift
+from plumbline.tasks.statistics.anytime import Interval
+from plumbline.tasks.statistics.betting import log_capital_of_counts
+from plumbline.tasks.statistics.quantiles import (
+    quantile_difference_sequence,
+    quantile_sequence,
+    smallest_detectable_shift,
+)
 
 ALPHA = 0.05
 

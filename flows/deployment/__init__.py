@@ -1,0 +1,1 @@
+"""Deployments, schedules, triggers, and the processes that serve them."""

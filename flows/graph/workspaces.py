@@ -1,0 +1,170 @@
+"""Workspaces: what `plumbline init` writes, and how a command finds the one it stands in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from plumbline.data_contracts.artifact import FULL_DISK, write_bytes
+from plumbline.data_contracts.errors import UsageError, WorkspaceBusy
+from plumbline.data_contracts.secrets import has_password, mask
+from plumbline.flows.graph.half_made import undone_on_failure
+
+PARAMS_FILE = "params.yaml"
+_IGNORE_ALL = b"*\n"  # state, logs and databases of this machine, whatever a .gitignore that was there says
+_OWN_FOLDERS = (".git", ".dvc", ".plumbline", "params", "data", "data/raw", ".git/index", ".plumbline/.gitignore")
+_LOOK_EVERY_S = 1.0  # how often a run that waits looks whether the workspace is free
+
+
+def template_files() -> dict[str, bytes]:
+    """Every file of a fresh workspace by its relative path."""
+    from plumbline.flows.graph.params import render_defaults
+    from plumbline.flows.graph.stages import (
+        render_dvc_yaml,  # every stage's module; commands that only look for a workspace need none
+    )
+
+    templates = {PARAMS_FILE: render_defaults().encode(), "dvc.yaml": render_dvc_yaml().encode()}
+    folder = files("plumbline.flows.graph") / "workspace"
+    for item in sorted((folder / "params").iterdir(), key=lambda entry: entry.name):
+        templates[f"params/{item.name}"] = item.read_bytes()
+    templates[".gitignore"] = (folder / "gitignore").read_bytes()
+    return templates
+
+
+def init_workspace(root: Path, remote: str | None = None) -> list[str]:
+    """Make `root` a workspace: params, graph, git, DVC and a remote. Existing files are kept.
+
+    Returns the files written. Raises `UsageError` when `root` is a file or not writable, or `remote` carries
+    a password.
+    """
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root}: expected a folder or a new name, found a file. Choose another folder.")
+    if remote is not None and has_password(remote):
+        raise UsageError(
+            f"{mask(remote)}: expected a remote URL without a password, because git keeps it. Leave it out, then run "
+            f"`dvc remote modify --local storage password …` in the workspace."
+        )
+    _refuse_foreign(root)
+    with undone_on_failure(root, (*_OWN_FOLDERS, *_versioned_files())):
+        return _make_workspace(root, remote)
+
+
+def _make_workspace(root: Path, remote: str | None) -> list[str]:
+    from plumbline.tasks.data.validate_feedback import RAW
+    from plumbline.tasks.storage.versioning.git import commit_git, head_commit, init_git
+    from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        init_git(root)
+        _refuse_ignored(root)
+        (root / RAW).mkdir(parents=True, exist_ok=True)
+        written = [name for name, data in template_files().items() if _write_missing(root / name, data)]
+        _write_missing(root / ".plumbline" / ".gitignore", _IGNORE_ALL)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise UsageError(f"{root}: cannot write there ({error.strerror}). Choose another folder.") from error
+    init_versioning(root, remote)
+    if not (root / f"{RAW}.dvc").exists():
+        Versions(root).track(RAW)
+    if head_commit(root) is None:
+        commit_git(root, "Start a Plumbline workspace", _versioned_files())
+    return written
+
+
+def _versioned_files() -> list[str]:
+    """What git keeps of a workspace, by its relative path; some of it comes with the first run."""
+    from plumbline.flows.graph.stages import STAGES
+    from plumbline.tasks.data.validate_feedback import RAW
+
+    outs = {f"{Path(stage.out).parent.as_posix()}/.gitignore" for stage in STAGES.values()}
+    by_dvc = {".dvc/config", ".dvc/.gitignore", ".dvcignore", "dvc.lock", f"{RAW}.dvc", "data/.gitignore"}
+    return sorted({*template_files(), *by_dvc, *outs})
+
+
+def _refuse_ignored(root: Path) -> None:
+    """Name the rule that hides from git what it has to keep: DVC refuses it, or clones would lack it."""
+    from plumbline.tasks.storage.versioning.git import ignoring_rules
+
+    rules = ignoring_rules(root, _versioned_files())
+    if rules:
+        path, rule = next(iter(rules.items()))
+        more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
+        raise UsageError(
+            f"{root}: expected git to keep {path}{more}, found it ignored by {rule}. Remove that line or narrow it "
+            f"(DVC itself ignores the data), or choose another folder. Nothing was changed."
+        )
+
+
+def _refuse_foreign(root: Path) -> None:
+    """Name a `params.yaml` or `dvc.yaml` of another program: it would be kept, and no command could use it."""
+    for name, own in template_files().items():
+        path = root / name
+        if name in (PARAMS_FILE, "dvc.yaml") and path.is_file() and not _names(path.read_bytes()) & _names(own):
+            raise UsageError(
+                f"{path}: expected Plumbline's file, found one of another program, which uses the same name. "
+                f"Choose another folder, such as one inside of this. Nothing was changed."
+            )
+
+
+def _names(text: bytes) -> set[str]:
+    """What tells Plumbline's `params.yaml` and `dvc.yaml` from others: the sections, and the stages."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        loaded = YAML(typ="safe").load(text)
+    except YAMLError:
+        return set()
+    found = loaded.get("stages", loaded) if isinstance(loaded, dict) else None
+    return {name for name, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else set()
+
+
+def find_workspace(start: Path) -> Path:
+    """The nearest folder at or above `start` that holds `params.yaml`, `dvc.yaml` and `.dvc`."""
+    for folder in (start, *start.parents):
+        if all((folder / name).exists() for name in (PARAMS_FILE, "dvc.yaml", ".dvc")):
+            return folder
+    raise UsageError(
+        f"{start}: not inside a Plumbline workspace (expected {PARAMS_FILE}, dvc.yaml and .dvc here or above). "
+        f"Make one with `plumbline init DIR`, then run the command there or with `-C DIR`."
+    )
+
+
+@contextmanager
+def exclusive_run(root: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the workspace for one run; the operating system lets go of it however the process ends.
+
+    Raises `WorkspaceBusy` when another run still holds it after `wait_s` seconds.
+    """
+    lock = root / ".plumbline" / "run.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=wait_s, poll_interval=_LOOK_EVERY_S if wait_s else 0.05)
+    try:
+        claim = held.acquire()
+    except Timeout:
+        raise WorkspaceBusy(
+            f"{root}: another run is under way in this workspace. Wait for it to end, or use another workspace "
+            f"(`plumbline init DIR`, or a git clone, `plumbline init` in it and `dvc pull -r origin`): two runs never "
+            f"share one."
+        ) from None
+    with claim:  # outside of the `try`: another lock's Timeout in the run does not make this one busy
+        yield
+
+
+def _write_missing(path: Path, data: bytes) -> bool:
+    if path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, data)
+    return True
+
+
+if __name__ == "__main__":
+    for name, data in template_files().items():
+        _write_missing(Path(name), data)

@@ -1,0 +1,1 @@
+"""Feedback in: readers, contract, curation, the sample world."""

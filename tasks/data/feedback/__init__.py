@@ -1,0 +1,21 @@
+"""Sources of feedback: files in any known format become records of one contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from plumbline.tasks.data.feedback import human_pairs, unpaired_responses
+from plumbline.tasks.data.feedback.limits import Limits
+from plumbline.tasks.data.feedback.rows import ReadRow, Rows
+
+SOURCES: Mapping[str, Callable[[Rows, str, Limits], Iterator[ReadRow]]] = {
+    "human_pairs": human_pairs.read,
+    # the same formats and contract, but a judge chose: `annotator` names it
+    "judged_pairs": partial(human_pairs.read, source="judged_pairs"),
+    unpaired_responses.SOURCE: unpaired_responses.read,
+}
+"""Kind of feedback -> how its files are read: `read(rows, origin, limits)` yields every row of a file, in order."""
+
+UNPAIRED = frozenset({unpaired_responses.SOURCE})
+"""Kinds whose records are `UnpairedResponse`; those of the others are `PreferencePair`."""

@@ -1,0 +1,281 @@
+"""Files that are no JSON lines, named for what they are with the way to turn them into JSON lines.
+
+Binary files are told by their first bytes, texts by their first lines. A text is named only on sound evidence: a file
+of JSON lines whose first row is broken stays one, and that row is set aside.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from plumbline.data_contracts.errors import UnreadableFile
+from plumbline.data_contracts.nesting import without_strings
+
+EXPECTED = "JSON lines (plain, gzip or zstd) or Parquet"
+
+Found = tuple[str, str]
+"""What a file is, and the cure."""
+
+_ROW_FIELDS = frozenset(
+    {"prompt", "chosen", "rejected", "response_a", "response_b", "label", "completion", "response", "messages", "thumb"}
+)
+_OTHER_FIELDS = frozenset({"id", "source", "annotator", "timestamp", "meta", "metadata"})
+_CELL = re.compile(r"[\w .\-/()]{1,64}")
+_DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV (with semicolons)", "|": "CSV (with bars)"}
+_NAMES = ("head", "body", "html", "!doctype html")
+_UNPACK = "Unpack it, and give the files inside one by one."
+_PICKLE = "Load it in Python, only if you trust its origin, and write one JSON object a line."
+_ARROW = "Write its table as Parquet: `pyarrow.parquet.write_table`."
+
+_BINARY: Sequence[tuple[int, bytes, Found]] = (
+    (0, b"BZh", ("a bzip2 file", "Undo it: `bunzip2 -k {name}`.")),
+    (0, b"\xfd7zXZ\x00", ("an xz file", "Undo it: `unxz -k {name}`.")),
+    (0, b"\x04\x22\x4d\x18", ("an lz4 file", "Undo it: `unlz4 {name}`.")),
+    (0, b"7z\xbc\xaf\x27\x1c", ("a 7z archive", _UNPACK)),
+    (0, b"Rar!\x1a\x07", ("a rar archive", _UNPACK)),
+    (257, b"ustar", ("a tar archive", "Unpack it (`tar -xf {name}`), and give the files inside one by one.")),
+    (0, b"\xd0\xcf\x11\xe0", ("an old Excel or Office file", "Save the sheet as CSV, and convert that to JSON lines.")),
+    (0, b"ARROW1", ("an Arrow or Feather file", _ARROW)),
+    (0, b"FEA1", ("a Feather file", _ARROW)),
+    (0, b"\xff\xff\xff\xff", ("an Arrow stream", "Give the folder that `save_to_disk` wrote, or write Parquet.")),
+    (0, b"ORC", ("an ORC file", _ARROW)),
+    (0, b"Obj\x01", ("an Avro file", "Write its records as JSON lines.")),
+    (0, b"SQLite format 3\x00", ("an SQLite database", "Export the table, one JSON object a line.")),
+    (0, b"\x89HDF", ("an HDF5 file", "Write its rows as JSON lines.")),
+    (0, b"\x93NUMPY", ("a NumPy array", "Write its rows as JSON lines.")),
+    (0, b"%PDF-", ("a PDF document", "Give the export that it was made from.")),
+    (0, b"GGUF", ("a model's weights (GGUF)", "Give the file of feedback.")),
+)
+
+
+def refuse_foreign_bytes(head: bytes, shown: Path | str, inside: str | None = None) -> None:
+    """Raise `UnreadableFile` where the first 4 KiB of a file are binary; `inside` names what was undone before."""
+    found = _binary(head)
+    if found is not None:
+        raise _refusal(shown, found, inside)
+
+
+def refuse_foreign_text(head: bytes, shown: Path | str, *, whole: bool) -> None:
+    """Raise `UnreadableFile` where a text is not one JSON object a line.
+
+    `head` is its beginning, without a byte order mark; `whole`: all of it.
+    """
+    text = head.decode("utf-8", errors="replace")
+    lines = [line for line in (line.strip() for line in text.split("\n")) if line]
+    if not lines:
+        return
+    if not whole and len(lines) > 1:
+        lines.pop()  # it may go on
+    text = text.lstrip()
+    for look in (_pointer, _markup, _python, _document, _yaml, _table):
+        found = look(text, lines)
+        if found is not None:
+            raise _refusal(shown, found)
+
+
+def _refusal(shown: Path | str, found: Found, inside: str | None = None) -> UnreadableFile:
+    what, cure = found
+    where = f" in {inside}" if inside else ""
+    told = cure.replace("{name}", Path(shown).name)
+    return UnreadableFile(f"{shown}: expected {EXPECTED}, found {what}{where}. {told}")
+
+
+def _binary(head: bytes) -> Found | None:
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
+        return _zipped(head)
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "a Python pickle (or a torch checkpoint)", _PICKLE
+    for place, magic, found in _BINARY:
+        if head[place : place + len(magic)] == magic:
+            return found
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or re.match(rb"(?:[\s\[{]\x00|\x00[\s\[{])", head):
+        return "UTF-16 text", "Convert it: `iconv -f UTF-16 -t UTF-8 {name} > utf8.jsonl`."
+    if b"\x00" in head:
+        told = "Convert it to one JSON object a line (UTF-16 text: `iconv -f UTF-16 -t UTF-8`)."
+        return f"binary data that starts with {head[:8]!r}", told
+    return None
+
+
+def _zipped(head: bytes) -> Found:
+    if b"[Content_Types].xml" in head or b"xl/" in head:
+        return "an Excel or Office file", "Save the sheet as CSV, and convert that to JSON lines."
+    if b".pkl" in head:
+        return "a torch checkpoint (a zip archive with a pickle)", _PICKLE
+    if b".npy" in head:
+        return "a NumPy archive", "Write its rows as JSON lines."
+    return "a zip archive", "Unpack it (`unzip {name}`), and give the files inside one by one."
+
+
+def _pointer(text: str, lines: Sequence[str]) -> Found | None:
+    first = lines[0]
+    if first.startswith("version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer in place of the file", "Fetch the file itself: `git lfs pull`."
+    if re.match(r"(?:\.\./)*(?:\.git/annex|/annex)/objects/", first):
+        return "a git-annex pointer in place of the file", "Fetch the file itself: `git annex get {name}`."
+    if re.match(r"(?:outs|deps|md5|meta):", first) and re.search(r"^(?:outs|- md5|  md5):", text, re.MULTILINE):
+        return "a .dvc file in place of the data", "Fetch the data (`dvc pull`), and give the data file."
+    return None
+
+
+def _markup(text: str, lines: Sequence[str]) -> Found | None:
+    if not text.startswith("<"):
+        return None
+    if text[1:20].lower().startswith(_NAMES):
+        return "an HTML page", "Often this is a login or error page: download the file again, signed in."
+    if text.startswith("<?xml") or re.match(r"<[A-Za-z][\w:.-]*[\s/>]", text):
+        return "XML or HTML", "Convert it to one JSON object a line."
+    return None
+
+
+def _python(text: str, lines: Sequence[str]) -> Found | None:
+    if re.match(r"\(?[dl]p0$", lines[0]) or re.match(r"\(lp\d+$", lines[0]):
+        return "a Python pickle", _PICKLE
+    if re.match(r"\[?\s*\{\s*'[^']*'\s*:", text) and not _is_object(lines[-1]):
+        return "Python dictionaries, not JSON", "Write them with `json.dumps`, one a line."
+    return None
+
+
+def _document(text: str, lines: Sequence[str]) -> Found | None:
+    """JSON, and yet not one object a line."""
+    first = lines[0]
+    if first[0] not in "[{":
+        return None
+    try:
+        value = orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return _array(first, None) or _broken_up(text, lines)
+    return _array(first, value) or (_wrapped(value) if len(lines) == 1 else None)
+
+
+def _array(first: str, value: Any) -> Found | None:
+    """One JSON array, told from a first line that is merely a bad row; `value` None: it goes on over the next lines."""
+    if not first.startswith("["):
+        return None
+    items = [{}] if value is None else value
+    if items and all(isinstance(item, dict) for item in items):
+        return "one JSON array", "Convert it: `jq -c '.[]' {name} > rows.jsonl`."
+    return None
+
+
+def _wrapped(value: Any) -> Found | None:
+    """One JSON object that holds all rows, in a list or as columns."""
+    if not isinstance(value, dict):
+        return None
+    for name, items in value.items():
+        if name not in _ROW_FIELDS and _are_rows(items):
+            return _in_field(name)
+        if name not in _ROW_FIELDS and _are_rows([item.get("row") for item in _objects(items)]):
+            return f"one JSON object with the rows in {name!r}", f"Convert it: {_jq(f'.[{json.dumps(name)}][].row')}."
+    columns = [items for name, items in value.items() if name in _ROW_FIELDS]
+    if len(columns) > 1 and all(map(_is_column, columns)):
+        return "one JSON object with a column in each field", _by_pandas("read_json({name!r})")
+    return None
+
+
+def _broken_up(text: str, lines: Sequence[str]) -> Found | None:
+    """A first line that opens an object and is no JSON by itself."""
+    first = lines[0]
+    if first.endswith(",") and _is_object(first[:-1]):
+        return "JSON objects with commas between them", "Take the commas off: `sed 's/,\\s*$//' {name} > rows.jsonl`."
+    if _is_object_with_more(first):
+        return "several JSON objects on one line", f"Put each on a line of its own: {_jq('.')}."
+    goes_on = _left_open(first) and len(lines) > 1 and not _is_object(lines[1])
+    if (goes_on or len(lines) == 1) and (name := _field_of_rows(text)):
+        return _in_field(name)
+    return ("JSON objects over several lines", f"Put each on a line of its own: {_jq('.')}.") if goes_on else None
+
+
+def _in_field(name: str) -> Found:
+    path = f".{name}[]" if re.fullmatch(r"[A-Za-z_]\w*", name) else f".[{json.dumps(name)}][]"
+    return f"one JSON object with the rows in its field {name!r}", f"Convert it: {_jq(path)}."
+
+
+def _jq(path: str) -> str:
+    return f"`jq -c '{path}' {{name}} > rows.jsonl`"
+
+
+def _field_of_rows(text: str) -> str | None:
+    """The field of an object that is cut off in which a list of objects begins."""
+    plain = r'"(?:[^"\\]|\\.)*+"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[-+\d.eE]+|true|false|null)\s*,\s*'
+    match = re.match(rf'\{{\s*(?:{plain})*+"((?:[^"\\]|\\.)*+)"\s*:\s*\[\s*\{{', text)
+    name = match[1] if match else None
+    return None if name in _ROW_FIELDS or name in _OTHER_FIELDS else name
+
+
+def _left_open(line: str) -> bool:
+    """Whether a line ends inside an object or list, and not inside a string."""
+    bare = without_strings(line.encode() + b"\n")
+    return bare.endswith(b"\n") and sum(map(bare.count, (b"[", b"{"))) > sum(map(bare.count, (b"]", b"}")))
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _is_object_with_more(line: str) -> bool:
+    try:
+        value, end = json.JSONDecoder().raw_decode(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and line[end:].lstrip(" \t,").startswith("{")
+
+
+def _objects(items: Any) -> list[Mapping[str, Any]]:
+    whole = isinstance(items, list) and all(isinstance(item, dict) for item in items)
+    return items if whole else []
+
+
+def _are_rows(items: Any) -> bool:
+    found = _objects(items)
+    return bool(found) and all(_ROW_FIELDS & item.keys() for item in found)
+
+
+def _is_column(items: Any) -> bool:
+    if isinstance(items, dict):
+        return bool(items) and all(name.isdigit() for name in items)
+    return isinstance(items, list) and bool(items) and not any(isinstance(item, dict | list) for item in items)
+
+
+def _yaml(text: str, lines: Sequence[str]) -> Found | None:
+    fields = "|".join(sorted(_ROW_FIELDS))
+    if re.match(rf"(?:---\s*)?(?:- )?(?:{fields}):(?:\s|$)", text) and not any(map(_is_object, lines[1:2])):
+        return "YAML", "Convert it to one JSON object a line."
+    return None
+
+
+def _table(text: str, lines: Sequence[str]) -> Found | None:
+    """A table with its column names in the first line."""
+    if lines[0][0] in "[{" or any(map(_is_object, lines[1:2])):
+        return None
+    for delimiter, what in _DELIMITERS.items():
+        cells = [cell.strip() for cell in next(csv.reader([lines[0]], delimiter=delimiter))]
+        named = len(set(cells)) == len(cells) > 1 and all(map(_CELL.fullmatch, cells))
+        known = (_ROW_FIELDS | _OTHER_FIELDS) & {cell.lower() for cell in cells}
+        if named and (known or _like(lines, delimiter, len(cells))):
+            return f"{what} with the columns {', '.join(cells[:8])}", _by_pandas(_read_csv(delimiter))
+    return None
+
+
+def _like(lines: Sequence[str], delimiter: str, cells: int) -> bool:
+    """Whether the next line has as many cells."""
+    return len(lines) > 1 and len(next(csv.reader([lines[1]], delimiter=delimiter))) == cells > 2
+
+
+def _read_csv(delimiter: str) -> str:
+    return "read_csv({name!r})" if delimiter == "," else f"read_csv({{name!r}}, sep={delimiter!r})"
+
+
+def _by_pandas(read: str) -> str:
+    read = read.replace("{name!r}", "'{name}'")
+    told = f"import pandas; pandas.{read}.to_json('rows.jsonl', orient='records', lines=True)"
+    return f'Convert it: `python -c "{told}"`.'

@@ -1,0 +1,1 @@
+"""Evaluation on held-out data, its statistics and plots, and the gate."""

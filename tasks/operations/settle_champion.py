@@ -1,0 +1,31 @@
+"""Verb: make a version that was just registered the first champion, where there was none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from plumbline.tasks.operations.promote_model import Promotion, PromotionSettings, promote_first
+from plumbline.tasks.registry.register_model import Registered
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Registered):
+    """A registered version, and what came of making it champion.
+
+    `first` is None where there was a champion, or the version was rejected.
+    """
+
+    first: Promotion | None = None
+
+
+def settle_first_champion(root: Path, params: PromotionSettings, registered: Registered) -> Settled:
+    """Make a version that passed its gate champion, where there never was one and it passes the gates of that alias.
+
+    Safe to repeat: a kill between registration and this leaves a candidate, which the same results take up again.
+    """
+    first = promote_first(root, params, registered.model_uri) if registered.passed else None
+    aliases = list(registered.alias_uris)
+    if first is not None and first.promoted:
+        aliases.append(f"models:/{params.registry.model_name}@{first.alias}")
+    return Settled(registered.model_uri, aliases, registered.passed, registered.stages, first)

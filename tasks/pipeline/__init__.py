@@ -1,0 +1,1 @@
+"""A stage: its body, its process, and who watches it."""

@@ -1,0 +1,49 @@
+"""Who watches a run: a display on a terminal, or nobody. Set once by the command line."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from plumbline.data_contracts.progress import Progress, silent
+from plumbline.tasks.pipeline.stage import Stage, StageRecord
+
+
+class Watch(Protocol):
+    """What a display implements."""
+
+    def started(self, stage: Stage) -> None:
+        """A stage begins, or is about to be found clean."""
+
+    def progress(self, stage: Stage) -> Progress:
+        """Where the stage reports how far it is."""
+
+    def finished(self, stage: Stage, record: StageRecord) -> None:
+        """A stage is whole and committed."""
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def started(self, stage: Stage) -> None:
+        """Say nothing."""
+
+    def progress(self, stage: Stage) -> Progress:
+        """Report to nobody."""
+        return silent
+
+    def finished(self, stage: Stage, record: StageRecord) -> None:
+        """Say nothing."""
+
+
+_current: Watch = Unwatched()
+
+
+def watch() -> Watch:
+    """The present watch."""
+    return _current
+
+
+def set_watch(new: Watch) -> None:
+    """Replace the watch of this process."""
+    global _current
+    _current = new

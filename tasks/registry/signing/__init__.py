@@ -1,0 +1,1 @@
+"""Keys, who is trusted with them, and signatures of files."""

@@ -1,0 +1,1 @@
+"""MLflow: its client, its tables, its runs and its server."""

@@ -1,0 +1,35 @@
+"""What MLflow says of a model and its versions now: from its tables where they can be read, else from its client."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from plumbline.tasks.registry.store.client import Store, refusals
+
+
+def registered(store: Store, name: str) -> tuple[dict[str, str], dict[str, str]] | None:
+    """Aliases (to version numbers) and tags of a registered model; None where MLflow has no such model."""
+    with refusals(f"looking up {name}"):
+        if store.tables is not None:
+            return store.tables.model(name)
+        models = store.client.search_registered_models(f"name = '{name}'", max_results=1)
+    if not models:
+        return None
+    return {str(alias): str(number) for alias, number in models[0].aliases.items()}, dict(models[0].tags)
+
+
+def location_of(store: Store, name: str, number: str) -> str:
+    """Where the files of a version lie. Raises `RegistryError` for no such version, or a place outside."""
+    with refusals(f"artifacts of models:/{name}/{number}"):
+        row = store.tables.version(name, number) if store.tables is not None else None
+        location = row.location if row is not None else None
+        location = location or str(store.client.get_model_version_download_uri(name, number))
+    return store.located(location)
+
+
+def registered_at(store: Store, name: str, number: str) -> datetime:
+    """When a version was registered, by MLflow's clock. Raises `RegistryError` where there is no such version."""
+    with refusals(f"looking up models:/{name}/{number}"):
+        row = store.tables.version(name, number) if store.tables is not None else None
+        found = row.created_ms if row is not None else store.client.get_model_version(name, number).creation_timestamp
+    return datetime.fromtimestamp(int(found) / 1000, UTC)

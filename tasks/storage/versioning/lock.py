@@ -1,0 +1,66 @@
+"""`dvc.lock` and `.dvc` files as data: which hash each path has, without opening a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from plumbline.data_contracts.errors import VersioningError
+
+LOCK = "dvc.lock"
+
+
+def read_lock(root: Path) -> dict[str, Any]:
+    """The stages of `dvc.lock` by name: {"cmd", "deps": {path: entry}, "params", "outs": {path: entry}}.
+
+    An entry holds at least "md5" (ending in ".dir" for a folder). Empty where nothing ran yet.
+    """
+    document = _load(root / LOCK)
+    return {name: _stage(entry) for name, entry in (document.get("stages") or {}).items()}
+
+
+def read_tracked(root: Path) -> dict[str, dict[str, Any]]:
+    """What `.dvc` files track (raw batches): path in the workspace -> entry with "md5"."""
+    tracked = {}
+    for file in sorted([*root.glob("*.dvc"), *root.glob("data/*.dvc"), *root.glob("models/*.dvc")]):
+        if file.is_file():
+            for out in _load(file).get("outs") or []:
+                path = (file.parent / out["path"]).relative_to(root).as_posix()
+                tracked[path] = {**out, "path": path, "file": file.relative_to(root).as_posix()}
+    return tracked
+
+
+def current_hashes(root: Path) -> dict[str, str]:
+    """Path -> DVC hash of everything that the workspace records now: outputs of stages and tracked data."""
+    hashes = {path: str(entry["md5"]) for path, entry in read_tracked(root).items()}
+    for stage in read_lock(root).values():
+        hashes |= {path: entry["md5"] for path, entry in stage["outs"].items()}
+    return hashes
+
+
+def _stage(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "cmd": entry.get("cmd"),
+        "deps": {item["path"]: dict(item) for item in entry.get("deps") or []},
+        "params": {file: dict(values) for file, values in (entry.get("params") or {}).items()},
+        "outs": {item["path"]: dict(item) for item in entry.get("outs") or []},
+    }
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        document = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise VersioningError(
+            f"{path}: expected a YAML file written by DVC, could not read it: {error}. "
+            f"Bring it back with `git checkout -- {path.name}`."
+        ) from error
+    if not isinstance(document, dict):
+        raise VersioningError(f"{path}: expected a YAML mapping written by DVC, found {type(document).__name__}.")
+    return document

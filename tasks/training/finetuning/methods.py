@@ -1,0 +1,91 @@
+"""The fine-tuning methods: one module, one params section and one line of `METHODS` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from plumbline.data_contracts.params import Section
+from plumbline.data_contracts.progress import Progress, silent
+from plumbline.data_contracts.records import CuratedPair, Message, UnpairedResponse
+from plumbline.tasks.models.judging import GainFunction, Judge, Reward
+from plumbline.tasks.training.finetuning.params import FinetuneParams
+
+Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float | None]]
+"""Scores responses to prompts, higher is better; only the order of two responses to one prompt counts. None: a response
+that is longer, in the tokens of the scorer, than it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneInputs:
+    """What every method is given besides its params.
+
+    `start` is the folder of the policy that training starts from, `reference` that of π_ref; both are only read, and
+    they are one folder except in a later stage of a stack. `folder` is the draft of the policy; `work` survives a kill.
+
+    `judge` is the held-out judge that chooses the best checkpoint; `judge_digest` names it, so that a run is never
+    resumed under another one; `judge_length` is the most tokens of prompt and response that it takes (None: as many
+    as the model). `reward` is what PPO maximises and GRPO may add, `ranker` ranks GRPO's candidates and `gains` turns
+    its judgements into numbers, `reward_model` is the folder that a critic starts from. `temperatures` are drawn from,
+    an update at a time, by methods that sample. `unpaired` are single judged responses, which KTO learns from besides
+    the pairs. `refused_threshold` is the largest share of formatted records that the chat template may refuse.
+    """
+
+    start: Path
+    reference: Path
+    train: Sequence[CuratedPair]
+    validation: Sequence[CuratedPair]
+    judge: Score | None
+    seed: int
+    threads: int
+    folder: Path
+    work: Path
+    progress: Progress = silent
+    trust_remote_code: bool = False
+    judge_digest: str | None = None
+    judge_length: int | None = None
+    reward: Reward | None = None
+    ranker: Judge | None = None
+    gains: GainFunction | None = None
+    reward_model: Path | None = None
+    temperatures: Sequence[float] = ()
+    unpaired: Sequence[UnpairedResponse] = ()
+    refused_threshold: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method: its key in `finetune`, and the module whose `run(inputs, params)` and `check_params(params)` do it.
+
+    The module is imported when the method runs: it needs torch and TRL, which a command line should not wait for.
+    """
+
+    name: str
+    module: str
+
+    def section(self, params: FinetuneParams) -> Section:
+        """The method's own section of `finetune`."""
+        section: Section = getattr(params, self.name)
+        return section
+
+    def run(self, inputs: FinetuneInputs, params: FinetuneParams) -> dict[str, Any]:
+        """Train the policy into `inputs.folder` and return facts for the manifest."""
+        facts: dict[str, Any] = import_module(self.module).run(inputs, self.section(params))
+        return facts
+
+    def check(self, params: FinetuneParams) -> None:
+        """Raise `ParamsError` for arguments that the method's library does not know or refuses."""
+        import_module(self.module).check_params(self.section(params))
+
+
+METHODS: dict[str, Method] = {
+    "sft": Method("sft", "plumbline.tasks.training.finetuning.sft"),
+    "dpo": Method("dpo", "plumbline.tasks.training.finetuning.dpo"),
+    "kto": Method("kto", "plumbline.tasks.training.finetuning.kto"),
+    "orpo": Method("orpo", "plumbline.tasks.training.finetuning.orpo"),
+    "grpo": Method("grpo", "plumbline.tasks.training.finetuning.grpo.run"),
+    "ppo": Method("ppo", "plumbline.tasks.training.finetuning.ppo.run"),
+}

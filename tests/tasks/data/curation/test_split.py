@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plumbline.data_contracts.errors import CheckFailed
+from plumbline.data_contracts.records import Message
+from plumbline.tasks.data.curation.params import MatchingParams, SplitParams
+from plumbline.tasks.data.curation.split import assign_clusters, cluster_name, conversations
+
+SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=4), st.integers(1, 40), min_size=3, max_size=40)
+
+
+def _totals(sizes, assigned):
+    return {split: sum(sizes[name] for name in assigned if assigned[name] == split) for split in assigned.values()}
+
+
+def test_by_hand():
+    """Shares of 10 pairs: train 6, test 4. Sizes 4, 3, 2, 1 in bins 4-7, 2-3, 1. 4 goes to train (lacks 2), then 3
+    (or 2) to test, 2 (or 3) to train or test, and the last single where one is missing.
+    """
+    sizes = {"w": 4, "x": 3, "y": 2, "z": 1}
+    assigned, warnings = assign_clusters(sizes, SplitParams(train=0.6, validation=0.0, test=0.4), 0)
+    assert assigned["w"] == "train"
+    assert _totals(sizes, assigned) == {"train": 6, "test": 4}
+    assert warnings == []
+
+
+@given(SIZES, st.integers(0, 99))
+def test_every_cluster_has_one_split_and_none_is_empty(sizes, seed):
+    assigned, _ = assign_clusters(sizes, SplitParams(), seed)
+    assert set(assigned) == set(sizes)
+    assert set(assigned.values()) == {"train", "validation", "test"}
+    shuffled = dict(sorted(sizes.items(), reverse=True))
+    assert assign_clusters(shuffled, SplitParams(), seed)[0] == assigned
+
+
+@given(SIZES, st.integers(0, 99))
+def test_shares_are_met_within_the_largest_cluster(sizes, seed):
+    """A split overshoots by less than the cluster it took last, and moving one to an empty split adds one more."""
+    assigned, _ = assign_clusters(sizes, SplitParams(), seed)
+    totals, total = _totals(sizes, assigned), sum(sizes.values())
+    for split, share in SplitParams().fractions().items():
+        assert totals[split] - share * total <= max(sizes.values()) + 1e-9
+
+
+def test_singletons_follow_the_seed():
+    sizes = {f"c{number}": 1 for number in range(200)}
+    first, second = (assign_clusters(sizes, SplitParams(), seed)[0] for seed in (1, 2))
+    assert first != second
+    assert _totals(sizes, first) == {"train": 160, "validation": 10, "test": 30}
+
+
+def test_too_few_clusters_stop_or_warn():
+    with pytest.raises(CheckFailed, match=r"found 2 cluster\(s\).*would be empty.*set split.on_empty to warn"):
+        assign_clusters({"a": 5, "b": 5}, SplitParams(), 0)
+    assigned, warnings = assign_clusters({"a": 5, "b": 5}, SplitParams(on_empty="warn"), 0)
+    assert len(assigned) == 2
+    assert "would be empty" in warnings[0]
+
+
+def test_cluster_name_depends_on_its_texts_alone():
+    assert cluster_name(["b", "a"]) == cluster_name(["a", "b"]) != cluster_name(["b"])
+
+
+def _turns(*texts):
+    return tuple(Message(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(texts))
+
+
+def test_turns_of_one_conversation_stay_together():
+    """0 begins 1 (in another case); 2 parts from 1 behind its first answer; 3 is 2's near duplicate (one group).
+
+    4 and 5 share a question with each other, and neither an answer nor a prompt that is the question alone; 6 is
+    apart from all of them.
+    """
+    prompts = [
+        _turns("Hi, a pen?"),
+        _turns("hi, a pen?", "Which?", "Red", "Why?", "So"),
+        _turns("Hi, a pen?", "Which?", "Blue"),
+        _turns("Hi, some pen?", "Which?", "Blue"),
+        _turns("Help", "With what?", "Cats"),
+        _turns("Help", "Sure.", "Dogs"),
+        _turns("Else"),
+    ]
+    found = conversations(prompts, [0, 1, 2, 2, 3, 4, 5], MatchingParams()).tolist()
+    assert found == [0, 0, 0, 0, 1, 2, 3]
+    assert conversations([], [], MatchingParams()).tolist() == []
+
+
+def test_a_later_turn_joins_whatever_the_order():
+    late, early = _turns("a", "b", "c", "d", "e"), _turns("a", "b", "c")
+    assert conversations([late, early], [0, 1], MatchingParams()).tolist() == [0, 0]
+    alone = [_turns("a", "b", "c"), _turns("a")]
+    assert conversations(alone, [0, 1], MatchingParams()).tolist() == [0, 0]
