@@ -25,12 +25,12 @@ from plumbline.data_contracts.records import (
     load_jsonl,
 )
 from plumbline.tasks.data.curation.curate import Curated, curate
-from plumbline.tasks.data.curation.params import CurationParams, LimitParams, SplitParams
+from plumbline.tasks.data.curation.params import CurationParams, LengthLimitParams, SplitParams
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PUBLIC = ("hh_harmless_test", "ukp_convarg_pairs", "llmbar_pairs")
 PARAMS = CurationParams(
-    split=SplitParams(on_empty="warn"), limits=LimitParams(max_response=1_000_000, max_prompt=1_000_000)
+    split=SplitParams(on_empty="warn"), limits=LengthLimitParams(max_response=1_000_000, max_prompt=1_000_000)
 )
 
 

@@ -115,7 +115,7 @@ def _serve(folder: Path) -> tuple[Any, str, Callable[[], None]]:
     from plumbline.tasks.operations.serving.local_backend import Defaults, LocalBackend, LocalSpec
     from plumbline.tasks.operations.serving.log_writer import LogWriter
     from plumbline.tasks.operations.serving.params import ServingParams
-    from plumbline.tasks.operations.serving.service import Parts, Service
+    from plumbline.tasks.operations.serving.service import ChatService, Parts
     from plumbline.tasks.operations.serving.shadow_process import ShadowProcess
     from plumbline.tasks.operations.serving.signals import rule_detector
     from plumbline.tasks.operations.serving.slots import Slot
@@ -136,7 +136,7 @@ def _serve(folder: Path) -> tuple[Any, str, Callable[[], None]]:
     parts = Parts(
         champion, writer, lambda _: True, rule_detector(params.safety), lambda: datetime.now(UTC), shadow=shadow
     )
-    service = Service(parts, params)
+    service = ChatService(parts, params)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(service, model_name="a", token=None), log_config=None))

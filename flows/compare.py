@@ -22,8 +22,8 @@ from plumbline.flows.retrain import as_they_end, bring_up_to_date
 from plumbline.tasks.data.ingest_feedback import fixed_raw
 from plumbline.tasks.evaluation.compare_policies import (
     Attempt,
+    AttemptOutcome,
     Compared,
-    Outcome,
     report_comparison,
     run_attempt,
     stages_of,
@@ -86,5 +86,5 @@ def _by_cores(threads: int) -> int:
     return max(1, (os.cpu_count() or 1) // 2 // threads)
 
 
-def _result(future: PrefectFuture[Outcome]) -> Outcome:
+def _result(future: PrefectFuture[AttemptOutcome]) -> AttemptOutcome:
     return future.result()

@@ -28,7 +28,7 @@ from plumbline.flows.cli.output import Output
 from plumbline.flows.deployment.deployments import (
     NAMES,
     REJECTED,
-    Described,
+    DescribedDeployment,
     apply,
     deployment_name,
     describe,
@@ -165,7 +165,7 @@ def _deployed(root: Path, params: Params) -> tuple[Server, list[dict[str, Any]]]
         return server, [_shown(client, described, workspace_id(root)) for described in describe(params, str(root))]
 
 
-def _shown(client: SyncPrefectClient, described: Described, workspace: str) -> dict[str, Any]:
+def _shown(client: SyncPrefectClient, described: DescribedDeployment, workspace: str) -> dict[str, Any]:
     found = client.read_deployment_by_name(f"{described.name}/{deployment_name(described.name, workspace)}")
     return {
         "name": described.name,

@@ -29,7 +29,7 @@ RAW = "data/raw"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DoctorFinding:
     """One thing that was looked at. `advice` says what to do where it is not well."""
 
     name: str
@@ -55,7 +55,7 @@ def doctor(folder: Path, output: Output, *, fix: bool = False) -> None:
         raise CheckFailed(f"not well: {', '.join(ill)}; the table says what to do.")
 
 
-def _versions(folder: Path) -> Iterator[Finding]:
+def _versions(folder: Path) -> Iterator[DoctorFinding]:
     for text in importlib.metadata.requires("plumbline") or []:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -63,23 +63,23 @@ def _versions(folder: Path) -> Iterator[Finding]:
         try:
             found = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(requirement.name, False, "not installed", "run `make setup`, or reinstall plumbline")
+            yield DoctorFinding(requirement.name, False, "not installed", "run `make setup`, or reinstall plumbline")
             continue
         fits = requirement.specifier.contains(found, prereleases=True)
         advice = "" if fits else f"tested with {requirement.specifier}; run `make setup`"
-        yield Finding(requirement.name, fits, found, advice)
+        yield DoctorFinding(requirement.name, fits, found, advice)
 
 
-def _git(folder: Path) -> Iterator[Finding]:
+def _git(folder: Path) -> Iterator[DoctorFinding]:
     path = shutil.which("git")
     if path is None:
-        yield Finding("git", False, "not found", "install git and put it on PATH")
+        yield DoctorFinding("git", False, "not found", "install git and put it on PATH")
         return
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    yield Finding("git", True, version)
+    yield DoctorFinding("git", True, version)
 
 
-def _workspace(folder: Path) -> Iterator[Finding]:
+def _workspace(folder: Path) -> Iterator[DoctorFinding]:
     from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.workspaces import find_workspace
 
@@ -87,26 +87,28 @@ def _workspace(folder: Path) -> Iterator[Finding]:
         root = find_workspace(folder)
         load_params(root)
     except PlumblineError as error:
-        yield Finding("workspace", False, "not usable", str(error))
+        yield DoctorFinding("workspace", False, "not usable", str(error))
         return
-    yield Finding("workspace", True, str(root))
+    yield DoctorFinding("workspace", True, str(root))
 
 
-def _private_files(folder: Path) -> Iterator[Finding]:
+def _private_files(folder: Path) -> Iterator[DoctorFinding]:
     """Whether prompts, feedback, traffic and models are open to other users of this machine."""
     from plumbline.data_contracts.private_files import open_to_others
 
     try:
         root, inbox = _places(folder)
     except PlumblineError as error:
-        yield Finding("private files", False, "unknown", str(error))
+        yield DoctorFinding("private files", False, "unknown", str(error))
         return
     found = open_to_others(root, inbox)
     if not found:
-        yield Finding("private files", True, "others can read none")
+        yield DoctorFinding("private files", True, "others can read none")
         return
     example = f"{len(found)} open to others, such as {found[0].relative_to(root)}"
-    yield Finding("private files", False, example, "run `plumbline doctor --fix`, as the user whose files they are")
+    yield DoctorFinding(
+        "private files", False, example, "run `plumbline doctor --fix`, as the user whose files they are"
+    )
 
 
 def _close_to_others(folder: Path) -> None:
@@ -115,7 +117,7 @@ def _close_to_others(folder: Path) -> None:
     close_to_others(*_places(folder))
 
 
-def _raw_store(folder: Path) -> Iterator[Finding]:
+def _raw_store(folder: Path) -> Iterator[DoctorFinding]:
     """Whether the batches of the append-only raw store are as they came in."""
     from plumbline.flows.graph.workspaces import find_workspace
     from plumbline.tasks.storage.versioning.workspace import Versions
@@ -123,11 +125,11 @@ def _raw_store(folder: Path) -> Iterator[Finding]:
     try:
         changed = Versions(find_workspace(folder)).changed_tracked(RAW)
     except PlumblineError as error:
-        yield Finding("raw store", False, "unknown", str(error))
+        yield DoctorFinding("raw store", False, "unknown", str(error))
         return
     found = f"changed or removed by hand: {', '.join(changed[:3])}" if changed else "as it came in"
     advice = "`plumbline doctor --fix` brings the recorded bytes back and sets changed ones aside" if changed else ""
-    yield Finding("raw store", not changed, found, advice)
+    yield DoctorFinding("raw store", not changed, found, advice)
 
 
 def _mend_raw(folder: Path) -> None:
@@ -147,25 +149,25 @@ def _places(folder: Path) -> tuple[Path, Path]:
     return root, root / load_params(root)[0].intake.inbox
 
 
-def _disk(folder: Path) -> Iterator[Finding]:
+def _disk(folder: Path) -> Iterator[DoctorFinding]:
     free = shutil.disk_usage(folder if folder.exists() else Path()).free / 1e9
     advice = "" if free >= _MIN_FREE_GB else f"free at least {_MIN_FREE_GB:.0f} GB"
-    yield Finding("disk", free >= _MIN_FREE_GB, f"{free:.1f} GB free", advice)
+    yield DoctorFinding("disk", free >= _MIN_FREE_GB, f"{free:.1f} GB free", advice)
 
 
-def _prefect(folder: Path) -> Iterator[Finding]:
+def _prefect(folder: Path) -> Iterator[DoctorFinding]:
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
-        yield Finding("prefect", True, "no PREFECT_API_URL: a temporary server a run")
+        yield DoctorFinding("prefect", True, "no PREFECT_API_URL: a temporary server a run")
         return
     try:
         with urlopen(f"{url}/health", timeout=3) as answer:
-            yield Finding("prefect", answer.status == 200, f"{url} answers {answer.status}")
+            yield DoctorFinding("prefect", answer.status == 200, f"{url} answers {answer.status}")
     except (URLError, OSError, ValueError) as error:
-        yield Finding("prefect", False, f"{url}: {error}", "start the server, or unset PREFECT_API_URL")
+        yield DoctorFinding("prefect", False, f"{url}: {error}", "start the server, or unset PREFECT_API_URL")
 
 
-def _access(folder: Path) -> Iterator[Finding]:
+def _access(folder: Path) -> Iterator[DoctorFinding]:
     """Whether files with credentials are private, and every service that runs asks for some."""
     from plumbline.flows.cli.access_checks import open_services, public_files
     from plumbline.flows.graph.params import load_params
@@ -176,15 +178,17 @@ def _access(folder: Path) -> Iterator[Finding]:
         params, _ = load_params(root)
         files, services = public_files(root, params), open_services(root, params)
     except PlumblineError as error:
-        yield Finding("access", False, "unknown", str(error))
+        yield DoctorFinding("access", False, "unknown", str(error))
         return
     advice = "make new credentials if others may have read them, else `chmod 600` the file and `chmod 700` its folder"
-    yield Finding("credential files", not files, "; ".join(files) or "private", advice if files else "")
+    yield DoctorFinding("credential files", not files, "; ".join(files) or "private", advice if files else "")
     told = "`plumbline down`, then `plumbline up`; the threat model in docs/ says what stands open" if services else ""
-    yield Finding("access to services", not services, "; ".join(services) or "all that run ask for credentials", told)
+    yield DoctorFinding(
+        "access to services", not services, "; ".join(services) or "all that run ask for credentials", told
+    )
 
 
-def _mlflow(folder: Path) -> Iterator[Finding]:
+def _mlflow(folder: Path) -> Iterator[DoctorFinding]:
     from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.workspaces import find_workspace
     from plumbline.tasks.registry.store.client import Store, store_uri
@@ -199,35 +203,37 @@ def _mlflow(folder: Path) -> Iterator[Finding]:
                 pass
         elif registry.tracking_uri is not None or (root / ".plumbline" / "mlflow.db").exists():
             Store(root, registry, read_only=True)
-        yield Finding("mlflow store", True, mask(uri))
+        yield DoctorFinding("mlflow store", True, mask(uri))
     except UsageError as error:
-        yield Finding("mlflow store", False, "unknown", str(error))
+        yield DoctorFinding("mlflow store", False, "unknown", str(error))
     except (RegistryError, OSError, ValueError) as error:
-        yield Finding("mlflow store", False, str(error), "start it, or correct registry.tracking_uri in params.yaml")
+        yield DoctorFinding(
+            "mlflow store", False, str(error), "start it, or correct registry.tracking_uri in params.yaml"
+        )
 
 
-def _remote(folder: Path) -> Iterator[Finding]:
+def _remote(folder: Path) -> Iterator[DoctorFinding]:
     from plumbline.flows.graph.workspaces import find_workspace
     from plumbline.tasks.storage.versioning.objects import ObjectStore
 
     try:
         url = ObjectStore(find_workspace(folder)).remote_url
     except PlumblineError as error:
-        yield Finding("dvc remote", False, "unknown", str(error))
+        yield DoctorFinding("dvc remote", False, "unknown", str(error))
         return
     lost = url is None or (url.startswith("/") and not Path(url).is_dir())
     advice = "`dvc remote add --default storage URL`, or mount the folder" if lost else ""
-    yield Finding("dvc remote", not lost, mask(url or "none"), advice)
+    yield DoctorFinding("dvc remote", not lost, mask(url or "none"), advice)
 
 
-def _gpu(folder: Path) -> Iterator[Finding]:
+def _gpu(folder: Path) -> Iterator[DoctorFinding]:
     import torch
 
     found = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none: training runs on the CPU"
-    yield Finding("gpu", True, found)
+    yield DoctorFinding("gpu", True, found)
 
 
-_LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
+_LOOKS: tuple[Callable[[Path], Iterator[DoctorFinding]], ...] = (
     _versions,
     _git,
     _workspace,

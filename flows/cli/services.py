@@ -27,7 +27,7 @@ from plumbline.tasks.operations.services.operate import (
     bring_up,
     look,
 )
-from plumbline.tasks.operations.services.plan import Intake, Plan, plan_services
+from plumbline.tasks.operations.services.plan import IntakeEndpoint, Plan, plan_services
 
 
 def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:
@@ -93,7 +93,7 @@ def planned(root: Path, params: Params) -> Plan:
 
     given = params.registry.tracking_uri
     variable = given[1:] if given is not None and given.startswith("$") else None
-    intake = Intake(params.intake.port, "/healthz")
+    intake = IntakeEndpoint(params.intake.port, "/healthz")
     return plan_services(
         root,
         params.services,

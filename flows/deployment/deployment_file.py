@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from plumbline.data_contracts.artifact import write_bytes
 from plumbline.flows.deployment.deployments import (
-    Described,
+    DescribedDeployment,
     deployment_name,
     describe,
     job_variables,
@@ -49,7 +49,7 @@ def render() -> dict[str, str]:
     }
 
 
-def _entry(described: Described) -> dict[str, Any]:
+def _entry(described: DescribedDeployment) -> dict[str, Any]:
     schedule = {"cron": described.cron, "timezone": described.timezone}
     return {
         "name": deployment_name(described.name, WORKSPACE),

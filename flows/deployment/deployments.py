@@ -42,7 +42,7 @@ class Trigger:
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class DescribedDeployment:
     """A deployment: one run at a time; a second one waits (ENQUEUE) or is dropped (CANCEL_NEW)."""
 
     name: str
@@ -55,10 +55,10 @@ class Described:
     triggers: Sequence[Trigger] = field(default=())
 
 
-def describe(params: Params, root: str) -> list[Described]:
+def describe(params: Params, root: str) -> list[DescribedDeployment]:
     """The deployments of a workspace."""
     when = params.schedule
-    scheduled = partial(Described, timezone=when.timezone)
+    scheduled = partial(DescribedDeployment, timezone=when.timezone)
     return [
         scheduled(
             "retrain",
@@ -68,7 +68,7 @@ def describe(params: Params, root: str) -> list[Described]:
             {"root": root, "wait_s": when.busy_wait_h * 3600},
             cron=when.retrain_cron,
         ),
-        Described(
+        DescribedDeployment(
             "retrain-on-fresh",
             "plumbline.flows.fresh:retrain_on_fresh",
             "Retrains when fresh feedback or a finding of the monitor makes it due.",
@@ -93,7 +93,7 @@ def describe(params: Params, root: str) -> list[Described]:
             {"root": root},
             cron=when.monitor_cron,
         ),
-        Described(
+        DescribedDeployment(
             "promote",
             "plumbline.flows.promote:promote",
             "Holds the candidate to the gates and moves the champion.",
@@ -108,7 +108,7 @@ def deployment_name(name: str, workspace: str) -> str:
     return f"{name}-{workspace}"
 
 
-def trigger_spec(trigger: Trigger, described: Described, root: str, workspace: str) -> dict[str, Any]:
+def trigger_spec(trigger: Trigger, described: DescribedDeployment, root: str, workspace: str) -> dict[str, Any]:
     """An event trigger in the words of prefect.yaml; the parameters are filled from the event."""
     return {
         "type": "event",
@@ -222,7 +222,7 @@ def job_variables(root: str) -> dict[str, Any]:
 
 
 def _settle_deployment(
-    client: SyncPrefectClient, described: Described, root: Path, workspace: str
+    client: SyncPrefectClient, described: DescribedDeployment, root: Path, workspace: str
 ) -> tuple[Any, list[str]]:
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.exceptions import ObjectNotFound
@@ -257,7 +257,7 @@ def _settle_deployment(
     return made, [f"{'made' if found is None else 'changed'} deployment {name}"]
 
 
-def _wanted(described: Described, root: Path, workspace: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+def _wanted(described: DescribedDeployment, root: Path, workspace: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     """What a deployment must say, under the names of Prefect's client."""
     return {
         "entrypoint": described.entrypoint,

@@ -39,7 +39,7 @@ from plumbline.tasks.evaluation import decide_gate, evaluate_policy
 from plumbline.tasks.evaluation.comparison.budget import readings_of
 from plumbline.tasks.evaluation.comparison.cost import Cost, Metered, read_cost
 from plumbline.tasks.evaluation.comparison.params import CompareParams
-from plumbline.tasks.evaluation.comparison.recommend import Refusal
+from plumbline.tasks.evaluation.comparison.recommend import VariantRefusal
 from plumbline.tasks.evaluation.comparison.report import (
     Comparison,
     Shared,
@@ -85,7 +85,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AttemptOutcome:
     """What became of an attempt: a trial and its folders, or why there is none."""
 
     attempt: Attempt
@@ -101,7 +101,7 @@ class Compared:
 
     comparison: Comparison
     report: Path
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[AttemptOutcome]
     stages: Sequence[StageRecord]
 
     @property
@@ -126,7 +126,7 @@ def stages_of(attempt: Attempt, folder: str = HOME) -> tuple[Stage, Stage]:
     )
 
 
-def run_attempt(attempt: Attempt, session: Session, slots: threading.Semaphore) -> Outcome:
+def run_attempt(attempt: Attempt, session: Session, slots: threading.Semaphore) -> AttemptOutcome:
     """Fine-tune and evaluate one attempt, or find both done; wait for a slot first.
 
     An attempt that fails ends with its reason, and the others go on: a collapse is a finding too.
@@ -138,7 +138,7 @@ def run_attempt(attempt: Attempt, session: Session, slots: threading.Semaphore) 
         except PlumblineError as error:
             if session.cancelled.is_set():
                 raise
-            return Outcome(attempt, None, folder, failure=str(error))
+            return AttemptOutcome(attempt, None, folder, failure=str(error))
 
 
 def inputs_of(session: Session) -> dict[str, str]:
@@ -151,7 +151,7 @@ def inputs_of(session: Session) -> dict[str, str]:
 
 
 def report_comparison(
-    session: Session, params: CompareParams, outcomes: Sequence[Outcome], stages: Sequence[StageRecord]
+    session: Session, params: CompareParams, outcomes: Sequence[AttemptOutcome], stages: Sequence[StageRecord]
 ) -> Compared:
     """Sum up, recommend, write `reports/comparison`, and log a child run a trial.
 
@@ -186,13 +186,13 @@ def report_comparison(
     return Compared(comparison, session.root / REPORT, outcomes, stages)
 
 
-def refused_by(metrics: Mapping[str, Any], gate: GateParams) -> list[Refusal]:
+def refused_by(metrics: Mapping[str, Any], gate: GateParams) -> list[VariantRefusal]:
     """What the gate of a registration says no to."""
     said = [reason for reason in decide(metrics, gate).reasons if not reason.passed]
-    return [Refusal(reason.name, reason.value, reason.threshold, reason.text) for reason in said]
+    return [VariantRefusal(reason.name, reason.value, reason.threshold, reason.text) for reason in said]
 
 
-def _run(attempt: Attempt, session: Session, folder: Path) -> Outcome:
+def _run(attempt: Attempt, session: Session, folder: Path) -> AttemptOutcome:
     training, evaluation = stages_of(attempt, folder.relative_to(session.root).as_posix())
     account, policy = folder / "cost.json", session.root / training.out
     if policy.exists() and (_whole(policy) is None or read_cost(account) is None):
@@ -206,7 +206,7 @@ def _run(attempt: Attempt, session: Session, folder: Path) -> Outcome:
     cost = read_cost(account)
     assert cost is not None, "the stage ended without its account"
     trial = _trial(attempt, trained.artifact, measured.artifact, cost)
-    return Outcome(attempt, trial, folder, reused=trained.reused and measured.reused)
+    return AttemptOutcome(attempt, trial, folder, reused=trained.reused and measured.reused)
 
 
 def _trial(attempt: Attempt, policy: Artifact, evaluation: Artifact, cost: Cost) -> Trial:
@@ -267,7 +267,7 @@ def _key(value: Any) -> str:
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_SHORT]
 
 
-def _log(session: Session, comparison: Comparison, outcomes: Sequence[Outcome]) -> None:
+def _log(session: Session, comparison: Comparison, outcomes: Sequence[AttemptOutcome]) -> None:
     for outcome in outcomes:
         trial = outcome.trial
         if trial is not None:

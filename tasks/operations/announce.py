@@ -30,7 +30,7 @@ from plumbline.tasks.data.feedback.validate import raw_batches
 from plumbline.tasks.data.ingest_feedback import arrived_batches, has_arrived, version_raw
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations.freshness import outbox
-from plumbline.tasks.operations.freshness.outbox import Entry
+from plumbline.tasks.operations.freshness.outbox import OutboxEntry
 from plumbline.tasks.operations.freshness.params import TriggerParams
 from plumbline.tasks.operations.services.addresses import known_server
 from plumbline.tasks.operations.services.health import (
@@ -91,7 +91,7 @@ def batch_key(source: str, digest: str) -> str:
 
 def announce_batches(
     root: Path, params: AnnounceParams, source: str, batches: Sequence[Batch], rows: Mapping[str, int]
-) -> list[Entry]:
+) -> list[OutboxEntry]:
     """Enter stored and versioned batches into the outbox, then tell the server where one is configured.
 
     `rows` counts the rows of each batch by digest. Returns the entries as they then stand: `emitted_at` is None
@@ -107,7 +107,9 @@ def announce_batches(
     return entries
 
 
-def request_retraining(root: Path, params: AnnounceParams, *, key: str, why: str, evidence: Mapping[str, Any]) -> Entry:
+def request_retraining(
+    root: Path, params: AnnounceParams, *, key: str, why: str, evidence: Mapping[str, Any]
+) -> OutboxEntry:
     """Put a finding's request into the outbox, for `drain_outbox` to tell; the same key asks once.
 
     Returns the entry as it stands.
@@ -118,7 +120,7 @@ def request_retraining(root: Path, params: AnnounceParams, *, key: str, why: str
     )
 
 
-def drain_outbox(root: Path, params: AnnounceParams) -> list[Entry]:
+def drain_outbox(root: Path, params: AnnounceParams) -> list[OutboxEntry]:
     """Send every event that the server has not confirmed; return the entries that it now has.
 
     Batches in the raw store that were never announced are entered first. An entry that the server does not
@@ -138,7 +140,7 @@ def drain_outbox(root: Path, params: AnnounceParams) -> list[Entry]:
     return [told[entry.key] for entry in waiting if entry.event_id in there]
 
 
-def reconcile(root: Path, params: AnnounceParams) -> list[Entry]:
+def reconcile(root: Path, params: AnnounceParams) -> list[OutboxEntry]:
     """Enter batches that were accepted and have no outbox row: left by a crash, or put there by other means.
 
     What waited for a run to end comes into the raw store, if it has ended.
@@ -165,7 +167,7 @@ def reconcile(root: Path, params: AnnounceParams) -> list[Entry]:
 
 def put_batch(
     engine: Engine, root: Path, source: str, path: Path, digest: str, *, rows: int | None = None, key: str | None = None
-) -> Entry:
+) -> OutboxEntry:
     """Enter one batch of the raw store."""
     batch = path.resolve().relative_to(root.resolve()).as_posix()
     payload = {"source": source, "batch": batch, "sha256": digest, "rows": rows}
@@ -231,7 +233,7 @@ def _ask(server: httpx.Client, method: str, path: str, **content: Any) -> httpx.
     return server.request(method, path, **content).raise_for_status()
 
 
-def _deliver(server: httpx.Client, root: Path, entries: Sequence[Entry], timeout_s: float) -> set[str]:
+def _deliver(server: httpx.Client, root: Path, entries: Sequence[OutboxEntry], timeout_s: float) -> set[str]:
     """Post what the server does not have yet and wait until it has all, or the time is up; the ids that it has."""
     import httpx
 
@@ -269,7 +271,7 @@ def _confirmed(server: httpx.Client, ids: Collection[str]) -> set[str]:
     return found
 
 
-def _event(root: Path, entry: Entry) -> dict[str, Any]:
+def _event(root: Path, entry: OutboxEntry) -> dict[str, Any]:
     told = {"root": str(root.resolve()), "key": entry.key, "kind": entry.kind, "subject": entry.subject}
     return {
         "id": entry.event_id,

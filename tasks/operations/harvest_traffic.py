@@ -31,7 +31,7 @@ R = TypeVar("R")
 JUDGED, THUMBS = "judged_pairs", "unpaired_responses"
 
 
-class HarvestParams(AnnounceParams, Protocol):
+class HarvestSettings(AnnounceParams, Protocol):
     """The sections of params that a harvest reads (`flows.graph.params.Params`)."""
 
     @property
@@ -46,7 +46,7 @@ class HarvestParams(AnnounceParams, Protocol):
     def serving(self) -> ServingParams: ...  # noqa: D102
 
 
-def harvest_traffic(root: Path, params: HarvestParams, since: datetime | None = None) -> dict[str, Any]:
+def harvest_traffic(root: Path, params: HarvestSettings, since: datetime | None = None) -> dict[str, Any]:
     """Mirrored interactions to judged pairs, thumbs to unpaired responses, each interaction once.
 
     Returns for each of the two its batch (None where nothing new came of it) and counts. Raises `JudgeError` for a
@@ -61,7 +61,7 @@ def harvest_traffic(root: Path, params: HarvestParams, since: datetime | None = 
         }
 
 
-def export_for_people(root: Path, params: HarvestParams, file: Path, since: datetime | None = None) -> int:
+def export_for_people(root: Path, params: HarvestSettings, file: Path, since: datetime | None = None) -> int:
     """Write mirrored interactions for people to label; say how many. They stay for a judge to harvest, too."""
     engine = open_database(root, params.operations, log.METADATA)
     found = [item for item, _ in log.interactions(engine, since=since) if harvest.comparable(item) is None]
@@ -71,7 +71,7 @@ def export_for_people(root: Path, params: HarvestParams, file: Path, since: date
 
 
 def _harvest(
-    root: Path, params: HarvestParams, engine: Engine, kind: harvest.Kind, source: str, since: datetime | None
+    root: Path, params: HarvestSettings, engine: Engine, kind: harvest.Kind, source: str, since: datetime | None
 ) -> dict[str, Any]:
     claimed = harvest.claim(engine, kind, params.serving.harvest.most, since)
     if claimed is None:
@@ -133,7 +133,7 @@ def _one_harvest(root: Path) -> Iterator[None]:
 
 
 def _judged(
-    root: Path, params: HarvestParams, found: Sequence[Interaction], alone: _Alone
+    root: Path, params: HarvestSettings, found: Sequence[Interaction], alone: _Alone
 ) -> tuple[list[harvest.Row], dict[str, int]]:
     reasons = [harvest.comparable(item) for item in found]
     fit = [item for item, why in zip(found, reasons, strict=True) if why is None]
@@ -155,7 +155,7 @@ def _judged(
     return rows, {**counts, **more}
 
 
-def _reliable_judge(root: Path, params: HarvestParams) -> Judge:
+def _reliable_judge(root: Path, params: HarvestSettings) -> Judge:
     """The judge of params, measured on held-out pairs as for self-play."""
     from plumbline.tasks.models.loading import seed_everything
     from plumbline.tasks.training.rewards.judges.build import JudgeMeans, build_judge
@@ -173,7 +173,7 @@ def _reliable_judge(root: Path, params: HarvestParams) -> Judge:
     return judge
 
 
-def _ingest(root: Path, params: HarvestParams, source: str, rows: Sequence[harvest.Row]) -> str:
+def _ingest(root: Path, params: HarvestSettings, source: str, rows: Sequence[harvest.Row]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "harvest.jsonl"
         write_bytes(file, _lines(rows))

@@ -36,7 +36,7 @@ from plumbline.tasks.operations.monitoring import observations
 from plumbline.tasks.operations.monitoring.checks import (
     RIVAL,
     STREAMS,
-    Evidence,
+    MonitorEvidence,
     read,
 )
 from plumbline.tasks.operations.monitoring.drift import shifts
@@ -147,7 +147,7 @@ def monitor_policy(
 def _look(root: Path, params: MonitorSettings, look: Look) -> dict[str, Any]:
     champion = champion_of(root, params)
     if champion is None:
-        evidence = Evidence({}, dict.fromkeys((*STREAMS, "drift", "freshness"), "there is no champion yet"))
+        evidence = MonitorEvidence({}, dict.fromkeys((*STREAMS, "drift", "freshness"), "there is no champion yet"))
         return _report(look, None, params, evidence, {}, {})
     engine = open_database(root, params.operations, observations.METADATA)
     stored = StoredFiles(Store(root, params.registry), champion)
@@ -351,7 +351,7 @@ def _fresh_labels(subject: Subject) -> dict[str, PreferencePair]:
     return {pair.content_id(): pair for pair in pairs}
 
 
-def _evidence(subject: Subject, look: Look) -> Evidence:
+def _evidence(subject: Subject, look: Look) -> MonitorEvidence:
     judged = subject.manifest["evaluation"].get("win_rate", {}).get("judge") or {}
     used = {batch["path"] for batch in subject.manifest["raw_batches"]}
     ages = {
@@ -359,7 +359,7 @@ def _evidence(subject: Subject, look: Look) -> Evidence:
         for _, name, path in raw_batches(subject.root / RAW, within=subject.root)
     }
     mine = [age for name, age in ages.items() if name in used]
-    return Evidence(
+    return MonitorEvidence(
         observations.observed(subject.engine, subject.version.uri, STREAMS)
         | observations.observed(subject.engine, subject.against_previous, [RIVAL]),
         look.missing,
@@ -398,7 +398,7 @@ def _report(
     look: Look,
     champion: Version | None,
     params: MonitorSettings,
-    evidence: Evidence,
+    evidence: MonitorEvidence,
     findings: Mapping[str, Any],
     requests: Mapping[str, Any],
 ) -> dict[str, Any]:

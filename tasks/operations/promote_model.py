@@ -27,7 +27,7 @@ from plumbline.tasks.operations.compare_champion import Sampling, compare_champi
 from plumbline.tasks.operations.promotion.gates import (
     GATES_OF,
     GateResult,
-    Measured,
+    PromotionFigures,
     decide,
 )
 from plumbline.tasks.operations.promotion.params import PromotionParams
@@ -347,7 +347,9 @@ def _examine(
     limits, names = params.promotion, GATES_OF[alias]
     unverified = _unverified(store, version, alias, root)
     if unverified is not None:  # its manifest is not read: nothing vouches for it
-        signed = next(gate for gate in decide(alias, Measured(signature=unverified), limits) if gate.name == SIGNED)
+        signed = next(
+            gate for gate in decide(alias, PromotionFigures(signature=unverified), limits) if gate.name == SIGNED
+        )
         if not signed.passed:
             raise SignatureError(f"{signed.text} No override helps: it was not promoted.")
     manifest = StoredFiles(store, version).manifest()
@@ -361,7 +363,7 @@ def _examine(
     latency: Mapping[str, Any] | str = "it was not asked for"
     if "latency" in names and limits.max_latency_p95_ms is not None:
         latency = _attempt(lambda: measure_latency(root, store, version, sampling, limits.latency_prompts))
-    measured = Measured(
+    measured = PromotionFigures(
         manifest["evaluation"], manifest["gate"], rival.uri if rival else None, comparison, latency, unverified
     )
     return manifest, decide(alias, measured, limits)

@@ -13,7 +13,7 @@ import numpy as np
 from plumbline.data_contracts.errors import PlumblineError
 from plumbline.tasks.operations.monitor_policy import MonitorSettings
 from plumbline.tasks.operations.monitoring.live_report import (
-    Judged,
+    JudgedTraffic,
     Logged,
     compare,
     mirrored,
@@ -61,7 +61,7 @@ def _of_one_pair(logged: Sequence[Logged]) -> tuple[str | None, str | None, list
     return champion, challenger, kept
 
 
-def _judge(root: Path, params: MonitorSettings, champion: str | None, logged: Sequence[Logged]) -> Judged | str:
+def _judge(root: Path, params: MonitorSettings, champion: str | None, logged: Sequence[Logged]) -> JudgedTraffic | str:
     """Both answers of each mirrored request scored by the champion's judge; pairs beyond its length are left out."""
     from plumbline.tasks.models.loading import seed_everything
     from plumbline.tasks.training.rewards.held_out import choose_judge
@@ -93,4 +93,4 @@ def _judge(root: Path, params: MonitorSettings, champion: str | None, logged: Se
     # A score of single answers agrees with itself when positions are swapped, so one order is both.
     chances = 1 / (1 + np.exp(-np.clip(margins, -500, 500)))
     voters = [request.voter for (request, _, _), *scores in zip(pairs, theirs, mine, strict=True) if None not in scores]
-    return Judged(((np.sign(margins) + 1) / 2).tolist(), chances.tolist(), margins.tolist(), voters)
+    return JudgedTraffic(((np.sign(margins) + 1) / 2).tolist(), chances.tolist(), margins.tolist(), voters)

@@ -39,7 +39,7 @@ _DAY_S = 86_400.0
 _OWN_FILES = 256  # open files beside connections
 
 
-class ServeParams(AnnounceParams, Protocol):
+class IntakeSettings(AnnounceParams, Protocol):
     """The sections of params that are needed here."""
 
     @property
@@ -57,7 +57,7 @@ class Intake:
     `app` answers requests. Leaving the block works off what was accepted and seals it.
     """
 
-    def __init__(self, root: Path, params: ServeParams) -> None:
+    def __init__(self, root: Path, params: IntakeSettings) -> None:
         self._root, self._params = root, params
         self._folder = root / ".plumbline" / "intake"
         self._ended = threading.Event()
@@ -110,7 +110,7 @@ class Intake:
                 return
 
 
-def serve(root: Path, params: ServeParams) -> None:
+def serve(root: Path, params: IntakeSettings) -> None:
     """Answer requests until the process is told to end. Raises `UsageError` where the port is taken."""
     import resource
     import signal
@@ -156,7 +156,7 @@ def serve(root: Path, params: ServeParams) -> None:
         uvicorn.Server(config).run([listener])
 
 
-def seal_due(root: Path, params: ServeParams, engine: Engine, *, at_once: bool = False) -> list[tuple[str, str]]:
+def seal_due(root: Path, params: IntakeSettings, engine: Engine, *, at_once: bool = False) -> list[tuple[str, str]]:
     """Make batches of what a crash left frozen and of what is due; returns kind and batch of each."""
     limits = params.intake
     for item in spool.waiting(engine):
@@ -165,7 +165,7 @@ def seal_due(root: Path, params: ServeParams, engine: Engine, *, at_once: bool =
     return [(seal.source, _land(root, params, engine, seal)) for seal in spool.unfinished(engine)]
 
 
-def _land(root: Path, params: ServeParams, engine: Engine, seal: Seal) -> str:
+def _land(root: Path, params: IntakeSettings, engine: Engine, seal: Seal) -> str:
     """Spool -> raw store, version, outbox, event; then the spool may forget. Each step may be repeated."""
     with tempfile.TemporaryDirectory(dir=root / ".plumbline" / "intake") as name:
         path = Path(name) / f"seal-{seal.number}.jsonl"

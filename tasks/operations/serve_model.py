@@ -28,7 +28,7 @@ from plumbline.tasks.operations.serving.log_writer import LogWriter
 from plumbline.tasks.operations.serving.params import BackendParams, ServingParams
 from plumbline.tasks.operations.serving.pseudonyms import pseudonyms
 from plumbline.tasks.operations.serving.remote_backend import RemoteBackend
-from plumbline.tasks.operations.serving.service import Parts, Service
+from plumbline.tasks.operations.serving.service import ChatService, Parts
 from plumbline.tasks.operations.serving.shadow import first_held
 from plumbline.tasks.operations.serving.shadow_process import ShadowProcess
 from plumbline.tasks.operations.serving.signals import rule_detector
@@ -50,7 +50,7 @@ ACTOR = "plumbline serve"
 _logger = logging.getLogger("plumbline.serve")
 
 
-class ServeParams(Protocol):
+class ServingSettings(Protocol):
     """The sections of params that serving reads (`flows.graph.params.Params`)."""
 
     @property
@@ -66,7 +66,7 @@ class ServeParams(Protocol):
 
 
 def serve_model(
-    root: Path, params: ServeParams, *, alias: str, port: int | None, ready: Callable[[str, str], None]
+    root: Path, params: ServingSettings, *, alias: str, port: int | None, ready: Callable[[str, str], None]
 ) -> None:
     """Answer until the process is told to end; `ready(url, version)` is called once it answers.
 
@@ -96,7 +96,7 @@ def serve_model(
         uvicorn.Server(config).run([listener])
 
 
-def application(service: Service, serving: ServingParams, *, model_name: str, token: str | None) -> ASGIApp:
+def application(service: ChatService, serving: ServingParams, *, model_name: str, token: str | None) -> ASGIApp:
     """What is served: the endpoints, behind the checks of Host and Origin."""
     from plumbline.tasks.operations.serving.app import create_app
 
@@ -104,7 +104,7 @@ def application(service: Service, serving: ServingParams, *, model_name: str, to
     return checked(app, host=serving.host, allowed_hosts=serving.allowed_hosts, allowed_origins=serving.allowed_origins)
 
 
-def build_service(root: Path, params: ServeParams, alias: str) -> Service:
+def build_service(root: Path, params: ServingSettings, alias: str) -> ChatService:
     """A service whose champion is loaded. A challenger that cannot be is an alert, and tried again later.
 
     Raises `UsageError` for an alias, of all users or of the canary's, that is given without the gates of what answers.
@@ -162,10 +162,10 @@ def build_service(root: Path, params: ServeParams, alias: str) -> Service:
         watcher=Watcher(duties),
         slots=slots[1:],
     )
-    return Service(parts, serving)
+    return ChatService(parts, serving)
 
 
-def load(root: Path, params: ServeParams, store: Store, backend: BackendParams, uri: str) -> Backend:
+def load(root: Path, params: ServingSettings, store: Store, backend: BackendParams, uri: str) -> Backend:
     """The backend of a version, in this process or at a URL.
 
     The version is verified either way. Of a server at a URL only the registered version is: which weights the server
@@ -189,7 +189,7 @@ def load(root: Path, params: ServeParams, store: Store, backend: BackendParams, 
     return remote
 
 
-def load_shadow(root: Path, params: ServeParams, store: Store, uri: str) -> Backend:
+def load_shadow(root: Path, params: ServingSettings, store: Store, uri: str) -> Backend:
     """The backend of mirrored requests: as `load`, but a checkpoint gets a process of its own at low priority."""
     backend, shadow = params.serving.challenger, params.serving.shadow
     if backend.kind == "openai":
@@ -198,7 +198,7 @@ def load_shadow(root: Path, params: ServeParams, store: Store, uri: str) -> Back
     return ShadowProcess(_spec(folder, params, backend), nice=shadow.nice, timeout_s=shadow.timeout_s)
 
 
-def record_return(root: Path, params: ServeParams, store: Store, reason: str, evidence: Mapping[str, Any]) -> None:
+def record_return(root: Path, params: ServingSettings, store: Store, reason: str, evidence: Mapping[str, Any]) -> None:
     """Take the alias from a challenger that was sent back, on the ledger; not where another version has it by now."""
     number = str(evidence["challenger"]).rsplit("/", 1)[-1]
     ledger.move_alias(
@@ -254,7 +254,7 @@ def _from_environment(name: str, key: str) -> str:
     return value
 
 
-def _spec(folder: Path, params: ServeParams, backend: BackendParams) -> LocalSpec:
+def _spec(folder: Path, params: ServingSettings, backend: BackendParams) -> LocalSpec:
     serving = params.serving
     defaults = Defaults(serving.temperature, serving.top_p, serving.limits.default_tokens, serving.limits.tokens)
     return LocalSpec(folder, defaults, backend.dtype, params.threads, params.reference.trust_remote_code)

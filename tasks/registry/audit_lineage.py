@@ -21,7 +21,7 @@ from plumbline.data_contracts.errors import SignatureError
 from plumbline.data_contracts.verification import HashCheck
 from plumbline.tasks.registry.ledger.chain import read_ledger
 from plumbline.tasks.registry.ledger.ledger import history, moved_outside, verify_chain
-from plumbline.tasks.registry.lineage.build import Described, build_graph
+from plumbline.tasks.registry.lineage.build import DescribedVersion, build_graph
 from plumbline.tasks.registry.lineage.graph import SCHEMA, SCHEMA_VERSION, Graph
 from plumbline.tasks.registry.lineage.in_use import in_use
 from plumbline.tasks.registry.lineage.tree import render_graph, render_timeline
@@ -73,7 +73,7 @@ class Walk:
     """
 
     report: AuditReport
-    about: Described
+    about: DescribedVersion
     manifest: Mapping[str, Any]
     graph: Graph | None
 
@@ -139,7 +139,7 @@ def walk_model(
 def _distrust(version: Version, pinned: HashCheck) -> Walk:
     note = f"{pinned.problem()} Nothing it names can be trusted: the walk ends here."
     rows = [{**asdict(pinned), "ok": False}]
-    about = Described(version.uri, version.number, pinned.found or "", version.aliases, "")
+    about = DescribedVersion(version.uri, version.number, pinned.found or "", version.aliases, "")
     lineage = {"schema": SCHEMA, "version": SCHEMA_VERSION, "model_uri": version.uri, "verified": False}
     lineage |= {"problems": [note], "nodes": [], "edges": []}
     return Walk(AuditReport(version.uri, False, rows, [note], lineage=lineage), about, {}, None)
@@ -233,12 +233,14 @@ def _line(entry: Any) -> dict[str, Any]:
     return {**line, "at": entry.at.isoformat(timespec="seconds"), "evidence": dict(entry.evidence)}
 
 
-def _describe(store: Store, version: Version, timeline: list[dict[str, Any]], checks: Iterable[HashCheck]) -> Described:
+def _describe(
+    store: Store, version: Version, timeline: list[dict[str, Any]], checks: Iterable[HashCheck]
+) -> DescribedVersion:
     health: dict[str, bool] = {}
     for check in checks:
         for name in _ancestors("ledger" if check.name == LEDGER else check.name):
             health[name] = health.get(name, True) and check.ok
-    return Described(
+    return DescribedVersion(
         model_uri=version.uri,
         number=version.number,
         manifest_sha256=version.tags[MANIFEST_TAG],

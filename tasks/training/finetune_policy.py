@@ -145,7 +145,7 @@ def _with_rewards(
 
     from plumbline.tasks.training.rewards.gains import build_gains
     from plumbline.tasks.training.rewards.judges.build import JudgeMeans, build_judge
-    from plumbline.tasks.training.rewards.judges.reliability import Measured, calibrate, require_reliable
+    from plumbline.tasks.training.rewards.judges.reliability import MeasuredJudge, calibrate, require_reliable
     from plumbline.tasks.training.rewards.mixture import build_mixture
 
     facts: Facts = {}
@@ -159,7 +159,7 @@ def _with_rewards(
         write_json(inputs.folder / JUDGE_REPORT, report)
         require_reliable(report, judge)
         noise = report["noise"]["value"]
-        inputs = replace(inputs, ranker=Measured(unmeasured, noise), gains=build_gains(judge.gains, noise))
+        inputs = replace(inputs, ranker=MeasuredJudge(unmeasured, noise), gains=build_gains(judge.gains, noise))
         facts["ranking"] = {name: report[name] for name in _RANKING if name in report} | {"gains": judge.gains.kind}
     return inputs, facts
 

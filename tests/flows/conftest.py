@@ -28,7 +28,7 @@ import pytest
 from plumbline.flows.cli.main import main
 from plumbline.flows.graph.params import load_params, save_params
 from plumbline.tasks.operations.announce import EVENTS, workspace_id
-from plumbline.tasks.operations.freshness.outbox import Entry
+from plumbline.tasks.operations.freshness.outbox import OutboxEntry
 from plumbline.tasks.storage.versioning.lock import current_hashes
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -171,7 +171,7 @@ def _leads_group(process: psutil.Process) -> bool:
         return False
 
 
-def finding_event(root: Path, entry: Entry) -> dict[str, Any]:
+def finding_event(root: Path, entry: OutboxEntry) -> dict[str, Any]:
     """The event of a finding as the outbox sends it, to send it again."""
     return {
         "id": entry.event_id,

@@ -15,11 +15,11 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from plumbline.data_contracts.records import Quarantined
-from plumbline.tasks.data.curation.pair_texts import Content, Pools
+from plumbline.tasks.data.curation.pair_texts import PairContent, Pools
 from plumbline.tasks.data.curation.params import ContradictionParams
 from plumbline.tasks.data.curation.verdicts import (
+    CurationOutcome,
     Item,
-    Outcome,
     examples,
     quarantine,
 )
@@ -29,8 +29,8 @@ _Sides = tuple[list[Item], list[Item]]
 
 
 def resolve_contradictions(
-    items: Sequence[Item], contents: Sequence[Content], params: ContradictionParams
-) -> tuple[Outcome, list[dict[str, Any]]]:
+    items: Sequence[Item], contents: Sequence[PairContent], params: ContradictionParams
+) -> tuple[CurationOutcome, list[dict[str, Any]]]:
     """Set aside the losers of each contradiction, and describe every one.
 
     A description holds the ids and votes of both sides, and which side stayed (0, 1, or None for neither);
@@ -46,10 +46,10 @@ def resolve_contradictions(
             if side != winner:
                 lost.update(item.place for item in members)
                 verdicts += [_loser(item, sides[1 - side], params) for item in members]
-    return Outcome([item for item in items if item.place not in lost], quarantined=verdicts), rows
+    return CurationOutcome([item for item in items if item.place not in lost], quarantined=verdicts), rows
 
 
-def opposed_near_prompts(items: Sequence[Item], contents: Sequence[Content], pools: Pools) -> list[dict[str, Any]]:
+def opposed_near_prompts(items: Sequence[Item], contents: Sequence[PairContent], pools: Pools) -> list[dict[str, Any]]:
     """Groups of near, unequal prompts whose pairs hold the same two responses and prefer opposite ones, with their ids.
 
     Call it when no contradiction is left: then the prompts of the two sides differ.
@@ -58,7 +58,7 @@ def opposed_near_prompts(items: Sequence[Item], contents: Sequence[Content], poo
     return [{"ids": [[item.pair.id for item in side] for side in two]} for two in sides]
 
 
-def _opposed(items: Sequence[Item], contents: Sequence[Content], prompts: Sequence[Hashable]) -> list[_Sides]:
+def _opposed(items: Sequence[Item], contents: Sequence[PairContent], prompts: Sequence[Hashable]) -> list[_Sides]:
     """The two sides of each opposition between pairs that share a prompt (a key) and both responses.
 
     In order of their earliest items.

@@ -33,7 +33,7 @@ from plumbline.tasks.data.curation.leakage import clean_leaks
 from plumbline.tasks.data.curation.limits import apply_limits
 from plumbline.tasks.data.curation.near_merge import KeptNear, merge_near
 from plumbline.tasks.data.curation.pair_texts import (
-    Content,
+    PairContent,
     Pools,
     build_pools,
     contents,
@@ -41,7 +41,7 @@ from plumbline.tasks.data.curation.pair_texts import (
 from plumbline.tasks.data.curation.params import SPLITS, CurationParams
 from plumbline.tasks.data.curation.report import describe
 from plumbline.tasks.data.curation.split import assign_clusters, cluster_name, conversations
-from plumbline.tasks.data.curation.verdicts import Item, Outcome
+from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item
 
 _STEPS = 6
 
@@ -64,7 +64,7 @@ def curate(pairs: Sequence[PreferencePair], params: CurationParams, seed: int, p
     Raises `CheckFailed` when a split would be empty (`split.on_empty: error`).
     """
     items = [Item.of(pair, place) for place, pair in enumerate(pairs)]
-    ledger = Outcome(items)
+    ledger = CurationOutcome(items)
     # 1. leaked labels
     if params.clean_leaks:
         progress(0, _STEPS, "leaked labels")
@@ -88,7 +88,7 @@ def curate(pairs: Sequence[PreferencePair], params: CurationParams, seed: int, p
     )
 
 
-def _apply(ledger: Outcome, outcome: Outcome) -> bool:
+def _apply(ledger: CurationOutcome, outcome: CurationOutcome) -> bool:
     """Enter a step's verdicts; True when it decided against any pair."""
     ledger.kept = outcome.kept
     ledger.merged += outcome.merged
@@ -97,8 +97,8 @@ def _apply(ledger: Outcome, outcome: Outcome) -> bool:
 
 
 def _match(
-    ledger: Outcome, params: CurationParams, seed: int, progress: Progress
-) -> tuple[list[Content], Pools, list[dict[str, Any]], list[KeptNear]]:
+    ledger: CurationOutcome, params: CurationParams, seed: int, progress: Progress
+) -> tuple[list[PairContent], Pools, list[dict[str, Any]], list[KeptNear]]:
     contradictions: list[dict[str, Any]] = []
     while True:
         progress(2, _STEPS, f"exact duplicates among {len(ledger.kept)} pairs")
@@ -118,7 +118,7 @@ def _match(
 
 
 def _split(
-    items: Sequence[Item], found: Sequence[Content], pools: Pools, params: CurationParams, seed: int
+    items: Sequence[Item], found: Sequence[PairContent], pools: Pools, params: CurationParams, seed: int
 ) -> tuple[dict[str, list[CuratedPair]], list[str]]:
     groups = [pools.prompts.group(content.prompt) for content in found]
     joined = conversations([item.pair.prompt for item in items], groups, params.matching).tolist()

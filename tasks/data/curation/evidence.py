@@ -26,7 +26,7 @@ from math import inf, log2
 
 import numpy as np
 
-from plumbline.tasks.data.curation.pair_texts import Content, Pool, Pools
+from plumbline.tasks.data.curation.pair_texts import PairContent, Pool, Pools
 from plumbline.tasks.data.curation.similarity import F64
 from plumbline.tasks.data.curation.verdicts import Item
 from plumbline.tasks.data.curation.wording import (
@@ -56,7 +56,7 @@ _MANY_TIMES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class EditJudgement:
     """Whether one of two pairs is a copy of the other, the bits for it and needed for it, and the reason in words."""
 
     copy: bool
@@ -69,7 +69,7 @@ class Judgement:
 class _Side:
     """One pair as it is compared: its texts and what its prompt asks for."""
 
-    content: Content
+    content: PairContent
     request: Request
     asked: Asked
     group: int
@@ -83,10 +83,12 @@ class _Compared:
     responses: tuple[list[Edit], list[Edit]]
 
 
-class Evidence:
+class EditEvidence:
     """What a corpus says about its near pairs. Deterministic, and independent of the order of the pairs."""
 
-    def __init__(self, items: Sequence[Item], contents: Sequence[Content], pools: Pools, places: Sequence[int]) -> None:
+    def __init__(
+        self, items: Sequence[Item], contents: Sequence[PairContent], pools: Pools, places: Sequence[int]
+    ) -> None:
         """`places` are the pairs that have a rival; the others count for how common a response is."""
         self._pools = pools
         groups = [pools.prompts.group(content.prompt) for content in contents]
@@ -95,7 +97,7 @@ class Evidence:
             for place in places
             for request in (request_of(items[place].pair.prompt),)
         }
-        self._by_group: dict[int, list[tuple[Item, Content]]] = defaultdict(list)
+        self._by_group: dict[int, list[tuple[Item, PairContent]]] = defaultdict(list)
         for item, content, group in zip(items, contents, groups, strict=True):
             self._by_group[group].append((item, content))
         self._spread = _spread(contents, groups)
@@ -135,7 +137,7 @@ class Evidence:
         if sum(map(len, slot)) > max(map(len, texts)):  # a frame of fewer words is none
             self._slots[slot].update(texts)
 
-    def judge(self, left: int, right: int) -> Judgement:
+    def judge(self, left: int, right: int) -> EditJudgement:
         """Whether two pairs, alike in prompt and responses, are one pair and its copy."""
         one, other = self._sides[left], self._sides[right]
         compared = _Compared(
@@ -150,10 +152,12 @@ class Evidence:
         have, need = self._weigh(compared)
         differs = "; ".join(map(str, [*(compared.prompt or []), *compared.responses[0], *compared.responses[1]]))
         if final := self._final(compared):
-            return Judgement(False, have, inf, f"{final}: {differs}")
+            return EditJudgement(False, have, inf, f"{final}: {differs}")
         if need == 0.0:
-            return Judgement(True, have, need, "they differ in case, spacing, punctuation or courtesy alone")
-        return Judgement(have >= need, have, need, f"{have:.0f} bits of {need:.0f} needed; they differ in {differs}")
+            return EditJudgement(True, have, need, "they differ in case, spacing, punctuation or courtesy alone")
+        return EditJudgement(
+            have >= need, have, need, f"{have:.0f} bits of {need:.0f} needed; they differ in {differs}"
+        )
 
     def _weigh(self, compared: _Compared) -> tuple[float, float]:
         """Bits for and needed. Of one request, only the response that differs is evidence: it is asked repeatedly."""
@@ -220,7 +224,7 @@ class Evidence:
             self._turning[group] = _turning_places(self._by_group[group])
         return self._turning[group]
 
-    def _shared(self, left: str, right: str, content: Content) -> float:
+    def _shared(self, left: str, right: str, content: PairContent) -> float:
         """Bits of the shingles that two responses share."""
         responses, prompts = self._pools.responses, self._pools.prompts
         columns = responses.columns(left)
@@ -242,7 +246,7 @@ def _shingle_bits(pool: Pool) -> F64:
     return np.asarray(np.minimum(bits, _SHINGLE_BITS), dtype=np.float64)
 
 
-def _spread(contents: Sequence[Content], groups: Sequence[int]) -> dict[str, int]:
+def _spread(contents: Sequence[PairContent], groups: Sequence[int]) -> dict[str, int]:
     """In how many groups of near prompts each response occurs."""
     found: dict[str, set[int]] = defaultdict(set)
     for content, group in zip(contents, groups, strict=True):
@@ -251,7 +255,7 @@ def _spread(contents: Sequence[Content], groups: Sequence[int]) -> dict[str, int
     return {text: len(held) for text, held in found.items()}
 
 
-def _turning_places(members: Iterable[tuple[Item, Content]]) -> set[Slot]:
+def _turning_places(members: Iterable[tuple[Item, PairContent]]) -> set[Slot]:
     found: dict[frozenset[str], dict[str, dict[Hashable, Item]]] = defaultdict(lambda: defaultdict(dict))
     for item, content in members:
         chosen, rejected = content.said()

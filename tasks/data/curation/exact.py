@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from plumbline.tasks.data.curation.verdicts import Item, Outcome, merge
+from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, merge
 
 REASON = "exact_duplicate"
 
 
-def merge_exact(items: Sequence[Item], keys: Sequence[Hashable]) -> Outcome:
+def merge_exact(items: Sequence[Item], keys: Sequence[Hashable]) -> CurationOutcome:
     """Fold every item into the first that has the same key; `keys` holds one canonical content an item."""
-    outcome = Outcome([])
+    outcome = CurationOutcome([])
     first: dict[Hashable, Item] = {}
     for item, key in zip(items, keys, strict=True):
         kept = first.setdefault(key, item)

@@ -23,8 +23,8 @@ from plumbline.data_contracts.records import (
     UnpairedResponse,
 )
 from plumbline.tasks.data.curation.verdicts import (
+    CurationOutcome,
     Item,
-    Outcome,
     quarantine,
     shorten,
 )
@@ -160,9 +160,9 @@ class _Inseparable(Exception):
         self.name, self.field, self.text = name, field, text
 
 
-def clean_leaks(items: Sequence[Item]) -> Outcome:
+def clean_leaks(items: Sequence[Item]) -> CurationOutcome:
     """Cut the leaks of each item, or set it aside as `leaked_label`. A second call changes nothing."""
-    outcome = Outcome([])
+    outcome = CurationOutcome([])
     for item in items:
         cleaned = _clean_pair(item.pair)
         if isinstance(cleaned, Quarantined):

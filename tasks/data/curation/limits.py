@@ -10,13 +10,13 @@ from plumbline.data_contracts.records import (
     Quarantined,
     UnpairedResponse,
 )
-from plumbline.tasks.data.curation.params import LimitParams
-from plumbline.tasks.data.curation.verdicts import Item, Outcome, quarantine
+from plumbline.tasks.data.curation.params import LengthLimitParams
+from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, quarantine
 
 
-def apply_limits(items: Sequence[Item], params: LimitParams) -> Outcome:
+def apply_limits(items: Sequence[Item], params: LengthLimitParams) -> CurationOutcome:
     """Set aside pairs beyond the limits: `too_short`, `over_long`, `prompt_over_long`."""
-    outcome = Outcome([])
+    outcome = CurationOutcome([])
     for item in items:
         verdict = _check(item.pair, params)
         if verdict is None:
@@ -31,16 +31,16 @@ def length(text: str, unit: str) -> int:
     return len(text.split()) if unit == "words" else len(text.strip())
 
 
-def check_response(record: UnpairedResponse, params: LimitParams) -> Quarantined | None:
+def check_response(record: UnpairedResponse, params: LengthLimitParams) -> Quarantined | None:
     """The verdict on a single response beyond the limits; None where it keeps to them."""
     return _check_texts(record, {"response": record.response}, params)
 
 
-def _check(pair: PreferencePair, params: LimitParams) -> Quarantined | None:
+def _check(pair: PreferencePair, params: LengthLimitParams) -> Quarantined | None:
     return _check_texts(pair, {"chosen": pair.chosen, "rejected": pair.rejected}, params)
 
 
-def _check_texts(record: Feedback, responses: Mapping[str, str], params: LimitParams) -> Quarantined | None:
+def _check_texts(record: Feedback, responses: Mapping[str, str], params: LengthLimitParams) -> Quarantined | None:
     size = sum(length(message.content, params.unit) for message in record.prompt)
     if size > params.max_prompt:
         expected = f"at most {params.max_prompt} {params.unit} (limits.max_prompt)"

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import combinations
 
-from plumbline.tasks.data.curation.evidence import PRIOR, Evidence
-from plumbline.tasks.data.curation.pair_texts import Content, Pools
-from plumbline.tasks.data.curation.verdicts import Item, Outcome, merge
+from plumbline.tasks.data.curation.evidence import PRIOR, EditEvidence
+from plumbline.tasks.data.curation.pair_texts import PairContent, Pools
+from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, merge
 from plumbline.tasks.data.curation.wording import LIGHT
 
 REASON = "near_duplicate"
@@ -20,7 +20,9 @@ KeptNear = dict[str, str]
 """A pair that is kept though it is near another: its id, that of the other (`near`), and `why`."""
 
 
-def merge_near(items: Sequence[Item], contents: Sequence[Content], pools: Pools) -> tuple[Outcome, list[KeptNear]]:
+def merge_near(
+    items: Sequence[Item], contents: Sequence[PairContent], pools: Pools
+) -> tuple[CurationOutcome, list[KeptNear]]:
     """Fold every item into the first kept one that it is a copy of; also what was near and is no copy.
 
     Every merge rests on evidence between the two pairs themselves: a chain A ~ B ~ C does not fold C
@@ -30,14 +32,14 @@ def merge_near(items: Sequence[Item], contents: Sequence[Content], pools: Pools)
     for place, content in enumerate(contents):
         rivals[pools.groups(content)].append(place)
     several = [places for places in rivals.values() if len(places) > 1]
-    evidence = Evidence(items, contents, pools, sorted(place for places in several for place in places))
+    evidence = EditEvidence(items, contents, pools, sorted(place for places in several for place in places))
     # 1. near pairs of different requests, all of them before the first is judged
     near: dict[int, list[int]] = defaultdict(list)
     for left, right in _near_requests(several, contents, pools, evidence):
         near[right].append(left)
         evidence.note(left, right)
     # 2. verdicts, in the order of the input
-    outcome, unlike = Outcome([]), []
+    outcome, unlike = CurationOutcome([]), []
     folded = set[int]()
     same: dict[Hashable, list[int]] = defaultdict(list)
     compared = {place for places in several for place in places}
@@ -63,7 +65,7 @@ def merge_near(items: Sequence[Item], contents: Sequence[Content], pools: Pools)
 
 
 def _near_requests(
-    several: Sequence[Sequence[int]], contents: Sequence[Content], pools: Pools, evidence: Evidence
+    several: Sequence[Sequence[int]], contents: Sequence[PairContent], pools: Pools, evidence: EditEvidence
 ) -> list[tuple[int, int]]:
     """Alike pairs that ask for different things, where their responses are long enough to prove anything."""
     found = []

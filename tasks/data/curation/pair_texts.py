@@ -22,7 +22,7 @@ _ENDING = re.compile(r"[.,;:!…]+(?=\s|$)")
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class PairContent:
     """The canonical texts of one pair.
 
     `turns` are role and length of each turn of the prompt: with the text they tell a second turn from words that only
@@ -92,11 +92,11 @@ class Pools:
     prompts: Pool
     responses: Pool
 
-    def alike(self, left: Content, right: Content) -> bool:
+    def alike(self, left: PairContent, right: PairContent) -> bool:
         """Whether prompt, chosen and rejected are each the same or verified near duplicates."""
         return self.prompts.alike(left.prompt, right.prompt) and self.alike_responses(left, right)
 
-    def alike_responses(self, left: Content, right: Content) -> bool:
+    def alike_responses(self, left: PairContent, right: PairContent) -> bool:
         """Whether chosen and rejected are each the same or verified near duplicates.
 
         Where a pair's own responses resemble one another, only equal responses count: a near match
@@ -111,7 +111,7 @@ class Pools:
             and self.responses.alike(left.rejected, right.rejected)
         )
 
-    def groups(self, content: Content) -> tuple[int, int, int]:
+    def groups(self, content: PairContent) -> tuple[int, int, int]:
         """Components of prompt, chosen and rejected: equal wherever two pairs can be alike.
 
         A response outside the pool has no rival, and the group -1.
@@ -123,7 +123,7 @@ class Pools:
         )
 
 
-def contents(items: Sequence[Item], params: MatchingParams) -> list[Content]:
+def contents(items: Sequence[Item], params: MatchingParams) -> list[PairContent]:
     """The canonical texts of each item."""
     known: dict[str, str] = {}
 
@@ -139,7 +139,7 @@ def contents(items: Sequence[Item], params: MatchingParams) -> list[Content]:
         chosen, rejected = canon(pair.chosen), canon(pair.rejected)
         if chosen == rejected:
             chosen, rejected = pair.chosen, pair.rejected
-        found.append(Content(prompt, chosen, rejected, turns))
+        found.append(PairContent(prompt, chosen, rejected, turns))
     return found
 
 
@@ -151,7 +151,7 @@ def prompt_text(prompt: Iterable[Message], params: MatchingParams) -> tuple[str,
     return text, tuple((role, len(said)) for role, said in turns)
 
 
-def build_pools(found: Sequence[Content], params: MatchingParams, seed: int) -> Pools:
+def build_pools(found: Sequence[PairContent], params: MatchingParams, seed: int) -> Pools:
     """Near duplicates among the distinct prompts, and among the responses that could matter.
 
     Two pairs are compared only where their prompts are alike, so the responses of a prompt that no other

@@ -11,7 +11,7 @@ from plumbline.data_contracts.params import Section
 SPLITS = ("train", "validation", "test")
 
 
-class LimitParams(Section):
+class LengthLimitParams(Section):
     """Length limits on raw text. Limits in tokens belong to training, which knows the tokenizer."""
 
     unit: Literal["characters", "words"] = Field(
@@ -22,7 +22,7 @@ class LimitParams(Section):
     max_prompt: int = Field(16000, ge=1, description="Longest prompt kept, in `unit`, all turns together.")
 
     @model_validator(mode="after")
-    def _ordered(self) -> LimitParams:
+    def _ordered(self) -> LengthLimitParams:
         if self.min_response > self.max_response:
             raise ValueError(
                 f"min_response {self.min_response} is above max_response {self.max_response}: no response could pass; "
@@ -113,7 +113,7 @@ class CurationParams(Section):
     """The curation section of params.yaml."""
 
     clean_leaks: bool = Field(True, description="Cut or quarantine texts that give the label away.")
-    limits: LimitParams = Field(LimitParams(), description="Length limits.")
+    limits: LengthLimitParams = Field(LengthLimitParams(), description="Length limits.")
     matching: MatchingParams = Field(MatchingParams(), description="Exact and near duplicates.")
     contradictions: ContradictionParams = Field(ContradictionParams(), description="Opposite preferences.")
     split: SplitParams = Field(SplitParams(), description="Shares of train, validation and test.")

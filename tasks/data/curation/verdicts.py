@@ -48,7 +48,7 @@ class Item:
 
 
 @dataclass(slots=True)
-class Outcome:
+class CurationOutcome:
     """What one step decided: the items that go on, and those that do not."""
 
     kept: list[Item]

@@ -55,7 +55,7 @@ _LABELS = ("a", "b", "tie")
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class RowContent:
     """What a row says: the prompt, the response people preferred, and the one they did not."""
 
     prompt: tuple[Message, ...]
@@ -80,7 +80,7 @@ def recognise(row: Row) -> Format:
     return "trl_standard_hh_prompt" if is_hh(row, "prompt") else "trl_standard"
 
 
-def read_content(row: Row, form: Format) -> Content:
+def read_content(row: Row, form: Format) -> RowContent:
     """Read a row in the format it was recognised as; raises `Defect` with the first thing wrong."""
     needed = _needed(form)
     for name in needed:
@@ -104,7 +104,7 @@ def read_content(row: Row, form: Format) -> Content:
         parse_response(text, name, texts[0]) if hh_prompt else text
         for text, name in zip(texts[1:], needed[1:3], strict=True)
     )
-    return Content(prompt, second, first) if swap else Content(prompt, first, second)
+    return RowContent(prompt, second, first) if swap else RowContent(prompt, first, second)
 
 
 def refuse_unknown(row: Row, needed: Sequence[str], form: str) -> None:
@@ -150,11 +150,11 @@ def _needed(form: Format) -> tuple[str, ...]:
     return ("prompt", "chosen", "rejected")
 
 
-def _conversational(row: Row) -> Content:
+def _conversational(row: Row) -> RowContent:
     prompt = messages_of(row, "prompt")
     if isinstance(row["chosen"], str):
-        return Content(prompt, row["chosen"], text_of(row, "rejected"))
-    return Content(prompt, single_response(row, "chosen"), single_response(row, "rejected"))
+        return RowContent(prompt, row["chosen"], text_of(row, "rejected"))
+    return RowContent(prompt, single_response(row, "chosen"), single_response(row, "rejected"))
 
 
 def single_response(row: Row, field: str) -> str:
@@ -167,7 +167,7 @@ def single_response(row: Row, field: str) -> str:
     return turns[0].content
 
 
-def _implicit_messages(row: Row) -> Content:
+def _implicit_messages(row: Row) -> RowContent:
     chosen, rejected = messages_of(row, "chosen"), messages_of(row, "rejected")
     for field, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns:
@@ -178,24 +178,24 @@ def _implicit_messages(row: Row) -> Content:
     return _with_shared_prompt(chosen[:-1], chosen[-1].content, rejected[:-1], rejected[-1].content)
 
 
-def _hh_text(chosen: str, rejected: str) -> Content:
+def _hh_text(chosen: str, rejected: str) -> RowContent:
     _require_visible(chosen, rejected)
     return _with_shared_prompt(*split_conversation(chosen, "chosen"), *split_conversation(rejected, "rejected"))
 
 
 def _with_shared_prompt(
     prompt: tuple[Message, ...], chosen: str, other_prompt: tuple[Message, ...], rejected: str
-) -> Content:
+) -> RowContent:
     expected = "chosen and rejected to share every turn but the last"
     if prompt != other_prompt:
         found = f"turns that differ from turn {_common_length(prompt, other_prompt) + 1} on"
         raise Defect("no_shared_prompt", "rejected", expected, found)
     if not prompt:
         raise Defect("no_shared_prompt", "chosen", expected, "a single turn, without a prompt before it")
-    return Content(prompt, chosen, rejected)
+    return RowContent(prompt, chosen, rejected)
 
 
-def _implicit_text(chosen: str, rejected: str) -> Content:
+def _implicit_text(chosen: str, rejected: str) -> RowContent:
     """Two texts with a common start, which is the prompt, as one turn of the user.
 
     TRL's `extract_prompt` cuts where the characters first differ; here the cut goes back to the end of a
@@ -212,7 +212,7 @@ def _implicit_text(chosen: str, rejected: str) -> Content:
     if not prompt:
         found = f"{excerpt(chosen)} and {excerpt(rejected)}"
         raise Defect("no_shared_prompt", "rejected", "the same prompt at the start of chosen and rejected", found)
-    return Content((Message(role="user", content=prompt),), chosen[cut:].strip(), rejected[cut:].strip())
+    return RowContent((Message(role="user", content=prompt),), chosen[cut:].strip(), rejected[cut:].strip())
 
 
 def _common_length(first: Sequence[object], second: Sequence[object]) -> int:

@@ -10,8 +10,8 @@ from plumbline.data_contracts.records import Origin, PreferencePair, content_id
 from plumbline.tasks.data.feedback.formats import Format, read_content, recognise
 from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.rows import (
-    Reading,
     ReadRow,
+    RowReading,
     Rows,
     about,
     identifier,
@@ -25,7 +25,7 @@ def read(rows: Rows, origin: str, limits: Limits = LIMITS, *, source: str = "hum
     `origin` names the file in records and quarantine; `source` is the record's source where a row names none.
     Raises `UsageError` when the file itself cannot be read.
     """
-    return read_rows(rows, origin, Reading(recognise, partial(_build, source), _known_label), limits)
+    return read_rows(rows, origin, RowReading(recognise, partial(_build, source), _known_label), limits)
 
 
 def _build(source: str, row: Mapping[str, Any], form: Format, origin: Origin) -> PreferencePair:

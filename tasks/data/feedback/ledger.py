@@ -23,7 +23,7 @@ _NAMES_SHOWN = 40
 
 
 @dataclass(slots=True)
-class Entry:
+class RecordEntry:
     """The account of one file."""
 
     file: str
@@ -88,11 +88,11 @@ class Ledger:
     """The account of all files of a validation."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[RecordEntry] = []
 
-    def open_batch(self, file: str, source: str, *, unpaired: bool = False) -> Entry:
+    def open_batch(self, file: str, source: str, *, unpaired: bool = False) -> RecordEntry:
         """Start the account of a file; `unpaired` where its records are single responses."""
-        self.entries.append(Entry(file, source, unpaired))
+        self.entries.append(RecordEntry(file, source, unpaired))
         return self.entries[-1]
 
     @property
@@ -211,7 +211,7 @@ def describe_notes(report: Report) -> list[str]:
     ]
 
 
-def _unpaired_account(entries: Sequence[Entry]) -> Report:
+def _unpaired_account(entries: Sequence[RecordEntry]) -> Report:
     reasons = sum((entry.reasons for entry in entries), Counter[str]())
     return {
         "contract": {"name": unpaired_response.CONTRACT, "version": unpaired_response.VERSION},

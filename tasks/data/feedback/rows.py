@@ -49,7 +49,7 @@ class ReadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RowReading:
     """How rows of one kind of feedback are read; each part raises `Defect`.
 
     `recognise` gives a row's format, `build` the record of a row in that format, `label` the label it carries.
@@ -60,7 +60,7 @@ class Reading:
     label: Callable[[Mapping[str, Any]], str | None]
 
 
-def read_rows(rows: Rows, origin: str, reading: Reading, limits: Limits = LIMITS) -> Iterator[ReadRow]:
+def read_rows(rows: Rows, origin: str, reading: RowReading, limits: Limits = LIMITS) -> Iterator[ReadRow]:
     """Read every row, streamed, in order; `origin` names the file in records and quarantine.
 
     Raises `UsageError` when the file itself cannot be read.
@@ -70,7 +70,7 @@ def read_rows(rows: Rows, origin: str, reading: Reading, limits: Limits = LIMITS
         yield _read_row(text, Origin(file=origin, line=line, senders=senders(line)), reading, limits)
 
 
-def _read_row(text: bytes, origin: Origin, reading: Reading, limits: Limits) -> ReadRow:
+def _read_row(text: bytes, origin: Origin, reading: RowReading, limits: Limits) -> ReadRow:
     if len(text) > limits.max_row_bytes:
         return _too_long(text, origin, limits)
     raw = text.decode("utf-8", errors="backslashreplace")

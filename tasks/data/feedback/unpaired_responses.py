@@ -33,8 +33,8 @@ from plumbline.tasks.data.feedback.formats import (
 from plumbline.tasks.data.feedback.hh_text import parse_prompt, parse_response
 from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.rows import (
-    Reading,
     ReadRow,
+    RowReading,
     Rows,
     about,
     identifier,
@@ -59,7 +59,7 @@ def read(rows: Rows, origin: str, limits: Limits = LIMITS) -> Iterator[ReadRow]:
 
     Raises `UsageError` when the file itself cannot be read.
     """
-    return read_rows(rows, origin, Reading(recognise, _build, _known_label), limits)
+    return read_rows(rows, origin, RowReading(recognise, _build, _known_label), limits)
 
 
 def recognise(row: Row) -> str:

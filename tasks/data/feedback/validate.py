@@ -37,8 +37,8 @@ from plumbline.data_contracts.unpaired_response import check_unpaired
 from plumbline.tasks.data.feedback import SOURCES, UNPAIRED
 from plumbline.tasks.data.feedback.defects import ID_REUSED, Note
 from plumbline.tasks.data.feedback.ledger import (
-    Entry,
     Ledger,
+    RecordEntry,
     Report,
     describe,
     objections,
@@ -149,7 +149,7 @@ def sort_rows(
     return ledger.report(single_label_rows=params.single_label_rows)
 
 
-def _next_piece(rows: Iterator[ReadRow], entry: Entry, *, skip: bool) -> list[ReadRow]:
+def _next_piece(rows: Iterator[ReadRow], entry: RecordEntry, *, skip: bool) -> list[ReadRow]:
     """The next rows of a file, none at its end; with `skip`, those before the place from which it cannot be read."""
     piece: list[ReadRow] = []
     try:

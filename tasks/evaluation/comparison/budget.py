@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class BudgetReading:
     """An evaluation during training: CPU seconds spent by then (about), win rate by the judge, KL in nats per token."""
 
     cpu_seconds: float
@@ -39,7 +39,7 @@ class Spread:
         return self.factor <= self.within
 
 
-def readings_of(facts: Mapping[str, Any], cpu_seconds: float) -> tuple[Reading, ...]:
+def readings_of(facts: Mapping[str, Any], cpu_seconds: float) -> tuple[BudgetReading, ...]:
     """The evaluations of a training in the order they were made, from its manifest's facts and its CPU seconds.
 
     A step is taken to cost the same at any time, and loading to be spread over the steps: the share of steps is that of
@@ -49,13 +49,13 @@ def readings_of(facts: Mapping[str, Any], cpu_seconds: float) -> tuple[Reading, 
         return ()
     steps = facts["steps"]["run"]
     return tuple(
-        Reading(cpu_seconds * each["step"] / steps, each["win_rate"], each["kl_per_token"])
+        BudgetReading(cpu_seconds * each["step"] / steps, each["win_rate"], each["kl_per_token"])
         for each in facts["evaluations"]
         if "win_rate" in each
     )
 
 
-def win_rate_at(seeds: Sequence[Sequence[Reading]], cpu_seconds: float, max_kl: float) -> float | None:
+def win_rate_at(seeds: Sequence[Sequence[BudgetReading]], cpu_seconds: float, max_kl: float) -> float | None:
     """Win rate that a training of `cpu_seconds` would have kept, a mean over seeds; None where a seed has no reading.
 
     Kept is the best reading by then inside the KL band, or the best of all where none is inside, as the methods keep
@@ -66,7 +66,7 @@ def win_rate_at(seeds: Sequence[Sequence[Reading]], cpu_seconds: float, max_kl: 
     return sum(known) / len(known) if known and len(known) == len(seeds) else None
 
 
-def _kept(readings: Sequence[Reading], max_kl: float) -> float | None:
+def _kept(readings: Sequence[BudgetReading], max_kl: float) -> float | None:
     if not readings:
         return None
     return max(readings, key=lambda each: (each.kl_per_token <= max_kl, each.win_rate)).win_rate

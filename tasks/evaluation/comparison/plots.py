@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plumbline.tasks.evaluation.comparison.recommend import Interval
-from plumbline.tasks.evaluation.comparison.table import Row
+from plumbline.tasks.evaluation.comparison.recommend import FigureInterval
+from plumbline.tasks.evaluation.comparison.table import TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ _STYLE = {
 }
 
 
-def win_rate_against_kl(rows: Sequence[Row], judge: str, front: Sequence[str], most_kl: float, path: Path) -> None:
+def win_rate_against_kl(rows: Sequence[TrialRow], judge: str, front: Sequence[str], most_kl: float, path: Path) -> None:
     """Win rate over KL, both with intervals; the Pareto front is filled, the end of the KL band dashed."""
     with _canvas(path, (7.4, 4.2)) as figure:
         axes = figure.subplots()
@@ -52,7 +52,7 @@ def win_rate_against_kl(rows: Sequence[Row], judge: str, front: Sequence[str], m
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Row], path: Path) -> None:
+def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[TrialRow], path: Path) -> None:
     """Reliability curve of each variant (its first seed), with its ECE (mean over seeds) in the legend."""
     with _canvas(path, (5.2, 4.6)) as figure:
         axes = figure.subplots()
@@ -75,7 +75,7 @@ def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[
         axes.legend()
 
 
-def training_time(rows: Sequence[Row], path: Path) -> None:
+def training_time(rows: Sequence[TrialRow], path: Path) -> None:
     """Wall-clock and CPU seconds of training, a pair of bars a variant."""
     with _canvas(path, (6.4, 1.2 + 0.45 * len(rows))) as figure:
         axes = figure.subplots()
@@ -90,7 +90,7 @@ def training_time(rows: Sequence[Row], path: Path) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def win_rate_over_time(rows: Sequence[Row], most_kl: float, path: Path) -> None:
+def win_rate_over_time(rows: Sequence[TrialRow], most_kl: float, path: Path) -> None:
     """Win rate during training, by the judge of training, over CPU seconds: who was where at an equal budget.
 
     A line a seed; a hollow mark is beyond the KL band. A stack, whose seconds are not known by step, has none.
@@ -117,7 +117,7 @@ def win_rate_over_time(rows: Sequence[Row], most_kl: float, path: Path) -> None:
         axes.legend()
 
 
-def _reach(interval: Interval) -> list[list[float]] | None:
+def _reach(interval: FigureInterval) -> list[list[float]] | None:
     """How far an interval reaches to either side of its value, (2, 1); None where there is no interval."""
     value, low, high = interval.value, interval.low, interval.high
     if value is None or low is None or high is None:

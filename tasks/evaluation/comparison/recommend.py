@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plumbline.data_contracts.rounding import rounded
-from plumbline.tasks.evaluation.comparison.budget import Reading, win_rate_at
+from plumbline.tasks.evaluation.comparison.budget import BudgetReading, win_rate_at
 from plumbline.tasks.evaluation.comparison.paired import Floats, Gain, paired_gain
 from plumbline.tasks.evaluation.comparison.params import RecommendParams
 
@@ -34,7 +34,7 @@ def explores(methods: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class FigureInterval:
     """An estimate and the ends of its confidence interval. Null is what was not measured, or has no interval."""
 
     value: float | None
@@ -43,7 +43,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class VariantRefusal:
     """A check of the gate that a variant does not pass: its name, the figure, the threshold and the words."""
 
     name: str
@@ -63,14 +63,14 @@ class Contender:
 
     name: str
     methods: tuple[str, ...]
-    win: Interval
-    kl: Interval
+    win: FigureInterval
+    kl: FigureInterval
     cpu_seconds: float
     cost: float
     outcomes: Floats
     agreement: float | None = None
-    readings: tuple[tuple[Reading, ...], ...] = ()
-    refused_by: tuple[Refusal, ...] = ()
+    readings: tuple[tuple[BudgetReading, ...], ...] = ()
+    refused_by: tuple[VariantRefusal, ...] = ()
 
     @property
     def explores(self) -> bool:
@@ -90,14 +90,14 @@ class Facts:
     prompts: int
     listed_prompts: int
     reward_passed: bool
-    reward_accuracy: Interval
+    reward_accuracy: FigureInterval
     contenders: Sequence[Contender]
     confidence: float = 0.95
     budget_cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
+class RecommendationReason:
     """One reason: its rule, whether it speaks for the variant or rule it names, the figure and its threshold."""
 
     rule: str
@@ -116,7 +116,7 @@ class Recommendation:
 
     variant: str | None
     methods: tuple[str, ...]
-    reasons: tuple[Reason, ...]
+    reasons: tuple[RecommendationReason, ...]
     tied: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -155,16 +155,16 @@ def recommend(facts: Facts, params: RecommendParams) -> Recommendation:
     return Recommendation(chosen.name, chosen.methods, tuple(reasons), tuple(each.name for each in tied), left_out)
 
 
-def _pairs(facts: Facts, params: RecommendParams) -> Reason:
+def _pairs(facts: Facts, params: RecommendParams) -> RecommendationReason:
     enough = facts.pairs >= params.enough_pairs
     words = (
         "enough for DPO to gain noticeably" if enough else "DPO may gain more from further pairs (plumbline self-play)"
     )
     text = f"{facts.pairs:,} training pairs (from {params.enough_pairs:,} on is enough): {words}"
-    return Reason("data_size", enough, facts.pairs, params.enough_pairs, text)
+    return RecommendationReason("data_size", enough, facts.pairs, params.enough_pairs, text)
 
 
-def _lists(facts: Facts, params: RecommendParams) -> Reason:
+def _lists(facts: Facts, params: RecommendParams) -> RecommendationReason:
     share = facts.listed_prompts / max(facts.prompts, 1)
     lists = share >= params.min_list_share
     words = "lists of ranked responses: GRPO's own food" if lists else "pairs, which DPO takes as they are"
@@ -172,21 +172,21 @@ def _lists(facts: Facts, params: RecommendParams) -> Reason:
         f"{rounded(share, params.min_list_share, '.1%')} of prompts have three or more judged responses "
         f"(lists from {params.min_list_share:.15g}): {words}"
     )
-    return Reason("pairs_or_lists", lists, share, params.min_list_share, text)
+    return RecommendationReason("pairs_or_lists", lists, share, params.min_list_share, text)
 
 
-def _reward_model(facts: Facts, params: RecommendParams) -> list[Reason]:
+def _reward_model(facts: Facts, params: RecommendParams) -> list[RecommendationReason]:
     accuracy, least = facts.reward_accuracy, params.min_reward_accuracy
     solid = accuracy.low is not None and accuracy.low >= least
     return [
-        Reason(
+        RecommendationReason(
             "reward_audit",
             facts.reward_passed,
             float(facts.reward_passed),
             1.0,
             f"reward model {'passed' if facts.reward_passed else 'failed'} its audit (1 of 1 needed by PPO and GRPO)",
         ),
-        Reason(
+        RecommendationReason(
             "reward_accuracy",
             solid,
             accuracy.low,
@@ -198,19 +198,19 @@ def _reward_model(facts: Facts, params: RecommendParams) -> list[Reason]:
     ]
 
 
-def _prompts(facts: Facts, params: RecommendParams) -> Reason:
+def _prompts(facts: Facts, params: RecommendParams) -> RecommendationReason:
     enough = facts.prompts >= params.enough_prompts
     words = "a pool wide enough" if enough else "they may overfit to the reward model: watch gold or a held-out judge"
     text = f"{facts.prompts:,} training prompts for PPO and GRPO (from {params.enough_prompts:,}): {words}"
-    return Reason("prompt_pool", enough, facts.prompts, params.enough_prompts, text)
+    return RecommendationReason("prompt_pool", enough, facts.prompts, params.enough_prompts, text)
 
 
-def _refusals(each: Contender, facts: Facts, params: RecommendParams, trusted: bool) -> list[Reason]:
+def _refusals(each: Contender, facts: Facts, params: RecommendParams, trusted: bool) -> list[RecommendationReason]:
     """Why a contender is not admitted; empty when it is."""
-    found: list[Reason] = []
+    found: list[RecommendationReason] = []
 
     def refuse(rule: str, figure: float | None, threshold: float | None, words: str) -> None:
-        found.append(Reason(rule, False, figure, threshold, f"{each.name} is out: {words}"))
+        found.append(RecommendationReason(rule, False, figure, threshold, f"{each.name} is out: {words}"))
 
     prompts = each.outcomes.shape[1]
     if prompts < _FEWEST_PROMPTS:
@@ -262,7 +262,7 @@ def _much_dearer(one: Contender, other: Contender, params: RecommendParams) -> b
     return one.cpu_seconds > params.same_budget * other.cpu_seconds
 
 
-def _lead(dear: Contender, cheap: Contender, params: RecommendParams) -> Reason:
+def _lead(dear: Contender, cheap: Contender, params: RecommendParams) -> RecommendationReason:
     """Whether a lead was there at the cheaper one's budget already."""
     seconds, band = cheap.cpu_seconds, params.max_kl_nats_per_token
     ours, theirs = win_rate_at(dear.readings, seconds, band), win_rate_at(cheap.readings, math.inf, band)
@@ -273,13 +273,13 @@ def _lead(dear: Contender, cheap: Contender, params: RecommendParams) -> Reason:
     if ours is None or theirs is None:
         missing = dear.name if ours is None else cheap.name
         text = f"{spent}, and no evaluation of {missing} by then tells what it had won: the lead does not count"
-        return Reason("same_budget", False, dear.cpu_seconds / seconds, params.same_budget, text)
+        return RecommendationReason("same_budget", False, dear.cpu_seconds / seconds, params.same_budget, text)
     holds = ours - theirs >= params.min_gain
     text = (
         f"{spent}. By then it had won {ours:.3f} of validation prompts against {theirs:.3f}, by the judge of training "
         f"(needs {params.min_gain:g} more): the lead {'counts' if holds else 'does not count'}"
     )
-    return Reason("same_budget", holds, ours - theirs, params.min_gain, text)
+    return RecommendationReason("same_budget", holds, ours - theirs, params.min_gain, text)
 
 
 def _cheapest(tied: Sequence[Contender], params: RecommendParams) -> Contender:
@@ -292,7 +292,7 @@ def _cheapest(tied: Sequence[Contender], params: RecommendParams) -> Contender:
 
 def _ceiling(
     best: Contender, even: Sequence[Contender], facts: Facts, params: RecommendParams, level: float
-) -> list[Reason]:
+) -> list[RecommendationReason]:
     """Whether exploration lifts the ceiling: the best that samples against the best that does not."""
     explorers = [each for each in even if each.explores]
     others = [each for each in even if not each.explores]
@@ -305,7 +305,7 @@ def _ceiling(
         words = (
             f"need for exploration not measured: {missing}; the ceiling is {best.name} with {_number(best.win.value)}"
         )
-        return [Reason("exploration", False, best.win.value, 0.5, words)]
+        return [RecommendationReason("exploration", False, best.win.value, 0.5, words)]
     top, base = (max(side, key=_rank) for side in (explorers, others))
     gain = _gain(top, base, facts)
     needed = _clear(gain, level, params)
@@ -315,23 +315,23 @@ def _ceiling(
         f"difference {gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on {gain.n} prompts, p = {gain.p:.2g} "
         f"(needs p < {level:.2g} and ≥ {params.min_gain:g}, of one sign in each seed)"
     )
-    return [Reason("exploration", needed, gain.difference, params.min_gain, text)]
+    return [RecommendationReason("exploration", needed, gain.difference, params.min_gain, text)]
 
 
 def _cost(
     chosen: Contender, best: Contender, gains: dict[str, Gain], params: RecommendParams, level: float
-) -> list[Reason]:
+) -> list[RecommendationReason]:
     cost = f"{chosen.cost:.2g} ({chosen.cpu_seconds:.1f} CPU s)"
     if chosen is best:
         text = (
             f"{chosen.name} has the best win rate, {_number(chosen.win.value)}, at a cost of {cost}; nothing tied with "
             f"it is cheaper by more than a factor of {params.same_cost:g}"
         )
-        return [Reason("cost", True, chosen.cost, best.cost, text)]
+        return [RecommendationReason("cost", True, chosen.cost, best.cost, text)]
     gain = gains[chosen.name]
     text = (
         f"{chosen.name} is tied with the best, {best.name}: difference {gain.difference:.3f}, p = {gain.p:.2g} (a tie "
         f"unless p < {level:.2g} and ≥ {params.min_gain:g}), and costs {cost} against {best.cost:.2g}: ties go to the "
         f"cheaper"
     )
-    return [Reason("cost", True, chosen.cost, best.cost, text)]
+    return [RecommendationReason("cost", True, chosen.cost, best.cost, text)]

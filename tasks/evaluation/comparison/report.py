@@ -15,15 +15,15 @@ from plumbline.tasks.evaluation.comparison.params import CompareParams
 from plumbline.tasks.evaluation.comparison.recommend import (
     Contender,
     Facts,
-    Interval,
+    FigureInterval,
     Recommendation,
-    Refusal,
+    VariantRefusal,
     explores,
     recommend,
 )
 from plumbline.tasks.evaluation.comparison.table import (
-    Row,
     Trial,
+    TrialRow,
     as_json,
     headline_judge,
     markdown,
@@ -33,7 +33,7 @@ from plumbline.tasks.evaluation.comparison.table import (
     time_ratios,
 )
 
-Gate = Callable[[Mapping[str, Any]], Sequence[Refusal]]
+Gate = Callable[[Mapping[str, Any]], Sequence[VariantRefusal]]
 """What the gate of a registration says no to, of a trial's metrics."""
 
 
@@ -57,7 +57,7 @@ class Shared:
 class Comparison:
     """What a comparison found. `failures`: label of a trial → why it ended without a policy."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TrialRow, ...]
     judge: str
     front: tuple[str, ...]
     recommendation: Recommendation
@@ -112,7 +112,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def _facts(
-    rows: Sequence[Row], trials: Sequence[Trial], judge: str, shared: Shared, params: CompareParams, gate: Gate
+    rows: Sequence[TrialRow], trials: Sequence[Trial], judge: str, shared: Shared, params: CompareParams, gate: Gate
 ) -> Facts:
     outcomes = shared_outcomes(trials, judge)
     responses: dict[Any, set[str]] = {}
@@ -126,7 +126,7 @@ def _facts(
         prompts=len(responses),
         listed_prompts=sum(len(texts) >= 3 for texts in responses.values()),
         reward_passed=bool(audit.get("passed")),
-        reward_accuracy=Interval(accuracy.get("value"), accuracy.get("low"), accuracy.get("high")),
+        reward_accuracy=FigureInterval(accuracy.get("value"), accuracy.get("low"), accuracy.get("high")),
         contenders=[
             Contender(
                 row.name,
@@ -147,16 +147,16 @@ def _facts(
     )
 
 
-def _refused(name: str, trials: Sequence[Trial], gate: Gate) -> tuple[Refusal, ...]:
+def _refused(name: str, trials: Sequence[Trial], gate: Gate) -> tuple[VariantRefusal, ...]:
     """What the gate says no to under any seed of a variant; the first seed's words for each check."""
-    found: dict[str, Refusal] = {}
+    found: dict[str, VariantRefusal] = {}
     for trial in trials:
         for said in gate(trial.metrics) if trial.variant == name else ():
             found.setdefault(said.name, said)
     return tuple(found.values())
 
 
-def _budget(rows: Sequence[Row], shared: Shared, params: CompareParams) -> dict[str, Any]:
+def _budget(rows: Sequence[TrialRow], shared: Shared, params: CompareParams) -> dict[str, Any]:
     """What the variants had in common, and whether that holds of the time to train."""
     seconds = {row.name: row.cpu_seconds for row in rows}
     least, most = min(seconds, key=lambda name: seconds[name]), max(seconds, key=lambda name: seconds[name])

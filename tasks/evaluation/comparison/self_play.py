@@ -37,7 +37,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class SelfPlayMeeting:
     """Both answers to one prompt; `shown` names them in the order in which the judge sees them."""
 
     prompt: Prompt
@@ -113,11 +113,13 @@ def decide(judgement: Judgement | None, shown: tuple[str, str], tie_margin: floa
     return shown[0] if lead > 0 else shown[1]
 
 
-def meet(prompts: Sequence[Prompt], texts: Sequence[tuple[str, str] | None], draw: random.Random) -> list[Meeting]:
+def meet(
+    prompts: Sequence[Prompt], texts: Sequence[tuple[str, str] | None], draw: random.Random
+) -> list[SelfPlayMeeting]:
     """Meetings of the prompts that have two answers to compare (policy's, reference's), each shown in drawn order."""
     shown = [_SIDES if draw.random() < 0.5 else _SIDES[::-1] for _ in prompts]  # drawn for all: none moves the others
     return [
-        Meeting(prompt, dict(zip(_SIDES, pair, strict=True)), (order[0], order[1]))
+        SelfPlayMeeting(prompt, dict(zip(_SIDES, pair, strict=True)), (order[0], order[1]))
         for prompt, pair, order in zip(prompts, texts, shown, strict=True)
         if pair is not None
     ]
@@ -186,7 +188,7 @@ def _unfit(one: str, other: str, finished: bool) -> str | None:
     return "same" if one == other else None
 
 
-def _row(meeting: Meeting, winner: str, origin: dict[str, Any]) -> dict[str, Any]:
+def _row(meeting: SelfPlayMeeting, winner: str, origin: dict[str, Any]) -> dict[str, Any]:
     loser = _SIDES[1 - _SIDES.index(winner)]
     judge = origin["judge"]
     return {

@@ -17,10 +17,10 @@ import orjson
 from numpy.typing import NDArray
 
 from plumbline.data_contracts.errors import StageError
-from plumbline.tasks.evaluation.comparison.budget import Reading
+from plumbline.tasks.evaluation.comparison.budget import BudgetReading
 from plumbline.tasks.evaluation.comparison.cost import Cost
 from plumbline.tasks.evaluation.comparison.params import CompareParams
-from plumbline.tasks.evaluation.comparison.recommend import Interval, explores
+from plumbline.tasks.evaluation.comparison.recommend import FigureInterval, explores
 from plumbline.tasks.statistics import paired_bootstrap
 
 Floats = NDArray[np.float64]
@@ -44,12 +44,12 @@ class Trial:
     metrics: Mapping[str, Any]
     outcomes: Mapping[str, Mapping[str, float]]
     cost: Cost
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[BudgetReading, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrialRow:
     """One variant over its seeds. `win` by judge name; KL in nats per token; seconds and cost are means of a trial.
 
     `readings` of each seed are the evaluations during its training.
@@ -59,11 +59,11 @@ class Row:
     methods: tuple[str, ...]
     settings: Mapping[str, Any]
     seeds: tuple[int, ...]
-    win: Mapping[str, Interval]
+    win: Mapping[str, FigureInterval]
     win_by_seed: Mapping[str, tuple[float, ...]]
-    accuracy: Interval
+    accuracy: FigureInterval
     ece: float | None
-    kl: Interval
+    kl: FigureInterval
     refused: float | None
     over_refused: float | None
     agreement: float | None
@@ -75,7 +75,7 @@ class Row:
     tokens_seen: float | None
     tokens_generated: float | None
     cost: float
-    readings: tuple[tuple[Reading, ...], ...] = ()
+    readings: tuple[tuple[BudgetReading, ...], ...] = ()
 
 
 def read_outcomes(evaluation: Path) -> dict[str, dict[str, float]]:
@@ -91,7 +91,7 @@ def read_outcomes(evaluation: Path) -> dict[str, dict[str, float]]:
 
 def rows_of(
     trials: Sequence[Trial], params: CompareParams, *, confidence: float, resamples: int, seed: int
-) -> list[Row]:
+) -> list[TrialRow]:
     """One row a variant, in the order of the trials. Interval of win rates: bootstrap over prompts."""
     grouped: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -122,7 +122,7 @@ def headline_judge(trials: Sequence[Trial]) -> str:
     return "gold" if all("gold" in trial.outcomes for trial in trials) else "judge"
 
 
-def pareto_front(rows: Sequence[Row], judge: str) -> list[str]:
+def pareto_front(rows: Sequence[TrialRow], judge: str) -> list[str]:
     """Names of the variants that none beats in win rate, KL and CPU seconds at once.
 
     A row is off the front when another is at least as good in all three and better in one.
@@ -137,20 +137,20 @@ def pareto_front(rows: Sequence[Row], judge: str) -> list[str]:
     ]
 
 
-def time_ratios(rows: Sequence[Row], reward_seconds: float | None) -> dict[str, Any] | None:
+def time_ratios(rows: Sequence[TrialRow], reward_seconds: float | None) -> dict[str, Any] | None:
     """Training time of the first variant of each other method over that of the first plain DPO; None without DPO.
 
     `reward_seconds` is the wall-clock time that the reward model took, None where it is not known: what learns from it
     (PPO, GRPO) is told with it too, DPO does not need it.
     """
-    first: dict[tuple[str, ...], Row] = {}
+    first: dict[tuple[str, ...], TrialRow] = {}
     for row in rows:
         first.setdefault(row.methods, row)
     dpo = first.pop(("dpo",), None)
     if dpo is None or not first:
         return None
 
-    def ratio(row: Row) -> dict[str, float]:
+    def ratio(row: TrialRow) -> dict[str, float]:
         found = {"wall": row.wall_seconds / dpo.wall_seconds, "cpu": row.cpu_seconds / dpo.cpu_seconds}
         if explores(row.methods) and reward_seconds is not None:
             found["wall_with_reward_model"] = (row.wall_seconds + reward_seconds) / dpo.wall_seconds
@@ -165,7 +165,7 @@ def time_ratios(rows: Sequence[Row], reward_seconds: float | None) -> dict[str, 
     }
 
 
-def as_json(row: Row) -> dict[str, Any]:
+def as_json(row: TrialRow) -> dict[str, Any]:
     """A row as JSON-able facts."""
     return asdict(row)
 
@@ -188,7 +188,7 @@ HEADER = (
 )
 
 
-def cells(rows: Sequence[Row], front: Sequence[str]) -> list[tuple[str, ...]]:
+def cells(rows: Sequence[TrialRow], front: Sequence[str]) -> list[tuple[str, ...]]:
     """The table's cells as text, a tuple a variant, under `HEADER`."""
     return [
         (
@@ -211,18 +211,18 @@ def cells(rows: Sequence[Row], front: Sequence[str]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(rows: Sequence[Row], front: Sequence[str]) -> str:
+def markdown(rows: Sequence[TrialRow], front: Sequence[str]) -> str:
     """The table in Markdown."""
     lines = [HEADER, tuple("---" for _ in HEADER), *cells(rows, front)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _row(group: Sequence[Trial], params: CompareParams, confidence: float, resamples: int, seed: int) -> Row:
+def _row(group: Sequence[Trial], params: CompareParams, confidence: float, resamples: int, seed: int) -> TrialRow:
     head = group[0]
     judges = [judge for judge in JUDGES if all(judge in trial.outcomes for trial in group)]
     costs = [trial.cost for trial in group]
     prices = [cost.price(params.price_cpu_hour, params.price_gpu_hour) for cost in costs]
-    return Row(
+    return TrialRow(
         name=head.variant,
         methods=head.methods,
         settings=head.settings,
@@ -249,13 +249,15 @@ def _row(group: Sequence[Trial], params: CompareParams, confidence: float, resam
     )
 
 
-def _win(group: Sequence[Trial], judge: str, confidence: float, resamples: int, seed: int) -> Interval:
+def _win(group: Sequence[Trial], judge: str, confidence: float, resamples: int, seed: int) -> FigureInterval:
     (outcomes,) = shared_outcomes(group, judge).values()
     value, low, high = paired_bootstrap(outcomes.mean(axis=0), confidence, resamples, seed)
-    return Interval(value, low, high) if math.isfinite(low) else Interval(value, None, None)  # one prompt has no spread
+    return (
+        FigureInterval(value, low, high) if math.isfinite(low) else FigureInterval(value, None, None)
+    )  # one prompt has no spread
 
 
-def _envelope(estimates: Sequence[Mapping[str, Any] | None]) -> Interval:
+def _envelope(estimates: Sequence[Mapping[str, Any] | None]) -> FigureInterval:
     """Mean of estimates {"value", "low", "high"}; the interval reaches from the lowest end to the highest.
 
     Null where one of them was not measured, or has no interval.
@@ -264,7 +266,7 @@ def _envelope(estimates: Sequence[Mapping[str, Any] | None]) -> Interval:
     lows, highs = ([each[end] for each in known if each.get(end) is not None] for end in ("low", "high"))
     whole = len(lows) == len(highs) == len(known)
     value = _mean([each.get("value") for each in known])
-    return Interval(value, min(lows), max(highs)) if whole else Interval(value, None, None)
+    return FigureInterval(value, min(lows), max(highs)) if whole else FigureInterval(value, None, None)
 
 
 def _at(trial: Trial, path: str) -> Any:
@@ -285,7 +287,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _with_ends(interval: Interval | None) -> str:
+def _with_ends(interval: FigureInterval | None) -> str:
     if interval is None or interval.value is None:
         return "-"
     ends = "" if interval.low is None or interval.high is None else f" [{interval.low:.3f}, {interval.high:.3f}]"

@@ -12,7 +12,7 @@ from plumbline.tasks.evaluation.measures.params import GateParams
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
+class GateReason:
     """One check's verdict in numbers and words.
 
     A check that is turned off or does not apply has `applies` False and `passed` True: it does not
@@ -32,7 +32,7 @@ class GateDecision:
     """`passed` when every reason is."""
 
     passed: bool
-    reasons: tuple[Reason, ...]
+    reasons: tuple[GateReason, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,38 +111,38 @@ def decide(metrics: Mapping[str, Any], params: GateParams) -> GateDecision:
     return GateDecision(all(reason.passed for reason in reasons), tuple(reasons))
 
 
-def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None) -> Reason:
+def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None) -> GateReason:
     value = _number_at(metrics, check.metric)
     if threshold is None:
-        return Reason(check.threshold, True, value, None, f"{check.words}: off in params", applies=False)
+        return GateReason(check.threshold, True, value, None, f"{check.words}: off in params", applies=False)
     if check.only_with is not None and _look_up(metrics, check.only_with) is None:
         text = f"{check.words}: not applicable {_RESTS_ON[check.only_with]}"
-        return Reason(check.threshold, True, None, threshold, text, applies=False)
+        return GateReason(check.threshold, True, None, threshold, text, applies=False)
     if value is None:
         text = f"{check.words}: not measured ({check.metric} is missing or not finite): failed"
-        return Reason(check.threshold, False, None, threshold, text)
+        return GateReason(check.threshold, False, None, threshold, text)
     passed = value >= threshold if check.side == "≥" else value <= threshold
     relation = check.side if passed else {"≥": "<", "≤": ">"}[check.side]
     text = f"{check.words} {_number(value, threshold)} {relation} {threshold:.15g}: {'passed' if passed else 'failed'}"
-    return Reason(check.threshold, passed, value, threshold, text)
+    return GateReason(check.threshold, passed, value, threshold, text)
 
 
-def _finished_drop(metrics: Mapping[str, Any], threshold: float | None) -> Reason:
+def _finished_drop(metrics: Mapping[str, Any], threshold: float | None) -> GateReason:
     """How far the share of answers that end lies below π_ref's: training taught the policy not to end, or did not."""
     name, words = "max_finished_drop", "answers that end, less than of π_ref by"
     policy, reference = (_number_at(metrics, f"text.{side}.finished.value") for side in ("policy", "reference"))
     if threshold is None:
-        return Reason(name, True, None, None, f"{words}: off in params", applies=False)
+        return GateReason(name, True, None, None, f"{words}: off in params", applies=False)
     if policy is None or reference is None:
         text = f"{words}: not measured (text.policy.finished or text.reference.finished is missing): failed"
-        return Reason(name, False, None, threshold, text)
+        return GateReason(name, False, None, threshold, text)
     drop = round(max(0.0, reference - policy), 12)  # 0.4 less 0.3 is 0.1
     passed = drop <= threshold
     text = (
         f"{words} {_number(drop, threshold)} {'≤' if passed else '>'} {threshold:.15g} ({policy:.4g} against "
         f"{reference:.4g}): {'passed' if passed else 'failed'}"
     )
-    return Reason(name, passed, drop, threshold, text)
+    return GateReason(name, passed, drop, threshold, text)
 
 
 def _look_up(metrics: Mapping[str, Any], path: str) -> Any:
@@ -164,15 +164,15 @@ def _number(value: float, threshold: float) -> str:
     return rounded(value, threshold, ".4g") if isinstance(value, float) else str(value)
 
 
-def _audited(name: str, model: str, audit: Mapping[str, Any] | None, required: bool) -> Reason:
+def _audited(name: str, model: str, audit: Mapping[str, Any] | None, required: bool) -> GateReason:
     if not required:
-        return Reason(name, True, None, None, f"audit of the {model}: off in params", applies=False)
+        return GateReason(name, True, None, None, f"audit of the {model}: off in params", applies=False)
     if audit is None or not isinstance(audit.get("passed"), bool):
-        return Reason(name, False, None, None, f"audit of the {model}: no audit was given: failed")
+        return GateReason(name, False, None, None, f"audit of the {model}: no audit was given: failed")
     passed: bool = audit["passed"]
     text = f"audit of the {model}: {'passed' if passed else 'failed'}"
     failing = [] if passed else _failing_reasons(audit)
-    return Reason(name, passed, float(passed), 1.0, text + (f" ({'; '.join(failing)})" if failing else ""))
+    return GateReason(name, passed, float(passed), 1.0, text + (f" ({'; '.join(failing)})" if failing else ""))
 
 
 def _failing_reasons(audit: Mapping[str, Any]) -> list[str]:

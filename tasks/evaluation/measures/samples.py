@@ -21,7 +21,7 @@ from plumbline.data_contracts.progress import Progress
 from plumbline.data_contracts.records import CuratedPair, Message
 from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.subjects import Subjects
-from plumbline.tasks.evaluation.measures.win_rate import Judged, Pointwise, judge_both_positions
+from plumbline.tasks.evaluation.measures.win_rate import JudgedPrompts, Pointwise, judge_both_positions
 
 if TYPE_CHECKING:
     from plumbline.tasks.models.sampling import Completion
@@ -69,7 +69,7 @@ class Scores:
     rows: list[int]
     policy: Floats
     reference: Floats
-    judged: Judged
+    judged: JudgedPrompts
 
 
 def choose_prompts(

@@ -29,7 +29,7 @@ _NEWTON_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedPrompts:
     """`outcomes` (n,) in [0, 1]: P(policy wins), mean of both positions; `consistent` (n,): both agree."""
 
     outcomes: Floats
@@ -72,7 +72,7 @@ class Pointwise:
 
 def judge_both_positions(
     compare: Compare, prompts: Sequence[Prompt], policy: Sequence[str], reference: Sequence[str]
-) -> Judged:
+) -> JudgedPrompts:
     """Ask the judge with the policy first, then second, and average."""
     forward = np.asarray(compare(prompts, policy, reference), dtype=np.float64)
     backward = 1 - np.asarray(compare(prompts, reference, policy), dtype=np.float64)
@@ -82,10 +82,10 @@ def judge_both_positions(
                 f"expected {len(prompts)} probabilities from the judge, found shape {answers.shape} "
                 f"(e.g. {answers.ravel()[:3].tolist()})."
             )
-    return Judged((forward + backward) / 2, np.sign(forward - 0.5) == np.sign(backward - 0.5))
+    return JudgedPrompts((forward + backward) / 2, np.sign(forward - 0.5) == np.sign(backward - 0.5))
 
 
-def win_rate(judged: Judged, length_difference: Floats, params: EvaluationParams, seed: int) -> dict[str, Any]:
+def win_rate(judged: JudgedPrompts, length_difference: Floats, params: EvaluationParams, seed: int) -> dict[str, Any]:
     """Win rate with its paired-bootstrap interval, ties, swap consistency, and the length-controlled rate."""
     raw: dict[str, Any] = mean(judged.outcomes, params, seed)
     return raw | {

@@ -33,7 +33,7 @@ _LONGEST_KEY = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class OutboxEntry:
     """One thing to tell: a new batch, or a finding of the monitor."""
 
     key: str
@@ -49,7 +49,7 @@ class Entry:
 class Standing:
     """An entry and how far admission has come with it."""
 
-    entry: Entry
+    entry: OutboxEntry
     state: str
     attempts: int
     due_from: datetime
@@ -71,7 +71,7 @@ def put(
     key: str,
     workspace: str = "",
     now: datetime | None = None,
-) -> Entry:
+) -> OutboxEntry:
     """Enter a key once; a key that is there stays as it was. Returns the entry that stands.
 
     `workspace` is the id that tells this workspace from others on the same server.
@@ -103,7 +103,7 @@ def put(
         return as_entry(found)
 
 
-def pending(engine: Engine) -> list[Entry]:
+def pending(engine: Engine) -> list[OutboxEntry]:
     """Entries that the server has not confirmed, oldest first."""
     with reading(engine) as connection:
         query = select(OUTBOX).where(OUTBOX.c.emitted_at.is_(None)).order_by(OUTBOX.c.created_at, OUTBOX.c.key)
@@ -124,12 +124,12 @@ def standings(engine: Engine) -> list[Standing]:
     return [Standing(as_entry(row), row.state, row.attempts, row.due_from, row.run_key, row.note) for row in rows]
 
 
-def as_entry(row: Row[Any]) -> Entry:
+def as_entry(row: Row[Any]) -> OutboxEntry:
     """A row of the table as an entry."""
-    return Entry(row.key, row.kind, row.subject, row.payload, row.created_at, row.event_id, row.emitted_at)
+    return OutboxEntry(row.key, row.kind, row.subject, row.payload, row.created_at, row.event_id, row.emitted_at)
 
 
-def find(engine: Engine, key: str) -> Entry | None:
+def find(engine: Engine, key: str) -> OutboxEntry | None:
     """The entry of a key, or None."""
     with reading(engine) as connection:
         row = connection.execute(select(OUTBOX).where(OUTBOX.c.key == key)).first()

@@ -20,8 +20,8 @@ from starlette.requests import ClientDisconnect
 
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.tasks.operations.intake.bodies import (
-    Refusal,
-    Row,
+    BodyRefusal,
+    BodyRow,
     Shape,
     check_types,
     parse_rows,
@@ -96,7 +96,7 @@ async def _serve(counter: Counter, source: str, request: Request) -> Response:
             return await _take(counter, source, grant, request)
         finally:
             counter.working -= 1
-    except Refusal as refusal:
+    except BodyRefusal as refusal:
         await _drain(request)
         return _refused(refusal)
     except OperationsError as error:
@@ -108,17 +108,17 @@ def _enter(counter: Counter, source: str, request: Request) -> Grant:
     grant = counter.door.open_for(request.headers.get("authorization"))
     if grant is None:
         challenge = {"WWW-Authenticate": 'Bearer realm="plumbline"'}
-        raise Refusal(401, "unauthorized", "expected Authorization: Bearer with a valid token.", headers=challenge)
+        raise BodyRefusal(401, "unauthorized", "expected Authorization: Bearer with a valid token.", headers=challenge)
     request.state.client = grant.name
     if source not in counter.sources:
-        raise Refusal(404, "unknown_source", f"unknown kind of feedback; expected {', '.join(counter.sources)}.")
+        raise BodyRefusal(404, "unknown_source", f"unknown kind of feedback; expected {', '.join(counter.sources)}.")
     if not grant.allows(source):
-        raise Refusal(403, "forbidden", f"this token may not send {source}.")
+        raise BodyRefusal(403, "forbidden", f"this token may not send {source}.")
     wait_s = counter.rate.wait_s(grant.name)
     if wait_s > 0:
         raise busy(wait_s, "too many requests a second")
     if counter.free_bytes() < counter.params.min_free_bytes:
-        raise Refusal(507, "disk_full", "the disk is full, nothing was taken. Send it again later.")
+        raise BodyRefusal(507, "disk_full", "the disk is full, nothing was taken. Send it again later.")
     return grant
 
 
@@ -129,7 +129,7 @@ async def _take(counter: Counter, source: str, grant: Grant, request: Request) -
     if key is None or not _KEY.fullmatch(key):
         found = "none." if key is None else "another."
         told = f"expected an Idempotency-Key header of 1 to 255 visible ASCII characters, found {found}"
-        raise Refusal(400, "idempotency_key", told, field="Idempotency-Key")
+        raise BodyRefusal(400, "idempotency_key", told, field="Idempotency-Key")
     with counter.memory.share() as take:
         limit, declared = params.max_body_bytes, headers.get("content-length")
         sent = await read_body(request.stream(), declared, limit, params.read_timeout_s, take)
@@ -147,7 +147,7 @@ async def _take(counter: Counter, source: str, grant: Grant, request: Request) -
     return response
 
 
-def _rows(sent: bytes, media: str, zipped: bool, params: IntakeParams) -> tuple[str, list[Row]]:
+def _rows(sent: bytes, media: str, zipped: bool, params: IntakeParams) -> tuple[str, list[BodyRow]]:
     """The digest of what was sent, and its rows."""
     data = unzip(sent, params.max_decoded_bytes) if zipped else sent
     rows = parse_rows(data, media, Shape(params.max_rows, params.max_values, params.max_depth))
@@ -167,14 +167,14 @@ async def _drain(request: Request) -> None:
         return
 
 
-def _broken(error: OperationsError) -> Refusal:
+def _broken(error: OperationsError) -> BodyRefusal:
     _logger.error("the spool refused: %s", error)
     if "disk is full" in str(error).partition(" Check ")[0]:
-        return Refusal(507, "disk_full", "the disk is full, nothing was taken. Send it again later.")
-    return Refusal(503, "unavailable", "nothing was taken. Send it again later.", headers={"Retry-After": "5"})
+        return BodyRefusal(507, "disk_full", "the disk is full, nothing was taken. Send it again later.")
+    return BodyRefusal(503, "unavailable", "nothing was taken. Send it again later.", headers={"Retry-After": "5"})
 
 
-def _refused(refusal: Refusal) -> Response:
+def _refused(refusal: BodyRefusal) -> Response:
     place = {"line": refusal.line, "field": refusal.field}
     error = {"code": refusal.code, "message": refusal.message, **{k: v for k, v in place.items() if v is not None}}
     return _json(refusal.status, {"error": error}, refusal.headers)
@@ -186,7 +186,7 @@ def _http_error(_: Request, error: Exception) -> Response:
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     codes = {404: ("not_found", "no such path."), 405: ("method_not_allowed", "no such method here.")}
     code, message = codes.get(status, ("refused", "the request cannot be served."))
-    return _refused(Refusal(status, code, message, headers=headers))
+    return _refused(BodyRefusal(status, code, message, headers=headers))
 
 
 def _json(status: int, body: object, headers: dict[str, str] | None = None) -> Response:

@@ -16,8 +16,8 @@ from typing import Any
 from sqlalchemy import Engine
 
 from plumbline.tasks.operations.intake import spool
-from plumbline.tasks.operations.intake.bodies import Refusal, Row
-from plumbline.tasks.operations.intake.spool import Answer, Taken
+from plumbline.tasks.operations.intake.bodies import BodyRefusal, BodyRow
+from plumbline.tasks.operations.intake.spool import IntakeReply, Taken
 
 Judge = Callable[[str, Sequence[bytes]], Sequence[Mapping[str, Any]]]
 """`judge(source, rows)` gives a verdict for each row: {"status": "accepted" or "quarantined", "reason", …}."""
@@ -35,8 +35,8 @@ class Submission:
     source: str
     key: str
     body_sha256: str
-    rows: Sequence[Row]
-    answer: Future[Answer] = field(default_factory=Future)
+    rows: Sequence[BodyRow]
+    answer: Future[IntakeReply] = field(default_factory=Future)
 
 
 class Desk:
@@ -56,8 +56,8 @@ class Desk:
         self._queue.put(None)
         self._thread.join()
 
-    def submit(self, submission: Submission) -> Future[Answer]:
-        """Hand in a request; the future has its answer once that is on disk, or a `Refusal`."""
+    def submit(self, submission: Submission) -> Future[IntakeReply]:
+        """Hand in a request; the future has its answer once that is on disk, or a `BodyRefusal`."""
         self._queue.put(submission)
         return submission.answer
 
@@ -116,12 +116,12 @@ class Desk:
         return _taken(item, [{"row": row.number, **verdict} for row, verdict in rows])
 
 
-def _settle(item: Submission, digest: str, answer: Answer) -> None:
+def _settle(item: Submission, digest: str, answer: IntakeReply) -> None:
     if digest == item.body_sha256:
         item.answer.set_result(answer)
     else:
         item.answer.set_exception(
-            Refusal(
+            BodyRefusal(
                 409, "key_reused", "this Idempotency-Key came with another body before. Use a new key for new rows."
             )
         )
@@ -136,5 +136,5 @@ def _taken(item: Submission, verdicts: Sequence[Mapping[str, Any]]) -> Taken:
         "quarantined": len(item.rows) - len(good),
         "verdicts": list(verdicts),
     }
-    answer = Answer(202 if good else 422, body)
+    answer = IntakeReply(202 if good else 422, body)
     return Taken(item.client, item.source, item.key, item.body_sha256, good, answer)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from plumbline.tasks.operations.intake.bodies import Refusal
+from plumbline.tasks.operations.intake.bodies import BodyRefusal
 
 _DRAIN_BYTES = 1 << 20  # of a refused body read off, so that the client gets to read the answer
 _DRAIN_S = 1.0
@@ -44,7 +44,7 @@ class Memory:
 
     @contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that takes bytes off what is left, given back at the end. It raises `Refusal` (429)."""
+        """A function that takes bytes off what is left, given back at the end. It raises `BodyRefusal` (429)."""
         mine = 0
 
         def take(count: int) -> None:
@@ -63,7 +63,7 @@ class Memory:
 async def read_body(
     chunks: AsyncIterator[bytes], declared: str | None, limit: int, timeout_s: float, take: Callable[[int], None]
 ) -> bytes:
-    """The whole body. Raises `Refusal`: 413 over the limit, as declared or as it comes; 408 when too slow.
+    """The whole body. Raises `BodyRefusal`: 413 over the limit, as declared or as it comes; 408 when too slow.
 
     `take` is told of all bytes that are held.
     """
@@ -78,7 +78,7 @@ async def read_body(
                 if len(body) > limit:
                     raise _too_large(limit)
     except TimeoutError:
-        raise Refusal(408, "too_slow", f"the body did not come in whole within {timeout_s:g} s.") from None
+        raise BodyRefusal(408, "too_slow", f"the body did not come in whole within {timeout_s:g} s.") from None
     return bytes(body)
 
 
@@ -95,11 +95,11 @@ async def drain(chunks: AsyncIterator[bytes]) -> None:
         return
 
 
-def busy(wait_s: float, why: str) -> Refusal:
+def busy(wait_s: float, why: str) -> BodyRefusal:
     """A 429 that says when to come again."""
     after = {"Retry-After": str(max(1, math.ceil(wait_s)))}
-    return Refusal(429, "too_many_requests", f"{why}. Send it again after a while.", headers=after)
+    return BodyRefusal(429, "too_many_requests", f"{why}. Send it again after a while.", headers=after)
 
 
-def _too_large(limit: int) -> Refusal:
-    return Refusal(413, "too_large", f"the body is larger than {limit} bytes. Send the rows in parts.")
+def _too_large(limit: int) -> BodyRefusal:
+    return BodyRefusal(413, "too_large", f"the body is larger than {limit} bytes. Send the rows in parts.")

@@ -74,7 +74,7 @@ ROWS = Table(
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class IntakeReply:
     """What a request is answered. `replayed`: it was answered before."""
 
     status: int
@@ -91,7 +91,7 @@ class Taken:
     key: str
     body_sha256: str
     rows: Sequence[bytes]
-    answer: Answer
+    answer: IntakeReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +119,13 @@ def open_spool(folder: Path) -> Engine:
     return open_database(folder, params, METADATA)
 
 
-def known(engine: Engine, keys: Iterable[tuple[str, str, str]]) -> list[tuple[str, Answer] | None]:
+def known(engine: Engine, keys: Iterable[tuple[str, str, str]]) -> list[tuple[str, IntakeReply] | None]:
     """For each client, source and key the digest and the answer of the request that has it, or None."""
     with reading(engine) as connection:
         return [_known(connection, *key) for key in keys]
 
 
-def keep(engine: Engine, taken: Sequence[Taken]) -> list[tuple[str, Answer]]:
+def keep(engine: Engine, taken: Sequence[Taken]) -> list[tuple[str, IntakeReply]]:
     """Keep requests in one transaction; returns the digest and answer that stand for each key.
 
     A key that is there already, from before or from earlier in the list, keeps its first request.
@@ -195,7 +195,7 @@ def done(engine: Engine, seal: Seal, batch: str, *, keep_s: float, keep: int) ->
         connection.execute(delete(REQUESTS).where(forgotten))
 
 
-def _keep(connection: Connection, request: Taken) -> tuple[str, Answer]:
+def _keep(connection: Connection, request: Taken) -> tuple[str, IntakeReply]:
     found = _known(connection, request.client, request.source, request.key)
     if found is not None:
         return found
@@ -218,10 +218,10 @@ def _keep(connection: Connection, request: Taken) -> tuple[str, Answer]:
     return request.body_sha256, request.answer
 
 
-def _known(connection: Connection, client: str, source: str, key: str) -> tuple[str, Answer] | None:
+def _known(connection: Connection, client: str, source: str, key: str) -> tuple[str, IntakeReply] | None:
     mine = (REQUESTS.c.client == client) & (REQUESTS.c.source == source) & (REQUESTS.c.key == key)
     row = connection.execute(select(REQUESTS).where(mine)).first()
-    return None if row is None else (row.body_sha256, Answer(row.status, row.answer, replayed=True))
+    return None if row is None else (row.body_sha256, IntakeReply(row.status, row.answer, replayed=True))
 
 
 def _now() -> float:

@@ -31,7 +31,7 @@ RIVAL = "win_rate_vs_previous"
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class MonitorEvidence:
     """What a look knows: streams of observations, why a stream could not be measured, and figures beside them."""
 
     streams: Mapping[str, Observed]
@@ -43,7 +43,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class MonitorReading:
     """What one monitor says. `log_e` is None for one that is no sequential test."""
 
     name: str
@@ -65,17 +65,17 @@ class Reading:
         }
 
 
-Check = Callable[[str, Evidence, MonitorParams], Reading]
+Check = Callable[[str, MonitorEvidence, MonitorParams], MonitorReading]
 
 
-def read(evidence: Evidence, params: MonitorParams) -> list[Reading]:
+def read(evidence: MonitorEvidence, params: MonitorParams) -> list[MonitorReading]:
     """Every monitor's reading, their alarms judged together."""
     readings = [check(name, evidence, params) for name, check in MONITORS.items()]
     log_e = {reading.name: reading.log_e for reading in readings if reading.log_e is not None}
     return [_decide(reading, adjusted_log_e(log_e), params) for reading in readings]
 
 
-def _decide(reading: Reading, adjusted: Mapping[str, float], params: MonitorParams) -> Reading:
+def _decide(reading: MonitorReading, adjusted: Mapping[str, float], params: MonitorParams) -> MonitorReading:
     """A sequential reading with its verdict. Evidence counts from the first value on: it is never too early for it."""
     if reading.name not in adjusted:
         return reading
@@ -89,23 +89,23 @@ def _decide(reading: Reading, adjusted: Mapping[str, float], params: MonitorPara
 
 def _mean(
     name: str,
-    evidence: Evidence,
+    evidence: MonitorEvidence,
     params: MonitorParams,
     *,
     stream: str,
     words: str,
     threshold: str,
     direction: Direction,
-) -> Reading:
+) -> MonitorReading:
     """The mean of a stream in [0, 1], held to a threshold of params."""
     return _held(name, evidence, params, stream, words, float(getattr(params, threshold)), direction)
 
 
-def _against_record(name: str, evidence: Evidence, params: MonitorParams) -> Reading:
+def _against_record(name: str, evidence: MonitorEvidence, params: MonitorParams) -> MonitorReading:
     """Held to the lower end: the record is an estimate too, and an unchanged champion is often below it."""
     record = evidence.recorded_win_rate_low
     if record is None:
-        return Reading(name, "not measured", "the champion was registered without a win rate")
+        return MonitorReading(name, "not measured", "the champion was registered without a win rate")
     edge = min(1.0, max(0.0, record - params.win_rate_margin))
     words = f"win rate over π_ref on traffic (recorded at least {record:.3f})"
     return _held(name, evidence, params, "win_rate", words, edge, "below")
@@ -113,16 +113,18 @@ def _against_record(name: str, evidence: Evidence, params: MonitorParams) -> Rea
 
 def _held(
     name: str,
-    evidence: Evidence,
+    evidence: MonitorEvidence,
     params: MonitorParams,
     stream: str,
     words: str,
     threshold: float,
     direction: Direction,
-) -> Reading:
+) -> MonitorReading:
     seen = evidence.streams.get(stream, Observed())
     if not seen.looks:
-        return Reading(name, "not measured", evidence.missing.get(stream, "nothing seen yet"), threshold=threshold)
+        return MonitorReading(
+            name, "not measured", evidence.missing.get(stream, "nothing seen yet"), threshold=threshold
+        )
     test = SequentialTest(reference=threshold, alpha=params.alpha, direction=direction, restarting=True)
     for look in seen.looks:
         test.restart()
@@ -137,26 +139,26 @@ def _held(
         f"{words} {rounded(interval.mean, threshold, '.3f')} [{interval.low:.3f}, {interval.high:.3f}] of "
         f"{interval.n}, expected {side} {threshold:.15g}; a change by {smallest:.3g} would have been seen"
     )
-    return Reading(
+    return MonitorReading(
         name, "fine", why, interval.mean, interval.low, interval.high, interval.n, threshold, smallest, test.log_e
     )
 
 
-def _drift(name: str, evidence: Evidence, params: MonitorParams, *, feature: str) -> Reading:
+def _drift(name: str, evidence: MonitorEvidence, params: MonitorParams, *, feature: str) -> MonitorReading:
     stream = f"drift.{feature}"
     seen = evidence.streams.get(stream, Observed()).values
     if not seen:
-        return Reading(name, "not measured", evidence.missing.get("drift", "no look at drift yet"))
+        return MonitorReading(name, "not measured", evidence.missing.get("drift", "no look at drift yet"))
     n = len(evidence.streams.get("drift.prompts", Observed()).values)
     words = evidence.drift_words.get(feature, "no new prompts at this look")
     why = f"prompts, {feature}, over {len(seen)} looks: last p {seen[-1]:.3g}; {words}"
-    return Reading(name, "fine", why, value=seen[-1], n=n, log_e=log_e_of_looks(seen))
+    return MonitorReading(name, "fine", why, value=seen[-1], n=n, log_e=log_e_of_looks(seen))
 
 
-def _freshness(name: str, evidence: Evidence, params: MonitorParams) -> Reading:
+def _freshness(name: str, evidence: MonitorEvidence, params: MonitorParams) -> MonitorReading:
     age, newest = evidence.data_age_days, evidence.newest_batch_days
     if age is None:
-        return Reading(
+        return MonitorReading(
             name, "not measured", evidence.missing.get("freshness", "no batch of the champion's data is here")
         )
     limit = params.max_data_age_days
@@ -165,7 +167,7 @@ def _freshness(name: str, evidence: Evidence, params: MonitorParams) -> Reading:
     why = f"newest feedback in the champion's data is {shown} days old, at most {limit:.15g} expected"
     if newest is not None:
         why += f"; the newest batch is {newest:.1f} days old"
-    return Reading(name, "finding" if late else "fine", why, value=age, n=1, threshold=limit)
+    return MonitorReading(name, "finding" if late else "fine", why, value=age, n=1, threshold=limit)
 
 
 MONITORS: dict[str, Check] = {

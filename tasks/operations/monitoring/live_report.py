@@ -50,7 +50,7 @@ ROWS = 2 + len(_SIGNALS) + len(_USER_ACTS) + 3 * len(_QUANTILES)
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedTraffic:
     """Mirrored pairs as the judge sees them: challenger's win (0, ½, 1), its Bradley-Terry chance to, and whose."""
 
     wins: Sequence[float]
@@ -88,7 +88,7 @@ class _Votes:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LiveRow:
     """One figure: its estimate with interval, the value that says "no difference", and the words."""
 
     name: str
@@ -140,19 +140,19 @@ def mirrored(logged: Sequence[Logged]) -> list[tuple[Interaction, Answer, Answer
     return pairs
 
 
-def compare(logged: Sequence[Logged], judged: Judged | str, alpha: float) -> list[Row]:
+def compare(logged: Sequence[Logged], judged: JudgedTraffic | str, alpha: float) -> list[LiveRow]:
     """Every row of the report; `judged` is a reason where there is no judge."""
     each = alpha / ROWS
     pairs = mirrored(logged)
     return [
-        *_judged_rows(judged if isinstance(judged, Judged) else Judged((), (), ()), each),
+        *_judged_rows(judged if isinstance(judged, JudgedTraffic) else JudgedTraffic((), (), ()), each),
         *(_signal(pairs, name, words, each) for name, words in _SIGNALS),
         *(_act(logged, kind, words, better, each) for kind, words, better in _USER_ACTS),
         *(row for at in _QUANTILES for row in _latency(logged, at, each)),
     ]
 
 
-def _judged_rows(judged: Judged, alpha: float) -> list[Row]:
+def _judged_rows(judged: JudgedTraffic, alpha: float) -> list[LiveRow]:
     voters = judged.voters or [str(place) for place in range(len(judged.wins))]
     rows = []
     for words, values in (
@@ -162,20 +162,20 @@ def _judged_rows(judged: Judged, alpha: float) -> list[Row]:
         votes = _Votes(values, voters)
         interval = bounded_mean_sequence(votes.means(), alpha=alpha)
         smallest = smallest_detectable_difference(votes.count(), alpha)
-        rows.append(Row(words, votes.named("mirrored pairs"), interval, 0.5, "higher", smallest))
+        rows.append(LiveRow(words, votes.named("mirrored pairs"), interval, 0.5, "higher", smallest))
     return rows
 
 
-def _signal(pairs: Sequence[tuple[Interaction, Answer, Answer]], name: str, words: str, alpha: float) -> Row:
+def _signal(pairs: Sequence[tuple[Interaction, Answer, Answer]], name: str, words: str, alpha: float) -> LiveRow:
     differences = [float(getattr(second, name)) - float(getattr(first, name)) for _, first, second in pairs]
     votes = _Votes(differences, [request.voter for request, _, _ in pairs])
     interval = bounded_mean_sequence(votes.means(), alpha=alpha, low=-1.0, high=1.0)
     smallest = 2 * smallest_detectable_difference(votes.count(), alpha, spread=0.25)  # differences lie in ±1
     kind = votes.named("mirrored pairs")
-    return Row(f"{words}, challenger less champion", kind, interval, 0.0, "lower", smallest)
+    return LiveRow(f"{words}, challenger less champion", kind, interval, 0.0, "lower", smallest)
 
 
-def _act(logged: Sequence[Logged], kind: str, words: str, better: Better, alpha: float) -> Row:
+def _act(logged: Sequence[Logged], kind: str, words: str, better: Better, alpha: float) -> LiveRow:
     shown: dict[str, tuple[list[float], list[str]]] = {"champion": ([], []), "challenger": ([], [])}
     for request, feedback in logged:
         values, voters = shown[request.answers[0].side]
@@ -186,16 +186,16 @@ def _act(logged: Sequence[Logged], kind: str, words: str, better: Better, alpha:
     told = _both(old, new).named("answers shown")
     if not new.values:
         interval = rate_sequence(*before, alpha=alpha)
-        return Row(f"{words}, champion alone", told, interval, None, better, None)
+        return LiveRow(f"{words}, champion alone", told, interval, None, better, None)
     interval = rate_difference_sequence(*after, *before, alpha=alpha)
     rate = min(0.99, max(0.01, before[0] / before[1])) if before[1] else 0.5
     effective = after[1] * before[1] // (after[1] + before[1])  # the variance of a difference of two means
     direction: Literal["above", "below"] = "above" if rate < 0.5 else "below"
     smallest = smallest_detectable_difference(effective, alpha, mean=rate, direction=direction)
-    return Row(f"{words}, challenger less champion", told, interval, 0.0, better, smallest)
+    return LiveRow(f"{words}, challenger less champion", told, interval, 0.0, better, smallest)
 
 
-def _latency(logged: Sequence[Logged], at: float, alpha: float) -> list[Row]:
+def _latency(logged: Sequence[Logged], at: float, alpha: float) -> list[LiveRow]:
     """A percentile of both sides, and of the challenger's less the champion's."""
     shown = {side: _times([request for request, _ in logged], side) for side in ("champion", "challenger")}
     name, old, new = f"latency p{100 * at:.0f}", shown["champion"], shown["challenger"]
@@ -215,7 +215,7 @@ def _latency(logged: Sequence[Logged], at: float, alpha: float) -> list[Row]:
     return [
         _percentile(f"{name}, champion", shown["champion"], "answers shown", at, alpha),
         _percentile(f"{name}, {role}", new, kind, at, alpha),
-        Row(f"{name}, {role} less champion", told, difference, 0.0, "lower", seen, "ms"),
+        LiveRow(f"{name}, {role} less champion", told, difference, 0.0, "lower", seen, "ms"),
     ]
 
 
@@ -223,9 +223,9 @@ def _both(one: _Votes, other: _Votes) -> _Votes:
     return _Votes([*one.values, *other.values], [*one.voters, *other.voters])
 
 
-def _percentile(name: str, times: _Votes, kind: str, at: float, alpha: float) -> Row:
+def _percentile(name: str, times: _Votes, kind: str, at: float, alpha: float) -> LiveRow:
     interval = quantile_sequence(times.values, at, alpha=alpha, weights=times.weights())
-    return Row(name, times.named(kind), interval, None, "lower", None, "ms")
+    return LiveRow(name, times.named(kind), interval, None, "lower", None, "ms")
 
 
 def _times(requests: Sequence[Interaction], side: str) -> _Votes:

@@ -19,7 +19,7 @@ from plumbline.tasks.operations.promotion.params import PromotionParams
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class PromotionFigures:
     """What the gates look at.
 
     `evaluation` and `gate` are those of the version's verified manifest. `comparison` is the win rate over the
@@ -54,17 +54,17 @@ class GateResult:
         return asdict(self)
 
 
-Gate = Callable[[str, Measured, PromotionParams], GateResult]
+Gate = Callable[[str, PromotionFigures, PromotionParams], GateResult]
 Side = Literal["≥", "≤"]
 
 
-def _signature(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+def _signature(name: str, measured: PromotionFigures, params: PromotionParams) -> GateResult:
     if measured.signature is not None:
         return GateResult(name, False, None, None, measured.signature)
     return GateResult(name, True, 1.0, 1.0, "signature, seal and every hash verified")
 
 
-def _registered_gate(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+def _registered_gate(name: str, measured: PromotionFigures, params: PromotionParams) -> GateResult:
     if not params.require_gate:
         return _off(name, "gate at registration")
     passed = measured.gate.get("passed") is True
@@ -73,7 +73,7 @@ def _registered_gate(name: str, measured: Measured, params: PromotionParams) -> 
     return GateResult(name, passed, float(passed), 1.0, f"gate at registration: {text}")
 
 
-def _vs_champion(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+def _vs_champion(name: str, measured: PromotionFigures, params: PromotionParams) -> GateResult:
     words, threshold = "win rate over the champion, lower end", params.min_win_rate_vs_champion_low
     if threshold is None:
         return _off(name, words)
@@ -84,7 +84,7 @@ def _vs_champion(name: str, measured: Measured, params: PromotionParams) -> Gate
     return _held(name, f"{words}, over {measured.champion}", measured.comparison["win_rate"], "low", "≥", threshold)
 
 
-def _latency(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+def _latency(name: str, measured: PromotionFigures, params: PromotionParams) -> GateResult:
     words, threshold = "p95 of an answer in ms, measured now", params.max_latency_p95_ms
     if threshold is None:
         return _off(name, words)
@@ -94,7 +94,7 @@ def _latency(name: str, measured: Measured, params: PromotionParams) -> GateResu
     return _held(name, words, figures, "value", "≤", threshold)
 
 
-def _reward_audit(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+def _reward_audit(name: str, measured: PromotionFigures, params: PromotionParams) -> GateResult:
     words = "audit of the reward model"
     if not params.require_reward_audit:
         return _off(name, words)
@@ -107,7 +107,7 @@ def _reward_audit(name: str, measured: Measured, params: PromotionParams) -> Gat
 
 def _metric(
     name: str,
-    measured: Measured,
+    measured: PromotionFigures,
     params: PromotionParams,
     *,
     words: str,
@@ -132,7 +132,7 @@ def _metric(
     return _held(name, words, figures, end, side, threshold)
 
 
-def _finished_drop(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+def _finished_drop(name: str, measured: PromotionFigures, params: PromotionParams) -> GateResult:
     words, threshold = "answers that end, less than of π_ref by", params.max_finished_drop
     if threshold is None:
         return _off(name, words)
@@ -227,7 +227,7 @@ def require_answering(alias: str, named_by: str) -> None:
         )
 
 
-def decide(alias: str, measured: Measured, params: PromotionParams) -> list[GateResult]:
+def decide(alias: str, measured: PromotionFigures, params: PromotionParams) -> list[GateResult]:
     """Every gate before `alias`, in the order of `GATES`."""
     return [gate(name, measured, params) for name, gate in GATES.items() if name in GATES_OF[alias]]
 

@@ -78,7 +78,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
+class IntakeEndpoint:
     """The HTTP endpoint that takes feedback in: its port, and the path that answers when it is well."""
 
     port: int
@@ -91,7 +91,7 @@ def services_folder(root: Path) -> Path:
 
 
 def plan_services(
-    root: Path, params: ServicesParams, *, store_uri: str, store_variable: str | None, intake: Intake
+    root: Path, params: ServicesParams, *, store_uri: str, store_variable: str | None, intake: IntakeEndpoint
 ) -> Plan:
     """What should run. `store_uri` is MLflow's store, `store_variable` the environment variable it came from, if any.
 
@@ -231,7 +231,7 @@ def _mlflow(root: Path, params: ServicesParams, store_uri: str, store_variable: 
     )
 
 
-def _intake(root: Path, params: ServicesParams, intake: Intake, api_url: str) -> Service:
+def _intake(root: Path, params: ServicesParams, intake: IntakeEndpoint, api_url: str) -> Service:
     return Service(
         "intake",
         (sys.executable, "-m", "plumbline", "intake", "serve", "-C", str(root)),

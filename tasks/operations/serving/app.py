@@ -15,14 +15,14 @@ from plumbline.data_contracts.errors import PlumblineError
 from plumbline.data_contracts.interactions import FeedbackKind, InteractionFeedback
 from plumbline.tasks.operations.serving import wire
 from plumbline.tasks.operations.serving.chat import BackendError, Piece
-from plumbline.tasks.operations.serving.service import Exchange, Service
-from plumbline.tasks.operations.serving.wire import Refusal
+from plumbline.tasks.operations.serving.service import ChatService, Exchange
+from plumbline.tasks.operations.serving.wire import ServingRefusal
 
 _KINDS = get_args(FeedbackKind)
 _REMEMBERED = 10_000
 
 
-def create_app(service: Service, *, model_name: str, token: str | None) -> FastAPI:
+def create_app(service: ChatService, *, model_name: str, token: str | None) -> FastAPI:
     """The application around a service, which it starts, and closes in order when the server ends."""
 
     @asynccontextmanager
@@ -41,7 +41,7 @@ def create_app(service: Service, *, model_name: str, token: str | None) -> FastA
         ("/healthz", "GET", routes.health),
     ):
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
-    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(ServingRefusal, _refused)
     app.add_exception_handler(404, _not_found)
     app.add_exception_handler(405, _not_found)
     app.add_exception_handler(PlumblineError, _failed)
@@ -51,7 +51,7 @@ def create_app(service: Service, *, model_name: str, token: str | None) -> FastA
 class _Routes:
     """The endpoints."""
 
-    def __init__(self, service: Service, model_name: str, token: str | None) -> None:
+    def __init__(self, service: ChatService, model_name: str, token: str | None) -> None:
         self._service = service
         self._limits = service.params.limits
         self._model_name = model_name
@@ -92,14 +92,14 @@ class _Routes:
         body = wire.parse_object(await self._body(request))
         kind, annotator = body.get("kind"), body.get("annotator")
         if kind not in _KINDS or set(body) - {"kind", "annotator"}:
-            raise Refusal(400, f"Expected kind, one of {', '.join(_KINDS)}, and annotator.", param="kind")
+            raise ServingRefusal(400, f"Expected kind, one of {', '.join(_KINDS)}, and annotator.", param="kind")
         if annotator is not None and (not isinstance(annotator, str) or not 0 < len(annotator) <= 200):
-            raise Refusal(400, "annotator: expected a string of 1 to 200 characters.", param="annotator")
+            raise ServingRefusal(400, "annotator: expected a string of 1 to 200 characters.", param="annotator")
         given = InteractionFeedback(
             request_id=request_id[:200], kind=kind, at=self._service.parts.clock(), annotator=annotator
         )
         if len(request_id) > 200 or not await asyncio.to_thread(self._service.add_feedback, given):
-            raise Refusal(404, f"No interaction {request_id[:200]!r} was logged.", code="unknown_request_id")
+            raise ServingRefusal(404, f"No interaction {request_id[:200]!r} was logged.", code="unknown_request_id")
         return JSONResponse({"request_id": request_id, "kind": kind, "kept": True})
 
     async def health(self) -> Response:
@@ -113,11 +113,11 @@ class _Routes:
     def _admit(self) -> None:
         service, retry = self._service, self._limits.retry_after_s
         if service.draining:
-            raise Refusal(503, "The server is ending; ask another one.", code="shutting_down", retry=retry)
+            raise ServingRefusal(503, "The server is ending; ask another one.", code="shutting_down", retry=retry)
         if service.in_flight >= self._limits.in_flight:
-            raise Refusal(429, "Too many requests are under way; try again.", code="overloaded", retry=retry)
+            raise ServingRefusal(429, "Too many requests are under way; try again.", code="overloaded", retry=retry)
         if service.params.log.when_full == "refuse" and service.parts.writer.full:
-            raise Refusal(503, "Answers cannot be logged at present; try again.", code="log_full", retry=retry)
+            raise ServingRefusal(503, "Answers cannot be logged at present; try again.", code="log_full", retry=retry)
 
     def _unused(self, name: str) -> str:
         """The id, with an addition where a request before had it: what is returned is what is logged."""
@@ -132,7 +132,7 @@ class _Routes:
         champion = self._service.parts.champion
         known = {None, self._model_name, f"models:/{self._model_name}@{champion.alias}", champion.uri}
         if asked not in known:
-            raise Refusal(
+            raise ServingRefusal(
                 404,
                 f"The model {asked!r} is not served here; ask for {self._model_name!r}.",
                 code="model_not_found",
@@ -157,7 +157,9 @@ class _Routes:
         except BackendError as error:
             raise wire.refusal_of(error, self._limits.retry_after_s) from error
         except TimeoutError as error:
-            raise Refusal(504, f"The answer took more than {self._limits.answer_s:g} s.", code="timeout") from error
+            raise ServingRefusal(
+                504, f"The answer took more than {self._limits.answer_s:g} s.", code="timeout"
+            ) from error
         body = wire.completion(exchange.id, exchange.served.uri, exchange.collected, wire.now())
         return JSONResponse(body, headers={"x-request-id": exchange.id})
 
@@ -193,7 +195,9 @@ class _Routes:
                     if len(data) > most:
                         raise _too_large(most)
         except TimeoutError as error:
-            raise Refusal(408, f"The body did not come within {self._limits.body_s:g} s.", code="timeout") from error
+            raise ServingRefusal(
+                408, f"The body did not come within {self._limits.body_s:g} s.", code="timeout"
+            ) from error
         return bytes(data)
 
 
@@ -227,25 +231,27 @@ async def _first(pieces: AsyncGenerator[Piece], request: Request, within_s: floa
     except BackendError as error:
         raise wire.refusal_of(error, retry) from error
     except TimeoutError as error:
-        raise Refusal(504, f"No answer began within {within_s:g} s.", code="timeout") from error
+        raise ServingRefusal(504, f"No answer began within {within_s:g} s.", code="timeout") from error
     finally:
         if await request.is_disconnected():
             await pieces.aclose()
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"The body is larger than {most} bytes.", code="body_too_large")
+def _too_large(most: int) -> ServingRefusal:
+    return ServingRefusal(413, f"The body is larger than {most} bytes.", code="body_too_large")
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
+    assert isinstance(error, ServingRefusal)
     return JSONResponse(error.body(), error.status, error.headers)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
     status = int(getattr(error, "status_code", 404))
-    return JSONResponse(Refusal(status, f"{request.method} {request.url.path}: no such endpoint.").body(), status)
+    return JSONResponse(
+        ServingRefusal(status, f"{request.method} {request.url.path}: no such endpoint.").body(), status
+    )
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return JSONResponse(Refusal(503, str(error), code="unavailable", retry=1).body(), 503, {"Retry-After": "1"})
+    return JSONResponse(ServingRefusal(503, str(error), code="unavailable", retry=1).body(), 503, {"Retry-After": "1"})

@@ -61,7 +61,7 @@ class BackendParams(Section):
         return self
 
 
-class LimitParams(Section):
+class RateLimitParams(Section):
     """What one request, and all of them together, may take."""
 
     body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="Largest request body, bytes.")
@@ -241,7 +241,7 @@ class ServingParams(Section):
     challenger: BackendParams = Field(
         default_factory=BackendParams, description="What answers canary users and mirrored requests."
     )
-    limits: LimitParams = Field(default_factory=LimitParams, description="Sizes, counts and times.")
+    limits: RateLimitParams = Field(default_factory=RateLimitParams, description="Sizes, counts and times.")
     shadow: ShadowParams = Field(default_factory=ShadowParams, description="Mirrored traffic.")
     canary: CanaryParams = Field(default_factory=CanaryParams, description="Users answered by the challenger.")
     safety: SafetyRulesParams = Field(default_factory=SafetyRulesParams, description="Refusals and violations.")

@@ -64,7 +64,7 @@ class Parts:
     slots: Sequence[Slot] = ()
 
 
-class Service:
+class ChatService:
     """Answers requests and keeps account of them."""
 
     def __init__(self, parts: Parts, params: ServingParams) -> None:

@@ -17,7 +17,7 @@ import orjson
 from plumbline.data_contracts.records import Message, Role
 from plumbline.tasks.operations.serving.chat import BackendError, ChatRequest
 from plumbline.tasks.operations.serving.collect import Collected
-from plumbline.tasks.operations.serving.params import LimitParams
+from plumbline.tasks.operations.serving.params import RateLimitParams
 
 DONE = b"data: [DONE]\n\n"
 
@@ -48,7 +48,7 @@ _LONGEST_STOP = 200
 _ROLES: Mapping[str, Role] = {**{role: role for role in get_args(Role)}, "developer": "system"}
 
 
-class Refusal(Exception):
+class ServingRefusal(Exception):
     """A request that is not answered: HTTP status and OpenAI's error object."""
 
     def __init__(
@@ -70,26 +70,28 @@ class Refusal(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def refusal_of(error: BackendError, retry: int) -> Refusal:
+def refusal_of(error: BackendError, retry: int) -> ServingRefusal:
     """A backend's refusal as the user reads it."""
-    return Refusal(error.status, str(error), code=error.code, retry=retry if error.status in (429, 503) else None)
+    return ServingRefusal(
+        error.status, str(error), code=error.code, retry=retry if error.status in (429, 503) else None
+    )
 
 
 def check_token(expected: str | None, header: str | None) -> None:
-    """Raise `Refusal` (401) unless the header carries the token; compared in constant time."""
+    """Raise `ServingRefusal` (401) unless the header carries the token; compared in constant time."""
     if expected is None:
         return
     scheme, _, given = (header or "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected.encode()):
-        raise Refusal(401, "Expected a valid token: Authorization: Bearer TOKEN.", code="invalid_api_key")
+        raise ServingRefusal(401, "Expected a valid token: Authorization: Bearer TOKEN.", code="invalid_api_key")
 
 
 def request_id_of(header: str | None) -> str:
-    """The caller's request id, or a new one. Raises `Refusal` for one that is no plain name."""
+    """The caller's request id, or a new one. Raises `ServingRefusal` for one that is no plain name."""
     if header is None:
         return f"chatcmpl-{uuid.uuid4().hex}"
     if not _ID.fullmatch(header):
-        raise Refusal(
+        raise ServingRefusal(
             400,
             "x-request-id: expected up to 160 letters, digits or . _ : -, beginning with a letter or digit.",
             code="invalid_request_id",
@@ -99,18 +101,18 @@ def request_id_of(header: str | None) -> str:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A body's JSON object. Raises `Refusal`."""
+    """A body's JSON object. Raises `ServingRefusal`."""
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise Refusal(400, f"The body is not JSON: {error}.", code="invalid_json") from error
+        raise ServingRefusal(400, f"The body is not JSON: {error}.", code="invalid_json") from error
     if not isinstance(body, dict):
-        raise Refusal(400, "Expected the body to be a JSON object.", code="invalid_json")
+        raise ServingRefusal(400, "Expected the body to be a JSON object.", code="invalid_json")
     return body
 
 
-def parse_chat(data: bytes, limits: LimitParams) -> ChatRequest:
-    """A chat request from its body. Raises `Refusal` naming the parameter."""
+def parse_chat(data: bytes, limits: RateLimitParams) -> ChatRequest:
+    """A chat request from its body. Raises `ServingRefusal` naming the parameter."""
     body = {name: value for name, value in parse_object(data).items() if value is not None}
     _refuse_unsupported(body)
     options = body.get("stream_options", {})
@@ -175,7 +177,7 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
         if name in _TAKEN or value in _OFF.get(name, ()):
             continue
         known = f"only {' or '.join(map(repr, _OFF[name]))}" if name in _OFF else "it is not known here"
-        raise Refusal(400, f"{name} is not supported: {known}.", code="unsupported_parameter", param=name)
+        raise ServingRefusal(400, f"{name} is not supported: {known}.", code="unsupported_parameter", param=name)
 
 
 def _messages(given: Any, most: int) -> tuple[Message, ...]:
@@ -188,11 +190,13 @@ def _message(item: Any, place: str) -> Message:
     if not isinstance(item, dict) or not isinstance(item.get("role"), str) or item["role"] not in _ROLES:
         raise _bad(f"{place}.role", f"one of {', '.join(_ROLES)}")
     if unknown := sorted(name for name, value in item.items() if name not in ("role", "content", "name") and value):
-        raise Refusal(400, f"{place}.{unknown[0]} is not supported.", code="unsupported_parameter", param=place)
+        raise ServingRefusal(400, f"{place}.{unknown[0]} is not supported.", code="unsupported_parameter", param=place)
     content = item.get("content")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            raise Refusal(400, f"{place}.content: only text is supported.", code="unsupported_content", param=place)
+            raise ServingRefusal(
+                400, f"{place}.content: only text is supported.", code="unsupported_content", param=place
+            )
         content = "".join(part["text"] if isinstance(part.get("text"), str) else "" for part in content)
     if not isinstance(content, str):
         raise _bad(f"{place}.content", "a string, or a list of text parts")
@@ -250,5 +254,5 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     return value
 
 
-def _bad(name: str, expected: str) -> Refusal:
-    return Refusal(400, f"{name}: expected {expected}.", code="invalid_value", param=name)
+def _bad(name: str, expected: str) -> ServingRefusal:
+    return ServingRefusal(400, f"{name}: expected {expected}.", code="invalid_value", param=name)

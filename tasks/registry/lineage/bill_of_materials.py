@@ -19,7 +19,7 @@ from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
-from plumbline.tasks.registry.lineage.build import Described
+from plumbline.tasks.registry.lineage.build import DescribedVersion
 
 _IDS = uuid.UUID("5a7d3f52-8c0e-5d0b-b3a9-70a9f4f6c3d1")
 _MODELS = ("reference", "base", "reward")
@@ -27,7 +27,7 @@ _DATA = ("raw", "world", "validated", "curated")
 _LEARNING = {"ppo": "reinforcement-learning", "grpo": "reinforcement-learning"}
 
 
-def render_bom(manifest: Mapping[str, Any], about: Described) -> bytes:
+def render_bom(manifest: Mapping[str, Any], about: DescribedVersion) -> bytes:
     """The bill as JSON. The same version gives the same bytes while its aliases stay."""
     bom = Bom(serial_number=uuid.uuid5(_IDS, about.manifest_sha256))
     bom.metadata.timestamp = datetime.fromisoformat(about.registered_at)
@@ -48,7 +48,7 @@ def render_bom(manifest: Mapping[str, Any], about: Described) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
 
 
-def _model(manifest: Mapping[str, Any], about: Described) -> Component:
+def _model(manifest: Mapping[str, Any], about: DescribedVersion) -> Component:
     weights = [
         HashType(alg=HashAlgorithm.SHA_256, content=entry["sha256"])
         for name, entry in sorted(manifest["files"].items())

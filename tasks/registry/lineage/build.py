@@ -58,7 +58,7 @@ _SHOWN_FACTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class DescribedVersion:
     """What is known of a version besides its manifest.
 
     `ledger` lines are dicts with "at", "action", "alias", "version", "previous", "actor", "reason"; `health` maps a
@@ -76,7 +76,7 @@ class Described:
     trigger: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build_graph(manifest: Mapping[str, Any], about: Described) -> Graph:
+def build_graph(manifest: Mapping[str, Any], about: DescribedVersion) -> Graph:
     """The graph of a version, from the version itself to annotators, batches, code and environment."""
     return _Builder(manifest, about).build()
 
@@ -88,7 +88,7 @@ def title_of(manifest: Mapping[str, Any], role: str, path: str) -> str:
 
 
 class _Builder:
-    def __init__(self, manifest: Mapping[str, Any], about: Described) -> None:
+    def __init__(self, manifest: Mapping[str, Any], about: DescribedVersion) -> None:
         self.manifest = manifest
         self.about = about
         self.graph = Graph(about.model_uri)

@@ -27,7 +27,7 @@ from openlineage.client.serde import Serde
 
 from plumbline.data_contracts.errors import OperationsError, UsageError
 from plumbline.data_contracts.secrets import mask
-from plumbline.tasks.registry.lineage.build import Described
+from plumbline.tasks.registry.lineage.build import DescribedVersion
 
 if TYPE_CHECKING:
     from openlineage.client.transport.http import HttpTransport
@@ -69,7 +69,7 @@ class PlumblineStageRunFacet(RunFacet):
         return "urn:plumbline:openlineage:1-0-0:PlumblineStageRunFacet"
 
 
-def run_events(manifest: Mapping[str, Any], about: Described) -> list[RunEvent]:
+def run_events(manifest: Mapping[str, Any], about: DescribedVersion) -> list[RunEvent]:
     """The events of every stage, in the order of `dvc.lock`, then those of the registration itself."""
     events = [event for name in manifest["stages"] for event in _stage_events(name, manifest, about)]
     return events + list(_registration(manifest, about))
@@ -109,7 +109,7 @@ def _http(target: str) -> HttpTransport:
     return HttpTransport(HttpConfig(url=target, timeout=_TIMEOUT_S, retry={"total": 2}))
 
 
-def _stage_events(name: str, manifest: Mapping[str, Any], about: Described) -> Iterator[RunEvent]:
+def _stage_events(name: str, manifest: Mapping[str, Any], about: DescribedVersion) -> Iterator[RunEvent]:
     stage = manifest["stages"][name]
     artifact = stage["artifact"] or {}
     facet = PlumblineStageRunFacet(
@@ -122,7 +122,7 @@ def _stage_events(name: str, manifest: Mapping[str, Any], about: Described) -> I
     )
 
 
-def _registration(manifest: Mapping[str, Any], about: Described) -> Iterator[RunEvent]:
+def _registration(manifest: Mapping[str, Any], about: DescribedVersion) -> Iterator[RunEvent]:
     objects = manifest["objects"]
     inputs = [InputDataset(NAMESPACE, entry["path"], facets=_version(entry["md5"])) for entry in objects.values()]
     model = PlumblineModelDatasetFacet(
@@ -142,7 +142,7 @@ def _pair(
     job: str,
     stage: str,
     manifest: Mapping[str, Any],
-    about: Described,
+    about: DescribedVersion,
     inputs: list[InputDataset],
     outputs: list[OutputDataset],
     facets: dict[str, RunFacet],
@@ -166,7 +166,7 @@ def _pair(
         )
 
 
-def _run_id(about: Described, stage: str) -> str:
+def _run_id(about: DescribedVersion, stage: str) -> str:
     return str(uuid.uuid5(_IDS, f"{about.manifest_sha256} {stage}"))
 
 

@@ -85,7 +85,7 @@ _VERSION_TAGS = Table(
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class VersionRow:
     """One version as MLflow has it.
 
     `location` is where its files lie, `created_ms` is MLflow's clock, `source` is what it was made from.
@@ -115,14 +115,14 @@ class Tables:
             tags = connection.execute(_of(select(_MODEL_TAGS.c.key, _MODEL_TAGS.c.value), _MODEL_TAGS, name))
             return {alias: str(number) for alias, number in aliases}, {key: value for key, value in tags}
 
-    def version(self, name: str, number: str) -> Row | None:
+    def version(self, name: str, number: str) -> VersionRow | None:
         """One version; None where there is none, or it was deleted."""
         if int(number) > _LARGEST:
             return None
         rows = self._versions(name, int(number), None)
         return rows[0] if rows else None
 
-    def versions(self, name: str, tags: Sequence[str] | None = None) -> list[Row]:
+    def versions(self, name: str, tags: Sequence[str] | None = None) -> list[VersionRow]:
         """Every version of a model, oldest first, with all its tags or those named."""
         return self._versions(name, None, tags)
 
@@ -133,7 +133,7 @@ class Tables:
             number = connection.execute(newest).scalar()
         return None if number is None else str(number)
 
-    def _versions(self, name: str, number: int | None, tags: Sequence[str] | None) -> list[Row]:
+    def _versions(self, name: str, number: int | None, tags: Sequence[str] | None) -> list[VersionRow]:
         wanted = _alive(select(_VERSIONS), name).order_by(_VERSIONS.c.version)
         tagged = _of(select(_VERSION_TAGS.c.version, _VERSION_TAGS.c.key, _VERSION_TAGS.c.value), _VERSION_TAGS, name)
         if number is not None:
@@ -198,6 +198,8 @@ def _alive(query: Any, name: str) -> Any:
     return _of(query, _VERSIONS, name).where(_VERSIONS.c.current_stage != _DELETED)
 
 
-def _row(item: Any, tags: Mapping[str, str]) -> Row:
+def _row(item: Any, tags: Mapping[str, str]) -> VersionRow:
     location = item.storage_location or item.source
-    return Row(str(item.version), tags, item.run_id, int(item.creation_time), location, item.description, item.source)
+    return VersionRow(
+        str(item.version), tags, item.run_id, int(item.creation_time), location, item.description, item.source
+    )

@@ -46,7 +46,7 @@ from plumbline.tasks.registry.signing.signatures import (
 )
 from plumbline.tasks.registry.store.client import Store, refusals
 from plumbline.tasks.registry.store.fetching import fetched
-from plumbline.tasks.registry.store.tables import Row
+from plumbline.tasks.registry.store.tables import VersionRow
 from plumbline.tasks.registry.versions.stored import GATE_TAG as GATE_TAG
 from plumbline.tasks.registry.versions.stored import KEY_TAG as KEY_TAG
 from plumbline.tasks.registry.versions.stored import MANIFEST_TAG as MANIFEST_TAG
@@ -331,7 +331,7 @@ def _version(item: Any, aliases: Sequence[str]) -> Version:
     return Version(str(item.name), str(item.version), tuple(sorted(aliases)), dict(item.tags), item.run_id)
 
 
-def from_row(name: str, row: Row, holders: Mapping[str, str]) -> Version:
+def from_row(name: str, row: VersionRow, holders: Mapping[str, str]) -> Version:
     """The version of a row in MLflow's tables. `holders`: alias -> number of the version that it names."""
     aliases = sorted(alias for alias, number in holders.items() if number == row.number)
     return Version(name, row.number, tuple(aliases), row.tags, row.run_id)

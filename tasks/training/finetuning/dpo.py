@@ -29,7 +29,7 @@ from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
-    Measured,
+    MeasuringTrainer,
     callbacks,
     consult_reference,
     keeps_dropout,
@@ -45,7 +45,7 @@ METHOD = "dpo"
 WHERE = f"finetune.{METHOD}"
 
 
-class PairTrainer(Measured, GroupsByLength, DPOTrainer):  # type: ignore[misc]
+class DpoPairTrainer(MeasuringTrainer, GroupsByLength, DPOTrainer):  # type: ignore[misc]
     """TRL's DPOTrainer on pairs that are tokens already and know their reference log-probabilities.
 
     The loss, its metrics and the loop are TRL's own. Replaced are the two steps that prepare the data
@@ -91,7 +91,7 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
     logps, arena = consult_reference(opened, config.device, training.tokens, opened.shown.tokens)
 
     # 4. train, evaluate, keep the best, write
-    trainer = PairTrainer(
+    trainer = DpoPairTrainer(
         model=opened.policy,
         args=config,
         processing_class=opened.tokenizer,

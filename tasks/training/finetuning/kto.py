@@ -33,7 +33,7 @@ from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
-    Measured,
+    MeasuringTrainer,
     callbacks,
     consult_reference,
     keeps_dropout,
@@ -63,7 +63,7 @@ class Example:
     desirable: bool
 
 
-class UnpairedTrainer(Measured, KTOTrainer):  # type: ignore[misc]
+class UnpairedTrainer(MeasuringTrainer, KTOTrainer):  # type: ignore[misc]
     """TRL's KTOTrainer on examples that are tokens already, mismatched and scored under π_ref."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -121,7 +121,7 @@ def run(inputs: FinetuneInputs, params: KtoParams) -> dict[str, Any]:
         args=config,
         processing_class=opened.tokenizer,
         train_dataset=_dataset(batched, mismatched, logps[0]),
-        # never read: an evaluation measures pairs, see `Measured`
+        # never read: an evaluation measures pairs, see `MeasuringTrainer`
         eval_dataset=_dataset(batched[:1], mismatched[:1], logps[0][:1]),
         peft_config=lora_config(params.lora),
         callbacks=callbacks(opened),

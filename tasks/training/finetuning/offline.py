@@ -3,7 +3,8 @@
 1. `refuse_early`: params that do not fit together, before any work.
 2. `open_run`: seeds, policy and tokenizer, the pairs as tokens.
 3. `consult_reference`: what π_ref says of the examples and answers in the arena; it leaves memory then.
-4. `train_and_write`: train with `Measured` evaluations, keep the best checkpoint, write policy and curve, return facts.
+4. `train_and_write`: train with `MeasuringTrainer` evaluations, keep the best checkpoint, write policy and
+   curve, return facts.
 
 The policy starts from `inputs.start` and is tied to `inputs.reference`; where both are one folder it is loaded once.
 """
@@ -54,7 +55,7 @@ WATCHED = ("preference_accuracy", "win_rate")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class OfflineRun:
     """A run before its training: the policy as loaded, and the validation pairs as its tokens.
 
     `validation` are all pairs that fit, whose prompts the arena takes; `shown` are those that accuracy is measured on.
@@ -96,7 +97,7 @@ class Run:
         return run_folder(inputs.work, depends_on)
 
 
-class Measured:
+class MeasuringTrainer:
     """Mixin for a trainer: an evaluation is `validation.measure`, in place of the loss on a dataset."""
 
     args: Any
@@ -135,7 +136,7 @@ def refuse_early(method: str, inputs: FinetuneInputs, params: OfflineParams) -> 
         )
 
 
-def open_run(method: str, inputs: FinetuneInputs, params: OfflineParams) -> Run:
+def open_run(method: str, inputs: FinetuneInputs, params: OfflineParams) -> OfflineRun:
     """Seed, load the policy to train, and tokenise the validation pairs.
 
     Raises `ModelError` when start and reference have different tokenizers, and `StageError` when no pair fits.
@@ -149,7 +150,7 @@ def open_run(method: str, inputs: FinetuneInputs, params: OfflineParams) -> Run:
     max_length = min(params.max_length, context)
     validation = fitting_pairs(inputs.validation, tokenizer, max_length, "validation", f"finetune.{method}")
     start = weights_digest(inputs.start)
-    return Run(
+    return OfflineRun(
         method=method,
         inputs=inputs,
         params=params,
@@ -185,7 +186,7 @@ def refuse_other_tokenizer(inputs: FinetuneInputs, tokenizer: PreTrainedTokenize
 
 
 def consult_reference(
-    run: Run, device: torch.device, *parts: Sequence[TokenPair]
+    run: OfflineRun, device: torch.device, *parts: Sequence[TokenPair]
 ) -> tuple[list[torch.Tensor], Arena | None]:
     """Log-probabilities (N, 2) of each part under π_ref (nats per sequence), and the arena, where there is a judge."""
     inputs, params = run.inputs, run.params
@@ -224,7 +225,7 @@ def consult_reference(
     return logps, arena
 
 
-def callbacks(run: Run) -> list[Any]:
+def callbacks(run: OfflineRun) -> list[Any]:
     """Early stopping where params ask for it, and the usual ones."""
     stopping = run.params.early_stopping
     patience = [Patience(stopping.patience, stopping.min_delta, WATCHED)] if stopping else []
@@ -236,7 +237,7 @@ def keeps_dropout(params: OfflineParams) -> bool:
     return params.lora is not None and params.lora.dropout > 0
 
 
-def train_and_write(run: Run, trainer: Trainer, runs_in: Path) -> dict[str, Any]:
+def train_and_write(run: OfflineRun, trainer: Trainer, runs_in: Path) -> dict[str, Any]:
     """Train to the end, write the best policy and its curve into the run's folder, and return facts.
 
     Raises `StageError` when training diverges, or disk or memory are full.

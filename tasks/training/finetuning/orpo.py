@@ -24,7 +24,7 @@ from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
-    Measured,
+    MeasuringTrainer,
     callbacks,
     consult_reference,
     keeps_dropout,
@@ -66,7 +66,7 @@ class TokenRows(torch.utils.data.Dataset[dict[str, list[int]]]):
         return self
 
 
-class OddsTrainer(Measured, GroupsByLength, ORPOTrainer):  # type: ignore[misc]
+class OddsTrainer(MeasuringTrainer, GroupsByLength, ORPOTrainer):  # type: ignore[misc]
     """TRL's ORPOTrainer, batches grouped by length where params say so, and prompts left out of the likelihood."""
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:

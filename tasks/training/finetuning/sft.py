@@ -38,7 +38,7 @@ from plumbline.tasks.models.training import library_versions, train
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
-    Measured,
+    MeasuringTrainer,
     callbacks,
     consult_reference,
     open_run,
@@ -66,7 +66,7 @@ class ConversationTrainer(GroupsByLength, SFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer, batches grouped by length where params say so."""
 
 
-class ImitationTrainer(Measured, ConversationTrainer):
+class ImitationTrainer(MeasuringTrainer, ConversationTrainer):
     """The same, measured on validation pairs and in the arena as it goes."""
 
 
@@ -104,7 +104,7 @@ def run(inputs: FinetuneInputs, params: ImitationParams) -> dict[str, Any]:
         args=config,
         processing_class=opened.tokenizer,
         train_dataset=_dataset(kept),
-        # never read: an evaluation measures pairs, see `Measured`
+        # never read: an evaluation measures pairs, see `MeasuringTrainer`
         eval_dataset=_dataset(kept[:1]),
         lengths=[len(ids) for ids, _ in kept] if params.group_by_length else None,
         peft_config=lora_config(params.lora),

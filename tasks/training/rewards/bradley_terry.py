@@ -56,7 +56,7 @@ _NORMALISED_ON = 2048  # training pairs whose rewards give mean and spread: ±2 
 WHERE = "reward"
 
 
-class PairTrainer(GroupsByLength, RewardTrainer):  # type: ignore[misc]
+class RewardPairTrainer(GroupsByLength, RewardTrainer):  # type: ignore[misc]
     """TRL's RewardTrainer, batches grouped by length where params say so."""
 
 
@@ -166,7 +166,7 @@ def _trainer(
     progress: Progress,
 ) -> RewardTrainer:
     padding = padding_id(tokenizer)
-    trainer = PairTrainer(
+    trainer = RewardPairTrainer(
         model=model,
         args=config,
         data_collator=DataCollatorForPreference(pad_token_id=padding),

@@ -17,8 +17,8 @@ from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.report import HEADLINE, payload_of, tables_of
 from plumbline.tasks.operations.promote_model import Promotion
 from plumbline.tasks.operations.promotion.gates import GateResult
+from plumbline.tasks.operations.settle_champion import Settled
 from plumbline.tasks.pipeline.stage import StageRecord
-from plumbline.tasks.registry.register_model import Registered
 from plumbline.tasks.registry.versions.card import render_card
 
 
@@ -66,7 +66,7 @@ CARD: dict[str, Any] = {
 """What a card needs of a manifest beside the evaluation."""
 
 
-def registered(metrics: Mapping[str, Any], warnings: Sequence[str] = (), first: Promotion | None = None) -> Registered:
+def registered(metrics: Mapping[str, Any], warnings: Sequence[str] = (), first: Promotion | None = None) -> Settled:
     """A run whose stages have the facts that the tables read."""
     facts: dict[str, dict[str, Any]] = {
         "curate": {
@@ -88,7 +88,7 @@ def registered(metrics: Mapping[str, Any], warnings: Sequence[str] = (), first: 
         StageRecord(name, 0.1, False, Artifact(Path(name), "d", name, 1, {}, found, {}))
         for name, found in facts.items()
     ]
-    return Registered("models:/assistant/1", [], True, records, first)
+    return Settled("models:/assistant/1", [], True, records, first)
 
 
 def shown(metrics: Mapping[str, Any], warnings: Sequence[str] = (), first: Promotion | None = None) -> str:

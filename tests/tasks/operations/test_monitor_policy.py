@@ -58,7 +58,7 @@ def look(world: World, day: int = 0, **options: Any) -> dict[str, Any]:
     return report | {"by_name": {reading["name"]: reading for reading in report["readings"]}}
 
 
-def asked(world: World) -> list[outbox.Entry]:
+def asked(world: World) -> list[outbox.OutboxEntry]:
     engine = open_database(world.root, PARAMS.operations, outbox.METADATA)
     return [entry for entry in outbox.pending(engine) if entry.kind == "finding"]
 

@@ -27,7 +27,7 @@ from plumbline.tasks.operations.promote_model import (
     promotion_history,
     rollback,
 )
-from plumbline.tasks.operations.promotion.gates import GATES, GateResult, Measured
+from plumbline.tasks.operations.promotion.gates import GATES, GateResult, PromotionFigures
 from plumbline.tasks.operations.promotion.params import PromotionParams
 from plumbline.tasks.operations.settle_champion import settle_first_champion
 from plumbline.tasks.registry.register_model import Registered
@@ -236,7 +236,7 @@ def test_the_signature_gate_itself_refuses(world: Any, monkeypatch: pytest.Monke
     """Its verdict decides: with a gate that let it pass, nothing would be raised."""
     asked: list[str | None] = []
 
-    def gate(name: str, measured: Measured, params: PromotionParams) -> GateResult:
+    def gate(name: str, measured: PromotionFigures, params: PromotionParams) -> GateResult:
         asked.append(measured.signature)
         return GateResult(name, measured.signature is None, None, None, "the gate says no")
 
@@ -367,7 +367,7 @@ from pathlib import Path
 from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.promote_model import rollback
 from plumbline.tasks.operations.promotion.params import PromotionParams
-from plumbline.tasks.registry import ledger
+from plumbline.tasks.registry.ledger import ledger
 
 place = int(sys.argv[1])
 calls = 0

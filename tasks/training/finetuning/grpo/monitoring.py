@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitor, MonitorParams
+from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitor, HackingMonitorParams
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class WatchForHacking(TrainerCallback, ExportableState):  # type: ignore[misc]
     """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params = MonitorParams(**params)
+        self.params = HackingMonitorParams(**params)
         self.monitor = HackingMonitor(self.params)
         self.reason: str | None = None
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from plumbline.data_contracts.params import Section
 from plumbline.tasks.models.optimisation import EvaluatedOptimisation
 from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.monitors import MonitorParams
+from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitorParams
 from plumbline.tasks.training.finetuning.sections import EarlyStoppingParams, LoraParams
 
 GrpoLoss = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
@@ -145,7 +145,9 @@ class GrpoParams(EvaluatedOptimisation):
         "(nats per token) only if there is no other. A judge that is close to the one that ranks prefers the farthest. "
         "null: whatever their KL.",
     )
-    monitors: MonitorParams = Field(default_factory=MonitorParams, description="Watches over reward hacking.")
+    monitors: HackingMonitorParams = Field(
+        default_factory=HackingMonitorParams, description="Watches over reward hacking."
+    )
 
     @property
     def steps_a_rollout(self) -> int:

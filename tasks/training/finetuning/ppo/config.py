@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.monitors import MonitorParams
+from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitorParams
 from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams
 from plumbline.tasks.training.finetuning.ppo.vllm import VllmParams
 
@@ -53,7 +53,9 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     )
     kl: KlParams = field(default_factory=KlParams, metadata={"help": "Control of the KL from π_ref."})
     shaping: ShapingParams = field(default_factory=ShapingParams, metadata={"help": "From scores to rewards a token."})
-    monitors: MonitorParams = field(default_factory=MonitorParams, metadata={"help": "Watch for reward hacking."})
+    monitors: HackingMonitorParams = field(
+        default_factory=HackingMonitorParams, metadata={"help": "Watch for reward hacking."}
+    )
     vllm: VllmParams | None = field(default=None, metadata={"help": "Sample rollouts by vLLM; None: by our sampler."})
     log_every: int = field(default=1, metadata={"help": "Updates between two logged rows."})
     eval_every: int = field(default=50, metadata={"help": "Updates between evaluations; each leaves a checkpoint."})

@@ -35,7 +35,7 @@ MOST_FINDINGS = 32
 Kind = Literal["divergence", "length", "repetition", "entropy"]
 
 
-class MonitorParams(Section):
+class HackingMonitorParams(Section):
     """When training is suspected of hacking its reward."""
 
     on_finding: Literal["warn", "stop"] = Field(
@@ -84,7 +84,7 @@ class MonitorParams(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class HackingFinding:
     """A sign of reward hacking: `values` are the numbers behind the message."""
 
     kind: Kind
@@ -96,9 +96,9 @@ class Finding:
 class HackingMonitor:
     """Watches a run. Deterministic, and small enough to go into a checkpoint whole (`state`)."""
 
-    def __init__(self, params: MonitorParams) -> None:
+    def __init__(self, params: HackingMonitorParams) -> None:
         self.params = params
-        self.findings: list[Finding] = []  # the first MOST_FINDINGS
+        self.findings: list[HackingFinding] = []  # the first MOST_FINDINGS
         self.found = 0  # all of them
         self._active: set[str] = set()  # kinds that were there at the last look
         self._pending: list[float] = []  # training rewards since the last held-out measure
@@ -116,7 +116,7 @@ class HackingMonitor:
         response_length: float | None = None,
         repetition: float | None = None,
         entropy: float | None = None,
-    ) -> list[Finding]:
+    ) -> list[HackingFinding]:
         """Take what update `update` measured and return the signs that are new.
 
         training_reward: mean score of the rollout; held_out: win rate or score by the held-out judge (higher is
@@ -161,7 +161,7 @@ class HackingMonitor:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()`."""
-        self.findings = [Finding(**finding) for finding in state["findings"]]
+        self.findings = [HackingFinding(**finding) for finding in state["findings"]]
         self.found = int(state["found"])
         self._active = set(state["active"])
         self._pending = list(state["pending"])
@@ -172,7 +172,7 @@ class HackingMonitor:
             name: {part: list(kept) for part, kept in each.items()} for name, each in state["drifts"].items()
         }
 
-    def _divergence(self, update: int, reward: float, held_out: float | None) -> Iterator[Finding]:
+    def _divergence(self, update: int, reward: float, held_out: float | None) -> Iterator[HackingFinding]:
         self._pending.append(reward)
         if held_out is None:
             return
@@ -184,7 +184,7 @@ class HackingMonitor:
             self._best = [held_out, mean_reward]
         evidence = self._falling_trend() or self._fall_below_best()
         if evidence:
-            yield Finding(
+            yield HackingFinding(
                 "divergence",
                 update,
                 f"The training reward rises while the held-out measure falls: {evidence.pop('text')}. The policy "
@@ -224,11 +224,11 @@ class HackingMonitor:
             "held_out_change": held_out - best,
         }
 
-    def _length(self, update: int, value: float | None) -> Iterator[Finding]:
+    def _length(self, update: int, value: float | None) -> Iterator[HackingFinding]:
         factor = self.params.length_factor
         for first, now in self._drift("length", value):
             if factor is not None and not first / factor <= now <= first * factor:
-                yield Finding(
+                yield HackingFinding(
                     "length",
                     update,
                     f"Responses went from {first:.1f} to {now:.1f} tokens, beyond a factor of {factor:g}: check "
@@ -236,11 +236,11 @@ class HackingMonitor:
                     {"first": first, "now": now},
                 )
 
-    def _repetition(self, update: int, value: float | None) -> Iterator[Finding]:
+    def _repetition(self, update: int, value: float | None) -> Iterator[HackingFinding]:
         rise = self.params.repetition_rise
         for first, now in self._drift("repetition", value):
             if rise is not None and now - first > rise:
-                yield Finding(
+                yield HackingFinding(
                     "repetition",
                     update,
                     f"The share of repeated n-grams went from {first:.2f} to {now:.2f}, by more than {rise:g}: read "
@@ -248,11 +248,11 @@ class HackingMonitor:
                     {"first": first, "now": now},
                 )
 
-    def _entropy(self, update: int, value: float | None) -> Iterator[Finding]:
+    def _entropy(self, update: int, value: float | None) -> Iterator[HackingFinding]:
         share = self.params.entropy_share
         for first, now in self._drift("entropy", value):
             if share is not None and now < share * first:
-                yield Finding(
+                yield HackingFinding(
                     "entropy",
                     update,
                     f"Entropy fell from {first:.3g} to {now:.3g} nats per token, below {share:g} of where it began: "

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from plumbline.data_contracts.params import Section
 from plumbline.tasks.models.optimisation import OWNED_ARGS
 from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.monitors import MonitorParams
+from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitorParams
 from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams
 from plumbline.tasks.training.finetuning.ppo.vllm import VllmParams
 from plumbline.tasks.training.finetuning.sections import EarlyStoppingParams, LoraParams, ValidationParams
@@ -163,7 +163,9 @@ class PpoParams(Section):
     vllm: VllmParams = Field(default_factory=VllmParams, description="Settings of sampler: vllm.")
     kl: KlParams = Field(default_factory=lambda: KlParams(target=0.15), description="Control of the KL from π_ref.")
     shaping: ShapingParams = Field(default_factory=ShapingParams, description="From a score to rewards of tokens.")
-    monitors: MonitorParams = Field(default_factory=MonitorParams, description="Watch for reward hacking.")
+    monitors: HackingMonitorParams = Field(
+        default_factory=HackingMonitorParams, description="Watch for reward hacking."
+    )
     lora: LoraParams | None = Field(None, description="Train adapters of the policy only; null trains all weights.")
     bf16: bool = Field(
         False, description="bfloat16 autocast over float32 weights. On CPU it pays from about 2M parameters."

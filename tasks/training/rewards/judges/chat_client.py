@@ -40,7 +40,7 @@ _HOPELESS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class JudgeReply:
     """What came of one request: a reply, or why there is none."""
 
     outcome: Reply | Unusable
@@ -64,7 +64,7 @@ class ChatClient:
         self,
         requests: Mapping[str, Request],
         wanted: Callable[[str], bool],
-        received: Callable[[str, Answer], None],
+        received: Callable[[str, JudgeReply], None],
     ) -> None:
         """Send each request that is still `wanted` when its turn comes, and hand each answer to `received`.
 
@@ -81,7 +81,7 @@ class ChatClient:
         self,
         requests: Mapping[str, Request],
         wanted: Callable[[str], bool],
-        received: Callable[[str, Answer], None],
+        received: Callable[[str, JudgeReply], None],
     ) -> None:
         from openai import AsyncOpenAI
 
@@ -102,13 +102,13 @@ class ChatClient:
             for _ in range(min(self.params.concurrency, len(requests))):
                 group.create_task(work(client))
 
-    async def _ask(self, client: AsyncOpenAI, request: Request) -> Answer:
+    async def _ask(self, client: AsyncOpenAI, request: Request) -> JudgeReply:
         import openai
 
         started = time.perf_counter()
 
-        def answer(outcome: Reply | Unusable, retries: int) -> Answer:
-            return Answer(outcome, retries, time.perf_counter() - started)
+        def answer(outcome: Reply | Unusable, retries: int) -> JudgeReply:
+            return JudgeReply(outcome, retries, time.perf_counter() - started)
 
         try:
             # the client's timeout is one of silence: a server that drips bytes would never meet it

@@ -35,8 +35,8 @@ from plumbline.tasks.models.judging import (
 )
 from plumbline.tasks.training.rewards.judges.cache import AnswerCache
 from plumbline.tasks.training.rewards.judges.chat_client import (
-    Answer,
     ChatClient,
+    JudgeReply,
     Request,
     where,
 )
@@ -215,7 +215,7 @@ class LlmJudge:
             # a group that a silent server has cost already is not worth more waiting
             return not batch.lost.issuperset(batch.groups_of[key])
 
-        def received(key: str, answer: Answer) -> None:
+        def received(key: str, answer: JudgeReply) -> None:
             batch.counts["requests"] += 1
             batch.counts["retries"] += answer.retries
             batch.seconds += answer.seconds

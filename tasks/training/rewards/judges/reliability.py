@@ -44,7 +44,7 @@ from plumbline.tasks.training.rewards.judge_params import JudgeParams
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredJudge:
     """A judge together with the noise that was measured: `tasks.models.judging.Judge`."""
 
     inner: Judge

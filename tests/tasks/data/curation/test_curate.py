@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from plumbline.data_contracts.errors import CheckFailed
 from plumbline.data_contracts.records import Message, Origin, PreferencePair
 from plumbline.tasks.data.curation.curate import curate
-from plumbline.tasks.data.curation.params import CurationParams, LimitParams, SplitParams
+from plumbline.tasks.data.curation.params import CurationParams, LengthLimitParams, SplitParams
 
-PARAMS = CurationParams(split=SplitParams(on_empty="warn"), limits=LimitParams(max_response=60))
+PARAMS = CurationParams(split=SplitParams(on_empty="warn"), limits=LengthLimitParams(max_response=60))
 PROMPTS = (
     "When does the parcel with the blue kettle arrive at my house in the village by the lake?",
     "When does the parcel with the blue kettle arrive at my house in the village near the lake?",

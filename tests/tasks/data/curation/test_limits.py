@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from plumbline.tasks.data.curation.limits import apply_limits
-from plumbline.tasks.data.curation.params import LimitParams, SplitParams
+from plumbline.tasks.data.curation.params import LengthLimitParams, SplitParams
 from plumbline.tasks.data.curation.verdicts import Item
 
 
@@ -22,7 +22,7 @@ from plumbline.tasks.data.curation.verdicts import Item
 def test_limits_in_characters(make_pair, fields, reason, field):
     """Responses of 3 to 5 characters and prompts of up to 8 pass; outer white space does not count."""
     pair = make_pair(1, **({"prompt": "12345678", "chosen": "abcd", "rejected": "abcd"} | fields))
-    outcome = apply_limits([Item.of(pair, 0)], LimitParams(min_response=3, max_response=5, max_prompt=8))
+    outcome = apply_limits([Item.of(pair, 0)], LengthLimitParams(min_response=3, max_response=5, max_prompt=8))
     found = [(verdict.reason, verdict.field) for verdict in outcome.quarantined]
     assert found == ([] if reason is None else [(reason, field)])
     assert len(outcome.kept) == (reason is None)
@@ -30,13 +30,13 @@ def test_limits_in_characters(make_pair, fields, reason, field):
 
 def test_limits_in_words(make_pair):
     pair = make_pair(1, prompt="a b", chosen="one two three", rejected="one two three four")
-    params = LimitParams(unit="words", min_response=1, max_response=3, max_prompt=2)
+    params = LengthLimitParams(unit="words", min_response=1, max_response=3, max_prompt=2)
     (verdict,) = apply_limits([Item.of(pair, 0)], params).quarantined
     assert (verdict.reason, verdict.field, verdict.found) == ("over_long", "rejected", "4 words")
 
 
 def test_params_say_what_to_choose():
     with pytest.raises(ValidationError, match="choose min_response <= max_response"):
-        LimitParams(min_response=9, max_response=8)
+        LengthLimitParams(min_response=9, max_response=8)
     with pytest.raises(ValidationError, match="add up to 1"):
         SplitParams(train=0.7, validation=0.2, test=0.2)

@@ -9,10 +9,10 @@ import pytest
 from benchmarks.curation_sets import SOUND, plant, sound
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.data.curation.curate import curate
-from plumbline.tasks.data.curation.params import CurationParams, LimitParams, SplitParams
+from plumbline.tasks.data.curation.params import CurationParams, LengthLimitParams, SplitParams
 
 PARAMS = CurationParams(
-    split=SplitParams(on_empty="warn"), limits=LimitParams(max_response=100_000, max_prompt=100_000)
+    split=SplitParams(on_empty="warn"), limits=LengthLimitParams(max_response=100_000, max_prompt=100_000)
 )
 PASSAGE = (
     "The allotment society met on Sunday and agreed to mend the gate before winter, to share the cost of a water butt "

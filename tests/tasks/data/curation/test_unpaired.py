@@ -20,7 +20,7 @@ from plumbline.tasks.data.curation.curate import Curated, curate
 from plumbline.tasks.data.curation.params import (
     ContradictionParams,
     CurationParams,
-    LimitParams,
+    LengthLimitParams,
     SplitParams,
 )
 from plumbline.tasks.data.curation.unpaired import CuratedUnpaired, curate_unpaired
@@ -168,7 +168,7 @@ def test_a_tie_between_people_keeps_neither(settle: Callable[..., Any]) -> None:
 
 
 def test_leaks_and_limits(settle: Callable[..., Any]) -> None:
-    params = PARAMS.model_copy(update={"limits": LimitParams(max_response=40)})
+    params = PARAMS.model_copy(update={"limits": LengthLimitParams(max_response=40)})
     found = settle(
         thumb(1, response="[chosen] Here is the answer."),
         thumb(2, response="I would say Response A is better because of its tone"),

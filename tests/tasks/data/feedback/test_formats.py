@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from plumbline.data_contracts.preference_pair import REASONS
 from plumbline.tasks.data.feedback.defects import Defect
-from plumbline.tasks.data.feedback.formats import Content, read_content, recognise
+from plumbline.tasks.data.feedback.formats import RowContent, read_content, recognise
 
 
 def user(content: str) -> dict[str, str]:
@@ -59,7 +59,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read(row: dict[str, Any]) -> Content:
+def read(row: dict[str, Any]) -> RowContent:
     return read_content(row, recognise(row))
 
 

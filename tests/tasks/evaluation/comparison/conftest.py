@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plumbline.tasks.evaluation.comparison.budget import Reading
+from plumbline.tasks.evaluation.comparison.budget import BudgetReading
 from plumbline.tasks.evaluation.comparison.cost import Cost
 from plumbline.tasks.evaluation.comparison.table import Trial
 
@@ -37,7 +37,7 @@ def make_trial() -> Callable[..., Trial]:
         cpu: float = 10.0,
         ece: float | None = 0.1,
         methods: tuple[str, ...] = ("dpo",),
-        readings: tuple[Reading, ...] = (),
+        readings: tuple[BudgetReading, ...] = (),
     ) -> Trial:
         cost = Cost(wall_seconds=cpu / 2, cpu_seconds=cpu, sessions=1, gpus=0, tokens_seen=1000, tokens_generated=0)
         verdicts = {"gold": outcomes, "judge": outcomes}

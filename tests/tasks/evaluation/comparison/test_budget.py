@@ -5,7 +5,7 @@ import math
 import pytest
 
 from plumbline.tasks.evaluation.comparison.budget import (
-    Reading,
+    BudgetReading,
     Spread,
     readings_of,
     win_rate_at,
@@ -23,7 +23,11 @@ FACTS = {
 
 def test_seconds_of_an_evaluation_follow_from_its_share_of_the_steps_that_were_run() -> None:
     """40 s over the 200 steps that were run, not the 400 planned: 0.2 s a step."""
-    assert readings_of(FACTS, 40.0) == (Reading(10, 0.6, 0.05), Reading(20, 0.8, 0.3), Reading(40, 0.7, 0.1))
+    assert readings_of(FACTS, 40.0) == (
+        BudgetReading(10, 0.6, 0.05),
+        BudgetReading(20, 0.8, 0.3),
+        BudgetReading(40, 0.7, 0.1),
+    )
 
 
 def test_a_stack_and_a_training_without_win_rates_have_no_readings() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plumbline.tasks.evaluation.comparison.budget import Reading
+from plumbline.tasks.evaluation.comparison.budget import BudgetReading
 from plumbline.tasks.evaluation.comparison.params import RecommendParams
 from plumbline.tasks.evaluation.comparison.recommend import (
     Contender,
     Facts,
-    Interval,
+    FigureInterval,
     Recommendation,
     recommend,
 )
@@ -27,10 +27,16 @@ def contender(name: str, wins: int, cost: float, *, kl: float = 0.1, seeds: int 
     share = wins / N
     outcomes = np.tile((np.arange(N) < wins).astype(np.float64), (seeds, 1))
     methods = (name.split("-")[0],)
-    win = Interval(share, share - 0.03, share + 0.03)
+    win = FigureInterval(share, share - 0.03, share + 0.03)
     defaults: dict[str, Any] = {"cpu_seconds": 100.0, "agreement": 0.8}
     return Contender(
-        name, methods, win, Interval(kl, kl - 0.01, kl + 0.01), cost=cost, outcomes=outcomes, **{**defaults, **more}
+        name,
+        methods,
+        win,
+        FigureInterval(kl, kl - 0.01, kl + 0.01),
+        cost=cost,
+        outcomes=outcomes,
+        **{**defaults, **more},
     )
 
 
@@ -41,7 +47,7 @@ def facts(*contenders: Contender, **changes: Any) -> Facts:
         prompts=150_000,
         listed_prompts=0,
         reward_passed=True,
-        reward_accuracy=Interval(0.7, 0.68, 0.72),
+        reward_accuracy=FigureInterval(0.7, 0.68, 0.72),
         contenders=contenders,
     )
     return replace(known, **changes)
@@ -112,7 +118,7 @@ def test_equal_costs_leave_it_to_the_win_rate_then_the_kl_then_the_name() -> Non
         ({"agreement": 0.6}, {}, "judge_agreement", "agree on 0.600 of its samples (< 0.7)"),
         ({"cpu_seconds": 101.0}, {"budget_cpu_seconds": 100.0}, "budget", "101.0 CPU s of training are over budget"),
         ({}, {"reward_passed": False}, "reward_model", "not relied on"),
-        ({}, {"reward_accuracy": Interval(0.6, 0.59, 0.61)}, "reward_model", "not relied on"),
+        ({}, {"reward_accuracy": FigureInterval(0.6, 0.59, 0.61)}, "reward_model", "not relied on"),
     ],
 )
 def test_what_is_out_says_why_and_the_next_best_is_taken(
@@ -128,7 +134,7 @@ def test_what_is_out_says_why_and_the_next_best_is_taken(
 
 
 def readings(*won: tuple[float, float], kl: float = 0.1) -> dict[str, Any]:
-    return {"readings": (tuple(Reading(seconds, share, kl) for seconds, share in won),)}
+    return {"readings": (tuple(BudgetReading(seconds, share, kl) for seconds, share in won),)}
 
 
 DPO_40 = contender("dpo", 700, 1.0, cpu_seconds=40.0, **readings((20, 0.6), (40, 0.7)))

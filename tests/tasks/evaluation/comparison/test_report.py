@@ -10,9 +10,9 @@ import orjson
 
 from plumbline.data_contracts.records import CuratedPair, Message, Origin
 from plumbline.tasks.evaluation.compare_policies import refused_by
-from plumbline.tasks.evaluation.comparison.budget import Reading
+from plumbline.tasks.evaluation.comparison.budget import BudgetReading
 from plumbline.tasks.evaluation.comparison.params import CompareParams
-from plumbline.tasks.evaluation.comparison.recommend import Interval, Refusal
+from plumbline.tasks.evaluation.comparison.recommend import FigureInterval, VariantRefusal
 from plumbline.tasks.evaluation.comparison.report import (
     Shared,
     compare,
@@ -25,7 +25,7 @@ from plumbline.tasks.evaluation.measures.params import GateParams
 PARAMS = CompareParams()
 
 
-def passes(metrics: Mapping[str, Any]) -> list[Refusal]:
+def passes(metrics: Mapping[str, Any]) -> list[VariantRefusal]:
     """A gate that says no to nothing."""
     return []
 
@@ -52,9 +52,9 @@ def shared() -> Shared:
 def test_a_report_is_a_table_a_recommendation_and_plots(make_trial: Callable[..., Trial], tmp_path: Path) -> None:
     wins = {str(number): float(number < 80) for number in range(100)}
     more = {str(number): float(number < 95) for number in range(100)}
-    known = (Reading(9.0, 0.9, 0.1), Reading(27.0, 0.95, 0.1))
+    known = (BudgetReading(9.0, 0.9, 0.1), BudgetReading(27.0, 0.95, 0.1))
     trials = [
-        make_trial("dpo", wins, readings=(Reading(10.0, 0.8, 0.1),)),
+        make_trial("dpo", wins, readings=(BudgetReading(10.0, 0.8, 0.1),)),
         make_trial("ppo", more, cpu=27.0, methods=("ppo",), ece=None, readings=known),
     ]
     comparison = compare(trials, {"grpo-seed1": "KL ran away"}, shared(), PARAMS, passes)
@@ -148,7 +148,7 @@ def test_one_prompt_is_reported_without_intervals_and_nothing_is_recommended(
     trials = [make_trial("dpo", {"a": 1.0}), make_trial("ppo", {"a": 1.0}, methods=("ppo",))]
     comparison = compare(trials, {}, shared(), PARAMS, passes)
     write_report(comparison, trials, PARAMS, tmp_path)
-    assert comparison.rows[0].win["judge"] == Interval(1.0, None, None)
+    assert comparison.rows[0].win["judge"] == FigureInterval(1.0, None, None)
     assert comparison.recommendation.variant is None
     assert "dpo is out: too few prompts were judged for all variants: 1" in verdict(comparison)
 

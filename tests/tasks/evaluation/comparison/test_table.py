@@ -10,11 +10,11 @@ import pytest
 
 from plumbline.data_contracts.errors import StageError
 from plumbline.tasks.evaluation.comparison.params import CompareParams
-from plumbline.tasks.evaluation.comparison.recommend import Interval
+from plumbline.tasks.evaluation.comparison.recommend import FigureInterval
 from plumbline.tasks.evaluation.comparison.table import (
     HEADER,
-    Row,
     Trial,
+    TrialRow,
     cells,
     headline_judge,
     markdown,
@@ -29,7 +29,7 @@ Make = Callable[..., Trial]
 MIXED = {"a": 1.0, "b": 0.0, "c": 0.5, "d": 1.0}
 
 
-def rows(*trials: Trial, **params: Any) -> list[Row]:
+def rows(*trials: Trial, **params: Any) -> list[TrialRow]:
     return rows_of(trials, CompareParams(**params), confidence=0.95, resamples=200, seed=1)
 
 
@@ -47,7 +47,7 @@ def test_a_row_of_one_seed(make_trial: Make) -> None:
     (row,) = rows(make_trial("dpo", MIXED), price_cpu_hour=0.36)
     assert row.win["gold"].value == 0.625
     assert row.win["gold"].low < 0.625 < row.win["gold"].high
-    assert (row.kl, row.ece, row.refused) == (Interval(0.1, 0.05, 0.2), 0.1, 0.9)
+    assert (row.kl, row.ece, row.refused) == (FigureInterval(0.1, 0.05, 0.2), 0.1, 0.9)
     assert (row.wall_seconds, row.cpu_seconds, row.tokens_seen) == (5.0, 10.0, 1000)
     assert row.cost == pytest.approx(0.001)
 
@@ -57,7 +57,7 @@ def test_seeds_are_one_row_of_means(make_trial: Make) -> None:
     other = {"a": 0.0, "b": 1.0, "c": 0.5, "d": 0.0}
     (row,) = rows(make_trial("dpo", MIXED), make_trial("dpo", other, seed=2, kl=0.2, cpu=30.0, ece=0.3))
     assert (row.seeds, row.win["gold"].value, row.win_by_seed["gold"]) == ((1, 2), 0.5, (0.625, 0.375))
-    assert row.kl == Interval(pytest.approx(0.15), 0.05, 0.4)
+    assert row.kl == FigureInterval(pytest.approx(0.15), 0.05, 0.4)
     assert (row.ece, row.cpu_seconds) == (pytest.approx(0.2), 20.0)
 
 

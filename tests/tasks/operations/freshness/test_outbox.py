@@ -23,7 +23,7 @@ def engine(tmp_path: Path) -> Engine:
     return open_database(tmp_path, OperationsParams(), METADATA)
 
 
-def put(engine: Engine, key: str, at: datetime = NOW, subject: str = "pairs") -> outbox.Entry:
+def put(engine: Engine, key: str, at: datetime = NOW, subject: str = "pairs") -> outbox.OutboxEntry:
     return outbox.put(engine, kind="batch", subject=subject, payload={"rows": 3}, key=key, workspace="w", now=at)
 
 

@@ -113,14 +113,14 @@ def test_bodies_held_together_are_bounded_and_the_room_comes_back(send: Send) ->
 
 
 def test_what_gzip_may_become_is_held_as_well() -> None:
-    from plumbline.tasks.operations.intake.bodies import Refusal
+    from plumbline.tasks.operations.intake.bodies import BodyRefusal
     from plumbline.tasks.operations.intake.limits import Memory
 
     memory = Memory(100)
     with memory.share() as first, memory.share() as second:
         first(60)
         second(40)
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(BodyRefusal) as refused:
             second(1)
         assert refused.value.status == 429
     assert memory.held == 0

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from plumbline.tasks.operations.intake.bodies import (
     JSON,
     NDJSON,
-    Refusal,
-    Row,
+    BodyRefusal,
+    BodyRow,
     Shape,
     check_types,
     parse_rows,
@@ -35,7 +35,7 @@ def refusal(data: bytes, media: str = NDJSON, **bounds: int) -> tuple[int, str] 
     shape = Shape(**{"max_rows": 1000, "max_values": 10**6, "max_depth": 200, **bounds})
     try:
         parse_rows(data, media, shape)
-    except Refusal as refused:
+    except BodyRefusal as refused:
         return refused.status, refused.code
     return None
 
@@ -61,10 +61,10 @@ def test_a_list_is_one_level_more_than_its_rows() -> None:
     [(b"[]", "a list"), (b'"t"', "a string"), (b"true", "true or false"), (b"null", "null"), (b"7.5", "a number")],
 )
 def test_what_is_no_object_is_called_by_its_kind(text: bytes, kind: str) -> None:
-    with pytest.raises(Refusal, match=rf"expected a JSON object, found {kind}\.") as refused:
+    with pytest.raises(BodyRefusal, match=rf"expected a JSON object, found {kind}\.") as refused:
         parse_rows(b"{}\n" + text, NDJSON, WIDE)
     assert (refused.value.status, refused.value.code, refused.value.line) == (400, "not_an_object", 2)
-    with pytest.raises(Refusal, match="found a list") as refused:
+    with pytest.raises(BodyRefusal, match="found a list") as refused:
         parse_rows(b"[{}, []]", JSON, WIDE)
     assert (refused.value.code, refused.value.line, refused.value.field) == ("not_an_object", None, "[1]")
 
@@ -91,14 +91,14 @@ def test_types_that_are_understood(content_type: str | None, encoding: str | Non
     if isinstance(told, tuple):
         assert check_types(content_type, encoding) == told
         return
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(BodyRefusal) as refused:
         check_types(content_type, encoding)
     assert (refused.value.status, refused.value.code) == (415, told)
 
 
 def test_too_deep_is_told_by_line_and_broken_lines_do_not_add_up() -> None:
     deep = b'{"a":' * 5 + b"1" + b"}" * 5
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(BodyRefusal) as refused:
         parse_rows(b"{}\n" + deep, NDJSON, Shape(10, 100, 4))
     assert (refused.value.code, refused.value.line) == ("too_deep", 2)
     assert refusal(b'{"a":\n' * 9, max_depth=4) == (400, "broken_json")
@@ -114,7 +114,7 @@ def test_no_text_makes_the_look_take_long(broken: bytes) -> None:
 def test_whatever_is_let_in_can_be_written_again() -> None:
     """orjson reads more levels than it writes: the bound lies below both."""
     line = b'{"a":' * 200 + b"1" + b"}" * 200
-    assert parse_rows(line, NDJSON, WIDE) == [Row(1, line)]
+    assert parse_rows(line, NDJSON, WIDE) == [BodyRow(1, line)]
 
 
 @pytest.mark.parametrize("lying", [False, True])
@@ -122,12 +122,12 @@ def test_gzip_that_grows_beyond_what_text_does_is_refused(lying: bool) -> None:
     """100,000 blanks are 133 bytes of gzip, more than 50 times as large; the size at its end may be a lie."""
     bomb = gzip.compress(b" " * 100_000)
     bomb = bomb[:-4] + bytes(4) if lying else bomb
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(BodyRefusal) as refused:
         unzip(bomb, 10**9)
     assert refused.value.status == 413
     text = bytes(range(256)) * 40
     assert unzip(gzip.compress(text), len(text)) == text
-    with pytest.raises(Refusal):
+    with pytest.raises(BodyRefusal):
         unzip(gzip.compress(text), len(text) - 1)
 
 
@@ -140,7 +140,7 @@ def test_gzip_that_is_broken_says_how() -> None:
         (gzip.compress(text) + b"more", "is not gzip"),
         (gzip.compress(text) * 65, "more than 64 members"),
     ):
-        with pytest.raises(Refusal, match=told) as refused:
+        with pytest.raises(BodyRefusal, match=told) as refused:
             unzip(data, 10**6)
         assert (refused.value.status, refused.value.code) == (400, "bad_gzip")
     assert unzip(gzip.compress(text) * 64, 10**6) == text * 64
@@ -148,6 +148,6 @@ def test_gzip_that_is_broken_says_how() -> None:
 
 @pytest.mark.parametrize(("data", "media", "line"), [(b'[{},\n{},\n{"a"]', JSON, 3), (b'{}\n\n{"a"', NDJSON, 3)])
 def test_broken_json_names_its_line(data: bytes, media: str, line: int) -> None:
-    with pytest.raises(Refusal, match="not JSON, column") as refused:
+    with pytest.raises(BodyRefusal, match="not JSON, column") as refused:
         parse_rows(data, media, WIDE)
     assert (refused.value.code, refused.value.line) == ("broken_json", line)

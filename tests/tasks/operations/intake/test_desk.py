@@ -10,14 +10,14 @@ import pytest
 
 from plumbline.tasks.operations.intake import desk as desk_module
 from plumbline.tasks.operations.intake import spool
-from plumbline.tasks.operations.intake.bodies import Refusal, Row
+from plumbline.tasks.operations.intake.bodies import BodyRefusal, BodyRow
 from plumbline.tasks.operations.intake.desk import Desk, Submission
 
 DAY_S = 86_400.0
 
 
 def submission(key: str, text: bytes = b"{}") -> Submission:
-    return Submission("tester", "human_pairs", key, f"digest of {text!r}", [Row(1, text)])
+    return Submission("tester", "human_pairs", key, f"digest of {text!r}", [BodyRow(1, text)])
 
 
 def judge(source: str, rows: Sequence[bytes]) -> list[Mapping[str, Any]]:
@@ -62,7 +62,7 @@ def test_a_group_ends_at_its_bound_of_requests_or_of_rows(
     monkeypatch.setattr(spool, "keep", lambda engine, taken: kept.append(len(taken)) or keep(engine, taken))
     desk = Desk(spool.open_spool(tmp_path), judge)
     for number in range(9):
-        desk.submit(Submission("tester", "human_pairs", f"{number}", "digest", [Row(1, b"{}"), Row(2, b"{}")]))
+        desk.submit(Submission("tester", "human_pairs", f"{number}", "digest", [BodyRow(1, b"{}"), BodyRow(2, b"{}")]))
     desk.start()
     desk.stop()
     assert kept == groups
@@ -75,7 +75,9 @@ def test_a_key_answers_its_body_again_and_no_other(tmp_path: Path) -> None:
     assert answered(desk, [submission("a", b"bad"), submission("b")]) == [(422, False), (202, False)]
     assert answered(desk, [submission("a"), submission("b")]) == [(202, False), (202, True)]
     refused = answered(desk, [submission("a", b"other"), submission("b", b"other")])
-    assert [(error.status, error.code) for error in refused if isinstance(error, Refusal)] == [(409, "key_reused")] * 2
+    assert [(error.status, error.code) for error in refused if isinstance(error, BodyRefusal)] == [
+        (409, "key_reused")
+    ] * 2
     desk.stop()
 
 

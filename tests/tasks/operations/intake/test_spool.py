@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from plumbline.tasks.operations.intake import spool
-from plumbline.tasks.operations.intake.spool import Answer, Seal, Taken
+from plumbline.tasks.operations.intake.spool import IntakeReply, Seal, Taken
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def engine(tmp_path: Path) -> Engine:
 
 
 def request(*rows: bytes, client: str = "ann", source: str = "pairs", key: str = "k", status: int = 202) -> Taken:
-    return Taken(client, source, key, f"digest of {rows}", rows, Answer(status, {"accepted": len(rows)}))
+    return Taken(client, source, key, f"digest of {rows}", rows, IntakeReply(status, {"accepted": len(rows)}))
 
 
 def test_a_key_belongs_to_one_client_and_one_kind(engine: Engine) -> None:
@@ -37,8 +37,8 @@ def test_a_key_belongs_to_one_client_and_one_kind(engine: Engine) -> None:
 def test_a_key_keeps_its_first_request_within_a_list_and_after(engine: Engine) -> None:
     first, second = spool.keep(engine, [request(b"1"), request(b"2")])
     later = spool.keep(engine, [request(b"3")])[0]
-    assert first == ("digest of (b'1',)", Answer(202, {"accepted": 1}))
-    assert second == later == ("digest of (b'1',)", Answer(202, {"accepted": 1}, replayed=True))
+    assert first == ("digest of (b'1',)", IntakeReply(202, {"accepted": 1}))
+    assert second == later == ("digest of (b'1',)", IntakeReply(202, {"accepted": 1}, replayed=True))
     assert [(item.source, item.rows) for item in spool.waiting(engine)] == [("pairs", 1)]
 
 

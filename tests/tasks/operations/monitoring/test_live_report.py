@@ -9,9 +9,9 @@ from plumbline.data_contracts.interactions import Answer, Interaction, Interacti
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.operations.monitoring.live_report import (
     ROWS,
-    Judged,
+    JudgedTraffic,
+    LiveRow,
     Logged,
-    Row,
     as_html,
     compare,
     mirrored,
@@ -45,7 +45,7 @@ def request(number: int, *answers: Answer, clicked: bool = False, user: str | No
     return one, (InteractionFeedback(request_id=name, kind="click", at=at),) if clicked else ()
 
 
-def row_of(rows: list[Row], start: str) -> Row:
+def row_of(rows: list[LiveRow], start: str) -> LiveRow:
     return next(row for row in rows if row.name.startswith(start))
 
 
@@ -67,12 +67,12 @@ def test_answers_that_failed_are_no_pair() -> None:
 
 def test_a_clear_winner_is_named_and_a_tie_is_not_called_equal() -> None:
     logged = [request(n, answer("champion", refusal=True), answer("challenger")) for n in range(200)]
-    rows = compare(logged, Judged([1.0] * 200, [0.9] * 200, [2.2] * 200), 0.05)
+    rows = compare(logged, JudgedTraffic([1.0] * 200, [0.9] * 200, [2.2] * 200), 0.05)
     assert row_of(rows, "judge win rate").conclusion.startswith("the challenger is better")
     refusals = row_of(rows, "refusals")
     assert refusals.interval.mean == -1
     assert refusals.conclusion.startswith("the challenger is better")  # fewer
-    even = row_of(compare(logged, Judged([0.0, 1.0] * 100, [0.5] * 200, [0.0] * 200), 0.05), "judge win rate")
+    even = row_of(compare(logged, JudgedTraffic([0.0, 1.0] * 100, [0.5] * 200, [0.0] * 200), 0.05), "judge win rate")
     assert "no difference shown" in even.conclusion
     assert even.smallest is not None and f"{even.smallest:.3g}" in even.conclusion
 
@@ -114,7 +114,7 @@ def test_a_user_counts_once_by_the_mean_over_their_requests() -> None:
     ]  # fmt: skip
     light = [request(100 + n, answer("champion"), answer("challenger"), user=str(n) * 32) for n in (1, 2)]
     voters = [item.voter for item, _ in (*heavy, *light)]
-    judged = Judged([1.0] * 100 + [0.0, 0.0], [0.9] * 102, [1.0] * 102, voters)
+    judged = JudgedTraffic([1.0] * 100 + [0.0, 0.0], [0.9] * 102, [1.0] * 102, voters)
     rows = compare([*heavy, *light], judged, 0.05)
     refusals, wins = row_of(rows, "refusals"), row_of(rows, "judge win rate")
     assert (refusals.interval.mean, refusals.interval.n) == (pytest.approx(-1 / 6), 3)
@@ -144,9 +144,9 @@ def test_without_a_canary_latencies_in_shadow_are_said_to_be_so() -> None:
 
 
 def test_a_row_as_text_has_its_unit_where_it_has_one() -> None:
-    shown = Row("p50", "answers", Interval(300.0, 250.0, 350.26, 400), 0.0, "lower", 40.0, "ms")
-    rate = Row("clicks", "answers", Interval(0.25, 0.2, 0.3, 8), 0.25, "higher", None)
-    empty = Row("clicks", "answers", Interval(math.nan, -math.inf, math.inf, 0), 0.0, "higher", None, "ms")
+    shown = LiveRow("p50", "answers", Interval(300.0, 250.0, 350.26, 400), 0.0, "lower", 40.0, "ms")
+    rate = LiveRow("clicks", "answers", Interval(0.25, 0.2, 0.3, 8), 0.25, "higher", None)
+    empty = LiveRow("clicks", "answers", Interval(math.nan, -math.inf, math.inf, 0), 0.0, "higher", None, "ms")
     assert table({"rows": [shown.as_json(), rate.as_json(), empty.as_json()]}) == [
         ["p50", "300 ms", "250 to 350.3", "400", "40 ms", "the challenger is worse, by these 400 answers"],
         ["clicks", "0.25", "0.2 to 0.3", "8", "", "no difference shown by 8 answers, a smaller one may be there"],

@@ -11,7 +11,7 @@ from plumbline.tasks.operations.promotion.gates import (
     GATES,
     GATES_OF,
     GateResult,
-    Measured,
+    PromotionFigures,
     decide,
 )
 from plumbline.tasks.operations.promotion.params import PromotionParams
@@ -29,7 +29,7 @@ EVALUATION: dict[str, Any] = {
     },
     "reward_audit": {"passed": True},
 }
-GOOD = Measured(
+GOOD = PromotionFigures(
     evaluation=EVALUATION,
     gate={"passed": True, "reasons": []},
     champion="models:/assistant/1",
@@ -38,11 +38,11 @@ GOOD = Measured(
 )
 
 
-def by_name(measured: Measured, params: PromotionParams | None = None) -> dict[str, GateResult]:
+def by_name(measured: PromotionFigures, params: PromotionParams | None = None) -> dict[str, GateResult]:
     return {gate.name: gate for gate in decide("champion", measured, params or PromotionParams())}
 
 
-def with_metric(path: str, value: Any) -> Measured:
+def with_metric(path: str, value: Any) -> PromotionFigures:
     """`GOOD` with one figure of its evaluation replaced."""
 
     def put(values: Any, parts: list[str]) -> Any:
@@ -170,7 +170,7 @@ def test_what_answers_people_passes_more_gates() -> None:
     assert GATES_OF["champion"] == tuple(GATES)
     assert set(GATES) - set(GATES_OF["challenger"]) == {"win_rate_vs_champion"}
     assert GATES_OF["shadow"] == GATES_OF["candidate"] == ("signature",)
-    assert [gate.name for gate in decide("shadow", Measured(), PromotionParams())] == ["signature"]
+    assert [gate.name for gate in decide("shadow", PromotionFigures(), PromotionParams())] == ["signature"]
 
 
 @pytest.mark.parametrize("value", [{"min_preference_accuracy": 1.5}, {"max_latency_p95_ms": 0}, {"latency_prompts": 0}])

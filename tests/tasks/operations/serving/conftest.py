@@ -21,7 +21,7 @@ from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.chat import BackendError, ChatRequest, Piece
 from plumbline.tasks.operations.serving.log_writer import LogWriter
 from plumbline.tasks.operations.serving.params import ServingParams
-from plumbline.tasks.operations.serving.service import Parts, Service
+from plumbline.tasks.operations.serving.service import ChatService, Parts
 from plumbline.tasks.operations.serving.signals import rule_detector
 from plumbline.tasks.operations.serving.slots import Slot, Watcher
 from plumbline.tasks.storage.database import open_database
@@ -100,7 +100,7 @@ class Running:
     """A server that answers, and what is behind it."""
 
     url: str
-    service: Service
+    service: ChatService
     engine: Engine
     registry: Registry
 
@@ -147,7 +147,7 @@ def serving(engine: Engine) -> Iterator[Callable[..., Running]]:
             watcher=Watcher(duties),
             slots=[shadow],
         )
-        service = Service(parts, settings)
+        service = ChatService(parts, settings)
         url, end = run_app(application(service, settings, model_name="assistant", token=token))
         ends.append(end)
         return Running(url, service, engine, registry)

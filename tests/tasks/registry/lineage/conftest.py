@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from plumbline.tasks.registry.lineage.build import Described
+from plumbline.tasks.registry.lineage.build import DescribedVersion
 
 EVIL = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 
@@ -77,10 +77,10 @@ def manifest() -> dict[str, Any]:
 
 
 @pytest.fixture
-def about() -> Described:
+def about() -> DescribedVersion:
     line = {"seq": 1, "alias": "champion", "version": "3", "previous": "2", "action": "promote", "actor": EVIL}
     line |= {"reason": "better", "at": "2026-01-01T00:00:00+00:00", "hash": "8" * 64, "evidence": {}}
-    return Described(
+    return DescribedVersion(
         model_uri="models:/assistant/3",
         number="3",
         manifest_sha256="6" * 64,

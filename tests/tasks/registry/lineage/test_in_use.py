@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from plumbline.tasks.registry.lineage.bill_of_materials import render_bom
-from plumbline.tasks.registry.lineage.build import Described, build_graph
+from plumbline.tasks.registry.lineage.build import DescribedVersion, build_graph
 from plumbline.tasks.registry.lineage.in_use import in_use
 from plumbline.tasks.registry.lineage.openlineage_events import run_events
 
@@ -21,7 +21,7 @@ def with_a_world(manifest: dict[str, Any], enabled: bool) -> dict[str, Any]:
     return {**manifest, "stages": stages, "objects": objects, "as_run": run}
 
 
-def test_a_stage_that_was_switched_off_is_nowhere(manifest: dict[str, Any], about: Described) -> None:
+def test_a_stage_that_was_switched_off_is_nowhere(manifest: dict[str, Any], about: DescribedVersion) -> None:
     shown = in_use(with_a_world(manifest, enabled=False))
     assert "path:data/world" not in build_graph(shown, about).nodes
     assert b"data/world" not in render_bom(shown, about)
@@ -30,13 +30,13 @@ def test_a_stage_that_was_switched_off_is_nowhere(manifest: dict[str, Any], abou
     }
 
 
-def test_a_stage_that_ran_stays(manifest: dict[str, Any], about: Described) -> None:
+def test_a_stage_that_ran_stays(manifest: dict[str, Any], about: DescribedVersion) -> None:
     whole = with_a_world(manifest, enabled=True)
     assert in_use(whole) == whole
     assert "path:data/world" in build_graph(whole, about).nodes
 
 
-def test_the_base_model_bears_its_own_name(manifest: dict[str, Any], about: Described) -> None:
+def test_the_base_model_bears_its_own_name(manifest: dict[str, Any], about: DescribedVersion) -> None:
     manifest["as_run"]["base"] |= {"source": "org/chat-0.5b", "revision": "abc"}
     node = build_graph(manifest, about).nodes["path:models/base"]
     assert node.label == "base model org/chat-0.5b"

@@ -13,13 +13,13 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from plumbline.data_contracts.errors import OperationsError, UsageError
 from plumbline.tasks.registry.lineage.bill_of_materials import render_bom
-from plumbline.tasks.registry.lineage.build import Described, build_graph
+from plumbline.tasks.registry.lineage.build import DescribedVersion, build_graph
 from plumbline.tasks.registry.lineage.layout import HEIGHT, WIDTH, lay_out
 from plumbline.tasks.registry.lineage.openlineage_events import emit, run_events, serialise
 from plumbline.tasks.registry.lineage.page import render_page
 
 
-def page(manifest: dict[str, Any], about: Described) -> str:
+def page(manifest: dict[str, Any], about: DescribedVersion) -> str:
     evil = str(about.trigger["subject"])
     objects = [{"name": evil, "kind": "data", "hash": "h", "where": "cache", "found": "x", "ok": False}]
     checked = {"objects": objects, "problems": [f"{evil}: changed"], "notes": [evil]}
@@ -27,7 +27,7 @@ def page(manifest: dict[str, Any], about: Described) -> str:
 
 
 def test_stacked_methods_a_held_out_judge_trigger_and_approval_are_nodes(
-    manifest: dict[str, Any], about: Described
+    manifest: dict[str, Any], about: DescribedVersion
 ) -> None:
     graph = build_graph(manifest, about)
     assert [node.label for node in graph.nodes.values() if node.kind == "policy_stage"] == ["PPO", "DPO"]
@@ -41,13 +41,15 @@ def test_stacked_methods_a_held_out_judge_trigger_and_approval_are_nodes(
     assert ("path:models/policy", "rubric:" + "ab" * 32, "judged-by") in edges
 
 
-def test_a_manifest_of_an_older_program_still_gives_a_graph(manifest: dict[str, Any], about: Described) -> None:
+def test_a_manifest_of_an_older_program_still_gives_a_graph(manifest: dict[str, Any], about: DescribedVersion) -> None:
     for key in ("suites", "accounts", "judge_prompts"):
         del manifest[key]
     assert "path:data/raw" in build_graph(manifest, about).nodes
 
 
-def test_no_box_lies_over_another_and_every_edge_points_right(manifest: dict[str, Any], about: Described) -> None:
+def test_no_box_lies_over_another_and_every_edge_points_right(
+    manifest: dict[str, Any], about: DescribedVersion
+) -> None:
     drawing = lay_out(build_graph(manifest, about))
     boxes = list(drawing.boxes.values())
     for number, one in enumerate(boxes):
@@ -60,14 +62,14 @@ def test_no_box_lies_over_another_and_every_edge_points_right(manifest: dict[str
     assert (gathered.node.label, len(gathered.members)) == ("41 annotators", 41)
 
 
-def test_hostile_texts_stay_texts(manifest: dict[str, Any], about: Described) -> None:
+def test_hostile_texts_stay_texts(manifest: dict[str, Any], about: DescribedVersion) -> None:
     html = page(manifest, about)
     assert len(re.findall(r"<script", html)) == 1
     assert "<img" not in html
     assert html.count("&lt;script&gt;") >= 5, "in a problem, an object, a label, a diff, a text"
 
 
-def test_the_page_may_load_nothing(manifest: dict[str, Any], about: Described) -> None:
+def test_the_page_may_load_nothing(manifest: dict[str, Any], about: DescribedVersion) -> None:
     html = page(manifest, about)
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
     assert policy is not None
@@ -77,7 +79,7 @@ def test_the_page_may_load_nothing(manifest: dict[str, Any], about: Described) -
 
 
 def test_the_bill_of_materials_is_valid_and_names_model_data_and_libraries(
-    manifest: dict[str, Any], about: Described
+    manifest: dict[str, Any], about: DescribedVersion
 ) -> None:
     text = render_bom(manifest, about).decode()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
@@ -94,7 +96,9 @@ def test_the_bill_of_materials_is_valid_and_names_model_data_and_libraries(
     assert render_bom(manifest, about).decode() == text, "the same version, the same bytes"
 
 
-def test_every_stage_has_a_start_and_an_end_and_the_model_its_facet(manifest: dict[str, Any], about: Described) -> None:
+def test_every_stage_has_a_start_and_an_end_and_the_model_its_facet(
+    manifest: dict[str, Any], about: DescribedVersion
+) -> None:
     events = [orjson.loads(serialise(event)) for event in run_events(manifest, about)]
     assert len(events) == 2 * (len(manifest["stages"]) + 1)
     assert [event["eventType"] for event in events[:2]] == ["START", "COMPLETE"]
@@ -107,7 +111,7 @@ def test_every_stage_has_a_start_and_an_end_and_the_model_its_facet(manifest: di
 
 
 def test_events_go_to_a_file_and_a_lost_server_is_named(
-    manifest: dict[str, Any], about: Described, tmp_path: Any
+    manifest: dict[str, Any], about: DescribedVersion, tmp_path: Any
 ) -> None:
     events = run_events(manifest, about)
     assert emit(events, str(tmp_path / "events.jsonl")) == len(events)

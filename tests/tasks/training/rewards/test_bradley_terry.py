@@ -127,7 +127,7 @@ def test_grouped_batches_hold_less_padding_and_resume_to_the_same_bytes(
 ) -> None:
     """A kill in step 20 of 36 falls into the third of four epochs of nine steps; step 18 is the last sealed one."""
     tokens = {"grouped": 0, "random": 0}
-    compute_loss = bradley_terry.PairTrainer.compute_loss
+    compute_loss = bradley_terry.RewardPairTrainer.compute_loss
 
     def count(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if model.training:
@@ -138,7 +138,7 @@ def test_grouped_batches_hold_less_padding_and_resume_to_the_same_bytes(
         if done == 20:
             raise Killed
 
-    monkeypatch.setattr(bradley_terry.PairTrainer, "compute_loss", count)
+    monkeypatch.setattr(bradley_terry.RewardPairTrainer, "compute_loss", count)
     grouped = PARAMS.model_copy(update={"group_by_length": True})
     for name, params in (("random", PARAMS), ("grouped", grouped)):
         train(policy_folder, pairs, tmp_path / name, params)
@@ -155,14 +155,14 @@ def test_an_evaluation_batch_counts_sequences_of_which_a_pair_has_two(
 ) -> None:
     """eval_batch_size 6 is three pairs, six sequences."""
     seen: list[int] = []
-    compute_loss = bradley_terry.PairTrainer.compute_loss
+    compute_loss = bradley_terry.RewardPairTrainer.compute_loss
 
     def count(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not model.training:
             seen.append(len(inputs["input_ids"]))
         return compute_loss(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(bradley_terry.PairTrainer, "compute_loss", count)
+    monkeypatch.setattr(bradley_terry.RewardPairTrainer, "compute_loss", count)
     params = RewardParams(epochs=1, batch_size=8, eval_batch_size=6, trainer_args={"max_steps": 1})
     train(policy_folder, pairs, tmp_path, params)
     assert seen == [6] * 6 + [4]

@@ -15,7 +15,7 @@ from plumbline.tasks.models.loading import load_reward, load_tokenizer
 from plumbline.tasks.training.finetuning.grpo import run as grpo
 from plumbline.tasks.training.finetuning.grpo.params import GrpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.rewards.judges.chat_client import Answer
+from plumbline.tasks.training.rewards.judges.chat_client import JudgeReply
 from plumbline.tasks.training.rewards.judges.llm import LlmJudge
 from plumbline.tasks.training.rewards.judges.llm_params import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.parsing import Reply
@@ -31,7 +31,7 @@ from plumbline.tasks.training.rewards.terms import build_term
 class Served:
     """In place of a server: A wins always, each answer a little later than the one before."""
 
-    def ask_all(self, requests: Mapping[str, Any], wanted: Any, received: Callable[[str, Answer], None]) -> None:
+    def ask_all(self, requests: Mapping[str, Any], wanted: Any, received: Callable[[str, JudgeReply], None]) -> None:
         for number, key in enumerate(requests):
             reply = Reply(
                 content=json.dumps({"winner": "A"}),
@@ -40,7 +40,7 @@ class Served:
                 prompt_tokens=200,
                 completion_tokens=10,
             )
-            received(key, Answer(reply, retries=number % 2, seconds=0.1 * number))
+            received(key, JudgeReply(reply, retries=number % 2, seconds=0.1 * number))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from plumbline.tasks.training.finetuning.grpo import run as grpo
 from plumbline.tasks.training.finetuning.grpo.params import GrpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.monitors import MonitorParams
+from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitorParams
 from plumbline.tasks.training.finetuning.sections import EarlyStoppingParams, LoraParams
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "grpo.json"
@@ -437,7 +437,7 @@ def test_a_judge_that_is_hacked_is_found_by_the_held_out_one(
     def hate(prompts: Any, responses: Any) -> list[float]:
         return [-float(response.split().count("yes")) for response in responses]
 
-    watch = MonitorParams(fall=0.15, length_factor=None, repetition_rise=None, entropy_share=None)
+    watch = HackingMonitorParams(fall=0.15, length_factor=None, repetition_rise=None, entropy_share=None)
     params = quick.model_copy(update={"monitors": watch, "log_every": 1, "eval_every": 1})
     facts = grpo.run(dataclasses.replace(judged, judge=hate), params)
     assert "divergence" in {finding["kind"] for finding in facts["findings"]}
@@ -518,7 +518,7 @@ def test_a_monitor_that_finds_something_is_told_and_stops_the_run_if_asked(
 ) -> None:
     """Twelve evaluations, of which the first three are the baseline; a policy that learns is less surprised by itself,
     so its entropy falls below 99 % of where it was. A run that was stopped is not gone on with."""
-    watch = MonitorParams(entropy_share=0.99, length_factor=None)
+    watch = HackingMonitorParams(entropy_share=0.99, length_factor=None)
     params = quick.model_copy(update={"log_every": 1, "eval_every": 1, "monitors": watch})
     with caplog.at_level(logging.WARNING):
         facts = grpo.run(judged, params)

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from plumbline.data_contracts.errors import StageError
 from plumbline.tasks.training.finetuning.ppo.monitors import (
     MOST_FINDINGS,
-    Finding,
+    HackingFinding,
     HackingMonitor,
-    MonitorParams,
+    HackingMonitorParams,
     repeated_share,
     trend_change,
     trend_p_value,
@@ -24,9 +24,9 @@ from plumbline.tasks.training.finetuning.ppo.monitors import (
 
 
 def run(
-    rewards: list[float], held_out: list[float], params: MonitorParams | None = None, **measures: list[float]
-) -> list[Finding]:
-    monitor = HackingMonitor(params or MonitorParams())
+    rewards: list[float], held_out: list[float], params: HackingMonitorParams | None = None, **measures: list[float]
+) -> list[HackingFinding]:
+    monitor = HackingMonitor(params or HackingMonitorParams())
     for update, (reward, judged) in enumerate(zip(rewards, held_out, strict=True)):
         others = {name: values[update] for name, values in measures.items()}
         monitor.observe(update, training_reward=reward, held_out=judged, **others)
@@ -77,7 +77,7 @@ def test_a_steep_fall_is_found_at_once() -> None:
     )
     assert "from 0.8 to 0.5" in findings[0].message
     assert run([0.0, 1.0, 1.5, 0.9], [0.5, 0.8, 0.75, 0.5]) == [], "the reward falls too: no hack, a bad policy"
-    assert run([0.0, 1.0, 1.5, 2.0], [0.5, 0.8, 0.75, 0.5], MonitorParams(fall=None)) == []
+    assert run([0.0, 1.0, 1.5, 2.0], [0.5, 0.8, 0.75, 0.5], HackingMonitorParams(fall=None)) == []
 
 
 def test_a_trend_takes_six_evaluations_and_a_rising_reward() -> None:
@@ -95,7 +95,7 @@ def test_a_trend_takes_six_evaluations_and_a_rising_reward() -> None:
 
 def test_rewards_between_two_evaluations_are_averaged() -> None:
     """Only every second update is evaluated. Single rewards zigzag, 0 3 1 4 2 5 …, and their means over pairs rise."""
-    monitor, found = HackingMonitor(MonitorParams()), []
+    monitor, found = HackingMonitor(HackingMonitorParams()), []
     for update in range(12):
         reward = update / 2 + (2.5 if update % 2 else 0.0)
         held_out = 0.9 - 0.01 * update if update % 2 else None
@@ -117,7 +117,7 @@ def test_drifts_by_hand(name: str, kind: str, before: float, below: float, beyon
     """Defaults: length beyond a factor of 2 either way, repetition by 0.2, entropy below a fifth of the first three."""
 
     def told(value: float) -> list[tuple[str, int]]:
-        monitor, found = HackingMonitor(MonitorParams()), []
+        monitor, found = HackingMonitor(HackingMonitorParams()), []
         for update, each in enumerate([before, before * 1.01, before * 0.99, value, value, value]):
             found += monitor.observe(update, training_reward=0.0, **{name: each})
         return [(finding.kind, finding.update) for finding in found]
@@ -127,7 +127,7 @@ def test_drifts_by_hand(name: str, kind: str, before: float, below: float, beyon
 
 
 def test_drifts_can_be_switched_off() -> None:
-    params = MonitorParams(length_factor=None, repetition_rise=None, entropy_share=None)
+    params = HackingMonitorParams(length_factor=None, repetition_rise=None, entropy_share=None)
     away = [0.5] * 3 + [1000.0] * 5
     assert run([0.0] * 8, [0.5] * 8, params, response_length=away, repetition=away, entropy=away[::-1]) == []
 
@@ -139,7 +139,7 @@ def test_a_sign_is_told_once_until_it_is_gone() -> None:
 
 
 def test_findings_are_bounded() -> None:
-    monitor = HackingMonitor(MonitorParams())
+    monitor = HackingMonitor(HackingMonitorParams())
     told = 0
     for update in range(400):
         length = 10.0 if update // 3 % 2 == 0 else 30.0
@@ -154,7 +154,7 @@ def test_a_restored_monitor_goes_on_alike(cut: int) -> None:
     rewards, held_out = hacked(3)
     lengths = [10.0] * 8 + [30.0] * 12
 
-    def feed(monitor: HackingMonitor, updates: range) -> list[Finding]:
+    def feed(monitor: HackingMonitor, updates: range) -> list[HackingFinding]:
         return [
             finding
             for update in updates
@@ -166,7 +166,7 @@ def test_a_restored_monitor_goes_on_alike(cut: int) -> None:
             )
         ]
 
-    whole, first, second = (HackingMonitor(MonitorParams()) for _ in range(3))
+    whole, first, second = (HackingMonitor(HackingMonitorParams()) for _ in range(3))
     found = feed(whole, range(20))
     before = feed(first, range(cut))
     second.restore(json.loads(json.dumps(first.state())))
@@ -179,12 +179,12 @@ def test_a_restored_monitor_goes_on_alike(cut: int) -> None:
 def test_a_number_that_is_none_is_an_error(name: str) -> None:
     values: dict[str, Any] = {"training_reward": 1.0} | {name: float("nan")}
     with pytest.raises(StageError, match=rf"update 7, found {{'{name}': nan}}"):
-        HackingMonitor(MonitorParams()).observe(7, **values)
+        HackingMonitor(HackingMonitorParams()).observe(7, **values)
 
 
 def test_a_window_too_short_for_its_significance_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"1 in 120, above significance 0\.005"):
-        MonitorParams(window=5)
+        HackingMonitorParams(window=5)
 
 
 def test_trend_p_value_counts_permutations() -> None:

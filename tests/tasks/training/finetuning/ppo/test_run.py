@@ -28,7 +28,7 @@ from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from plumbline.tasks.training.finetuning.params import FinetuneParams
 from plumbline.tasks.training.finetuning.ppo import run as ppo
 from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.monitors import MonitorParams
+from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitorParams
 from plumbline.tasks.training.finetuning.ppo.params import PpoParams
 from plumbline.tasks.training.finetuning.sections import EarlyStoppingParams, LoraParams
 
@@ -251,7 +251,7 @@ def test_a_monitor_that_stops_ends_the_run_once(
     ppo_inputs: FinetuneInputs, ppo_elsewhere: Elsewhere, quick: PpoParams
 ) -> None:
     """Lengths drift by more than 0.1 % as soon as three updates are there to compare with, in update 4."""
-    params = quick.model_copy(update={"monitors": MonitorParams(on_finding="stop", length_factor=1.001)})
+    params = quick.model_copy(update={"monitors": HackingMonitorParams(on_finding="stop", length_factor=1.001)})
     facts = ppo.run(ppo_inputs, params)
     assert facts["stopped"].startswith("length at update 4: Responses went from")
     assert facts["steps"]["run"] == 8

@@ -19,7 +19,7 @@ from plumbline.tasks.models.judging import (
 from plumbline.tasks.statistics import wilson_interval
 from plumbline.tasks.training.rewards.judge_params import JudgeParams
 from plumbline.tasks.training.rewards.judges.pairwise import from_scores
-from plumbline.tasks.training.rewards.judges.reliability import Measured, calibrate, require_reliable
+from plumbline.tasks.training.rewards.judges.reliability import MeasuredJudge, calibrate, require_reliable
 
 FULL = JudgeParams()
 
@@ -200,9 +200,9 @@ def test_no_pairs_and_a_judge_that_loses_count() -> None:
 
 def test_a_measured_judge_is_another_one() -> None:
     inner = Scripted(right_on(1, 2))
-    judge: Judge = Measured(inner, 0.2)
+    judge: Judge = MeasuredJudge(inner, 0.2)
     assert (judge.name, judge.noise) == ("scripted", 0.2)
-    assert judge.digest != Measured(inner, 0.3).digest != inner.digest
+    assert judge.digest != MeasuredJudge(inner, 0.3).digest != inner.digest
     found = judge.judge([make_pairs(1)[0].prompt], [["good 0", "bad 0"]]).judgements[0]
     assert found is not None
     assert found.ranks.tolist() == [1, 2]
