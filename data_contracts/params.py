@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from plumbline.data_contracts.errors import ParamsError
 
+PARAMS_FILE = "params.yaml"
+"""The file of a workspace's params."""
+
 
 class Section(BaseModel):
     """One section of `params.yaml`. Every field has a description with its unit."""

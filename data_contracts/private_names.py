@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 from plumbline.data_contracts.errors import OperationsError
 
@@ -21,8 +22,8 @@ def private_names(library: str) -> Iterator[None]:
         raise _other_version(library, str(error)) from error
 
 
-def require_names(library: str, owner: type, *names: str) -> None:
-    """Raise `OperationsError` unless a class of the library still has these private names."""
+def require_names(library: str, owner: type | ModuleType, *names: str) -> None:
+    """Raise `OperationsError` unless a class or module of the library still has these private names."""
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         raise _other_version(library, f"{owner.__name__} has no {', '.join(missing)}")

@@ -1,1 +1,1 @@
-"""Verbs (`tasks/*.py`: Prefect tasks) and nouns (`tasks/<noun>/`: plain Python)."""
+"""The loop in five wings: data, training, evaluation, registry, operations; verbs are files, nouns are folders."""

@@ -11,6 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_OVERRIDES = """
+import importlib, inspect, sys
+ours = ("plumbline", "builtins", "pydantic", "typing", "abc", "enum")
+for name in sys.argv[1:]:
+    for own in vars(importlib.import_module(name)).values():
+        if not inspect.isclass(own) or own.__module__ != name:
+            continue
+        for member in vars(own):
+            for base in own.__mro__:
+                foreign = base.__module__.partition(".")[0] not in ours
+                if member.startswith("_") and not member.startswith("__") and foreign and member in vars(base):
+                    print(f"{own.__name__}.{member}")
+"""
+_MADE_BY_THE_LIBRARY = {"_backward_cls", "_abc_impl"}  # by torch.autograd.Function and by abc
 PACKAGES = ("data_contracts", "flows", "tasks")
 
 
@@ -67,3 +81,19 @@ def test_a_folder_with_modules_of_our_folders_names_starts_the_command_line_and_
         check=False,
     )
     assert (listed.returncode, "retrain" in listed.stdout) == (0, True), listed.stderr
+
+
+def test_what_overrides_a_private_name_of_a_library_says_so() -> None:
+    """A library that renames the method would leave ours uncalled, without a word: `require_names` ends the import."""
+    guarded, modules = set(), []
+    for path, tree in sources("tasks", "flows"):
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.bases]
+        if classes:
+            modules.append("plumbline." + path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require_names":
+                guarded |= {name.value for name in node.args[2:] if isinstance(name, ast.Constant)}
+    done = subprocess.run([sys.executable, "-c", _OVERRIDES, *modules], capture_output=True, text=True, check=True)
+    overridden = {line for line in done.stdout.split() if line.split(".")[1] not in _MADE_BY_THE_LIBRARY}
+    assert "PPOTrainer._clip_grad_norm" in overridden
+    assert {line for line in overridden if line.split(".")[1] not in guarded} == set()

@@ -29,10 +29,10 @@ from ruamel.yaml.tokens import CommentToken
 
 from plumbline.data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from plumbline.data_contracts.errors import ParamsError, UsageError
+from plumbline.data_contracts.params import PARAMS_FILE as PARAMS_FILE
 from plumbline.data_contracts.params import Section, flatten
 from plumbline.data_contracts.secrets import mask
 from plumbline.flows.graph.schedule_params import ScheduleParams
-from plumbline.flows.graph.workspaces import PARAMS_FILE as PARAMS_FILE
 from plumbline.tasks.data.curation.params import CurationParams
 from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.sample_world.params import SampleWorldParams

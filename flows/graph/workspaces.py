@@ -11,10 +11,10 @@ from filelock import FileLock, Timeout
 
 from plumbline.data_contracts.artifact import FULL_DISK, write_bytes
 from plumbline.data_contracts.errors import UsageError, WorkspaceBusy
+from plumbline.data_contracts.params import PARAMS_FILE
 from plumbline.data_contracts.secrets import has_password, mask
 from plumbline.flows.graph.half_made import undone_on_failure
 
-PARAMS_FILE = "params.yaml"
 _IGNORE_ALL = b"*\n"  # state, logs and databases of this machine, whatever a .gitignore that was there says
 _OWN_FOLDERS = (".git", ".dvc", ".plumbline", "params", "data", "data/raw", ".git/index", ".plumbline/.gitignore")
 _LOOK_EVERY_S = 1.0  # how often a run that waits looks whether the workspace is free

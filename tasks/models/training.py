@@ -18,7 +18,7 @@ from plumbline.tasks.models.full_disk import full_disk_named
 from plumbline.tasks.models.processes import first_alone, is_first
 
 # called below; overridden in tasks.models.length_groups
-require_names("transformers", Trainer, "_load_best_model", "_get_train_sampler")
+require_names("transformers", Trainer, "_load_best_model", "_get_train_sampler", "_determine_best_metric")
 
 
 def train(trainer: Trainer, runs_in: Path) -> TrainerState:

@@ -26,11 +26,15 @@ from openlineage.client.facet_v2 import (
 from openlineage.client.serde import Serde
 
 from plumbline.data_contracts.errors import OperationsError, UsageError
+from plumbline.data_contracts.private_names import require_names
 from plumbline.data_contracts.secrets import mask
 from plumbline.tasks.registry.lineage.build import DescribedVersion
 
 if TYPE_CHECKING:
     from openlineage.client.transport.http import HttpTransport
+
+require_names("openlineage-python", DatasetFacet, "_get_schema")
+require_names("openlineage-python", RunFacet, "_get_schema")
 
 NAMESPACE = "plumbline"
 PRODUCER = "https://pypi.org/project/plumbline"

@@ -18,6 +18,7 @@ from typing import Any
 
 from plumbline.data_contracts.artifact import write_bytes
 from plumbline.data_contracts.private_files import workspace_umask
+from plumbline.data_contracts.private_names import require_names
 
 _READ_ONLY = 0o444
 
@@ -27,6 +28,7 @@ def write_whole_files() -> None:
     from dvc.utils.serialize import _common, _yaml
 
     for module in (_common, _yaml):
+        require_names("dvc", module, "_dump_data")
         module._dump_data = _dump_whole
 
 
@@ -41,7 +43,7 @@ def write_private_files(root: Path) -> None:
     mask = workspace_umask(root)
     modules: tuple[Any, ...] = (local, generic, utils)
     for module in modules:
-        assert hasattr(module, "umask"), f"{module.__name__} has no umask any more: how does DVC set modes now?"
+        require_names("dvc", module, "umask")
         module.umask = mask
     local.LocalHashFileDB.CACHE_MODE = _READ_ONLY & ~mask
 

@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.models.length_groups import GroupsByLength
 from plumbline.tasks.models.packed_head import read_packed
 from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pairs
@@ -40,6 +41,8 @@ from plumbline.tasks.training.finetuning.offline import (
 from plumbline.tasks.training.finetuning.params import DpoParams
 from plumbline.tasks.training.finetuning.tokens import of_passes
 from plumbline.tasks.training.finetuning.validation import Validation
+
+require_names("trl", DPOTrainer, "_precompute_ref_logps", "_prepare_dataset")
 
 METHOD = "dpo"
 WHERE = f"finetune.{METHOD}"

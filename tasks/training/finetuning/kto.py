@@ -24,6 +24,7 @@ from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.models.chat import encode_all
 from plumbline.tasks.models.length_groups import LengthGroups
 from plumbline.tasks.models.packed_head import read_packed
@@ -47,6 +48,8 @@ from plumbline.tasks.training.finetuning.validation import Validation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+require_names("trl", KTOTrainer, "_precompute_ref_logps", "_prepare_dataset")
 
 METHOD = "kto"
 WHERE = f"finetune.{METHOD}"

@@ -19,6 +19,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from plumbline.data_contracts.artifact import write_json
+from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.models.judging import Floats
 from plumbline.tasks.models.packed_head import read_packed
 from plumbline.tasks.models.responses import unadapted
@@ -31,6 +32,8 @@ from plumbline.tasks.training.finetuning.ppo.monitors import repeated_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+
+require_names("trl", GRPOTrainer, "_generate_and_score_completions", "_get_per_token_logps_and_entropies")
 
 STATE = "grpo.json"
 """In each checkpoint: β and its control, counts, what the reward's normalisation has learned."""

@@ -10,7 +10,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from transformers import Trainer
+
 from plumbline.data_contracts.errors import ParamsError
+from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.training.finetuning.arena import near_first
 from plumbline.tasks.training.finetuning.ppo.checkpointing import SavesActorCritic
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
@@ -21,6 +24,8 @@ from plumbline.tasks.training.finetuning.ppo.rollouts import on_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl
+
+require_names("transformers", Trainer, "_determine_best_metric", "_maybe_log_save_evaluate")
 
 logger = logging.getLogger(__name__)
 

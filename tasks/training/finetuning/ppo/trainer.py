@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import Trainer
 
 from plumbline.data_contracts.errors import ParamsError, StageError
+from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.models.loading import context_length
 from plumbline.tasks.training.finetuning.ppo.advantages import gae, whiten
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from plumbline.tasks.models.judging import Reward
+
+require_names("transformers", Trainer, "_clip_grad_norm", "_get_grad_norm")
 
 logger = logging.getLogger(__name__)
 
