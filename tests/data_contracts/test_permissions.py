@@ -37,11 +37,11 @@ def test_the_topmost_barrier_is_named(tmp_path: Path, closed: str, said: str) ->
     code, folder = home / "code", home / "folder"
     file = folder / "database"
     try:
-        (code / "data_contracts").mkdir(parents=True)
+        (code / "plumbline/data_contracts").mkdir(parents=True)
         folder.mkdir()
         file.write_text("")
         for name in ("permissions.py", "errors.py"):
-            shutil.copy(Path(permissions.__file__).with_name(name), code / "data_contracts")
+            shutil.copy(Path(permissions.__file__).with_name(name), code / "plumbline/data_contracts")
         subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
         folder.chmod(0o700 if closed == "folder" else 0o755)
         file.chmod(0o600 if closed == "file" else 0o644)

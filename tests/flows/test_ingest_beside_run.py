@@ -40,7 +40,8 @@ def test_ingest_in_a_loop_beside_a_run_with_kills(fresh: Callable[[str], Workspa
             assert ingest.returncode in (0, -9), (tmp_path / "log").read_text()
         out, _ = run.communicate(timeout=900)
     assert run.returncode == 0, (tmp_path / "log").read_text() + out.decode()
-    assert len(kept) >= MOST / 2
+    assert len(sent) > 2
+    assert len(kept) >= len(sent) / 2
     during = orjson.loads((workspace.root / "data/validated/report.json").read_bytes())
     seen = [batch["file"] for batch in during["batches"] if batch["file"].startswith("data/raw/")]
     assert len(seen) < len(kept), "the run read what was there when it began"

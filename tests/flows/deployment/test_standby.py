@@ -23,7 +23,7 @@ if __name__ == "__main__":
 """
 _WAIT = """
 from plumbline.flows.deployment import standby
-standby.ENGINE, standby.NEEDED, standby._OURS = "engine", (), ("engine",)
+standby.ENGINE, standby.NEEDED, standby._OURS = "engine", (), "engine"
 standby.main(["engine:flow"])
 """
 
