@@ -18,12 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.curation_sets import SOUND, plant, sound
-from plumbline.data_contracts.records import (
-    Message,
-    Origin,
-    PreferencePair,
-    load_jsonl,
-)
+from plumbline.data_contracts.records import Message, Origin, PreferencePair, load_jsonl
 from plumbline.tasks.data.curation.curate import Curated, curate
 from plumbline.tasks.data.curation.params import CurationParams, LengthLimitParams, SplitParams
 

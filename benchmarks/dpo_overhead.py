@@ -22,12 +22,7 @@ def build_inputs(folder: Path, count: int) -> tuple[Path, list[Any]]:
     """A random model of the sample world's size with a tokenizer of its own, and clean pairs of that world."""
     import orjson
 
-    from plumbline.data_contracts.records import (
-        CuratedPair,
-        Message,
-        Origin,
-        load_conversations,
-    )
+    from plumbline.data_contracts.records import CuratedPair, Message, Origin, load_conversations
     from plumbline.tasks.data.sample_world.generate import generate
     from plumbline.tasks.data.sample_world.params import DefectRates, SampleWorldParams
     from plumbline.tasks.models.loading import save_model, seed_everything

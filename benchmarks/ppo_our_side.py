@@ -23,12 +23,7 @@ def make_trainer(job: dict[str, Any]) -> Any:
     from torch.optim.lr_scheduler import LambdaLR
 
     from plumbline.tasks.models import fast_linear
-    from plumbline.tasks.models.loading import (
-        load_policy,
-        load_reward,
-        load_tokenizer,
-        seed_everything,
-    )
+    from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer, seed_everything
     from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
     from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
     from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams

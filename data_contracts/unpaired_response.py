@@ -10,13 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plumbline.data_contracts.contract_suite import (
-    Contract,
-    KnownIds,
-    Violation,
-    blank_turns,
-    check,
-)
+from plumbline.data_contracts.contract_suite import Contract, KnownIds, Violation, blank_turns, check
 from plumbline.data_contracts.plain_checks import Columns
 from plumbline.data_contracts.records import UnpairedResponse
 

@@ -7,12 +7,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from plumbline.flows.cli.arguments import (
-    HERE,
-    Directory,
-    Json,
-    workspace_root,
-)
+from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
 from plumbline.flows.cli.output import Output
 
 Format = Literal["tree", "json", "html", "openlineage", "cyclonedx"]

@@ -8,12 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plumbline.flows.cli.arguments import (
-    HERE,
-    Directory,
-    Json,
-    workspace_root,
-)
+from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
 from plumbline.flows.cli.output import Output
 
 

@@ -17,13 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from plumbline.data_contracts import errors
-from plumbline.data_contracts.errors import (
-    CheckFailed,
-    OperationsError,
-    PlumblineError,
-    StageError,
-    UsageError,
-)
+from plumbline.data_contracts.errors import CheckFailed, OperationsError, PlumblineError, StageError, UsageError
 from plumbline.flows.cli.output import Output
 from plumbline.flows.deployment.deployments import (
     NAMES,
@@ -34,12 +28,7 @@ from plumbline.flows.deployment.deployments import (
     describe,
 )
 from plumbline.flows.deployment.environment import quiet_prefect
-from plumbline.flows.deployment.servers import (
-    NoServer,
-    Server,
-    connected,
-    find_server,
-)
+from plumbline.flows.deployment.servers import NoServer, Server, connected, find_server
 from plumbline.flows.graph.params import Params, load_params, save_params
 from plumbline.tasks.operations.announce import workspace_id
 from plumbline.tasks.operations.services.plan import WORK_POOL

@@ -15,12 +15,7 @@ from urllib.request import urlopen
 from packaging.requirements import Requirement
 from rich.table import Table
 
-from plumbline.data_contracts.errors import (
-    CheckFailed,
-    PlumblineError,
-    RegistryError,
-    UsageError,
-)
+from plumbline.data_contracts.errors import CheckFailed, PlumblineError, RegistryError, UsageError
 from plumbline.data_contracts.secrets import mask
 from plumbline.flows.cli.output import Output
 

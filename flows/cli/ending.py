@@ -23,12 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from plumbline.data_contracts.artifact import full_disk_as_stage_error
-from plumbline.data_contracts.errors import (
-    Interrupted,
-    PlumblineError,
-    UnexpectedError,
-    UsageError,
-)
+from plumbline.data_contracts.errors import Interrupted, PlumblineError, UnexpectedError, UsageError
 from plumbline.data_contracts.permissions import permissions_as_errors
 from plumbline.data_contracts.secrets import mask
 from plumbline.flows.cli.output import Output, report_as_json, report_failure

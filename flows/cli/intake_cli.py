@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plumbline.flows.cli.arguments import (
-    HERE,
-    Directory,
-    Json,
-    workspace_root,
-)
+from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
 from plumbline.flows.cli.ending import until_ended
 from plumbline.flows.cli.output import Output
 

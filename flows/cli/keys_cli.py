@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plumbline.flows.cli.arguments import (
-    HERE,
-    Directory,
-    Json,
-    workspace_root,
-)
+from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:

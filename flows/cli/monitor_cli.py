@@ -9,12 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from plumbline.data_contracts.errors import CheckFailed, UsageError
-from plumbline.flows.cli.arguments import (
-    HERE,
-    Directory,
-    Json,
-    workspace_root,
-)
+from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
 from plumbline.flows.cli.output import Output
 from plumbline.flows.deployment import environment
 

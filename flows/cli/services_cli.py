@@ -8,13 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plumbline.flows.cli.arguments import (
-    HERE,
-    Directory,
-    Json,
-    Overlays,
-    Settings,
-)
+from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings
 from plumbline.flows.cli.output import Output
 
 

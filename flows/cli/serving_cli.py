@@ -10,14 +10,7 @@ from typing import Annotated
 import typer
 
 from plumbline.data_contracts.errors import CheckFailed
-from plumbline.flows.cli.arguments import (
-    HERE,
-    Directory,
-    Json,
-    Overlays,
-    Settings,
-    workspace_root,
-)
+from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
 from plumbline.flows.cli.ending import until_ended
 from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.promote_cli import OverrideName, OverrideReason, override_of

@@ -23,12 +23,7 @@ from plumbline.tasks.access.identity import who_answers
 from plumbline.tasks.operations.announce import server_url
 from plumbline.tasks.operations.services.addresses import known_server
 from plumbline.tasks.operations.services.credentials import PREFECT, find_credentials
-from plumbline.tasks.operations.services.health import (
-    foreign_server,
-    refused_credentials,
-    require_version,
-    why_silent,
-)
+from plumbline.tasks.operations.services.health import foreign_server, refused_credentials, require_version, why_silent
 from plumbline.tasks.operations.services.plan import HOST, services_folder
 
 if TYPE_CHECKING:

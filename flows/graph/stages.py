@@ -9,12 +9,7 @@ from ruamel.yaml import YAML
 from plumbline.tasks.data import curate_preferences, make_sample_world, validate_feedback
 from plumbline.tasks.evaluation import decide_gate, evaluate_policy
 from plumbline.tasks.pipeline.stage import Stage
-from plumbline.tasks.training import (
-    build_base,
-    build_reference,
-    finetune_policy,
-    train_reward,
-)
+from plumbline.tasks.training import build_base, build_reference, finetune_policy, train_reward
 
 _ORDER = (
     make_sample_world.STAGE,

@@ -13,18 +13,8 @@ import orjson
 
 from plumbline.data_contracts.artifact import full_disk_as_stage_error, write_json
 from plumbline.data_contracts.errors import ContractViolation, PlumblineError
-from plumbline.data_contracts.records import (
-    PreferencePair,
-    UnpairedResponse,
-    dump_jsonl,
-    load_jsonl,
-)
-from plumbline.tasks.data.curate_preferences import (
-    UNPAIRED,
-    account,
-    objections,
-    set_aside,
-)
+from plumbline.data_contracts.records import PreferencePair, UnpairedResponse, dump_jsonl, load_jsonl
+from plumbline.tasks.data.curate_preferences import UNPAIRED, account, objections, set_aside
 from plumbline.tasks.data.curation.curate import curate
 from plumbline.tasks.data.curation.params import CurationParams, SplitParams
 from plumbline.tasks.data.curation.unpaired import curate_unpaired
@@ -145,12 +135,7 @@ def _under_template(
     if not (base / "config.json").is_file():
         return {}
     from plumbline.tasks.models.loading import load_tokenizer
-    from plumbline.tasks.models.renderable import (
-        REFUSED,
-        SPELLED,
-        sift,
-        spelled,
-    )
+    from plumbline.tasks.models.renderable import REFUSED, SPELLED, sift, spelled
 
     tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
     kept, refused = sift(tokenizer, records)

@@ -40,25 +40,14 @@ from plumbline.tasks.evaluation.comparison.budget import readings_of
 from plumbline.tasks.evaluation.comparison.cost import Cost, Metered, read_cost
 from plumbline.tasks.evaluation.comparison.params import CompareParams
 from plumbline.tasks.evaluation.comparison.recommend import VariantRefusal
-from plumbline.tasks.evaluation.comparison.report import (
-    Comparison,
-    Shared,
-    compare,
-    write_report,
-)
+from plumbline.tasks.evaluation.comparison.report import Comparison, Shared, compare, write_report
 from plumbline.tasks.evaluation.comparison.table import Trial, read_outcomes
 from plumbline.tasks.evaluation.comparison.variants import Variant
 from plumbline.tasks.evaluation.measures.gate import decide
 from plumbline.tasks.evaluation.measures.params import GateParams
 from plumbline.tasks.pipeline.isolation import run_isolated
 from plumbline.tasks.pipeline.session import Session
-from plumbline.tasks.pipeline.stage import (
-    Stage,
-    StageRecord,
-    declared,
-    digest_of,
-    fill,
-)
+from plumbline.tasks.pipeline.stage import Stage, StageRecord, declared, digest_of, fill
 from plumbline.tasks.pipeline.watch import watch
 from plumbline.tasks.training import finetune_policy
 

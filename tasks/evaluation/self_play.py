@@ -12,12 +12,7 @@ from typing import Any
 
 import orjson
 
-from plumbline.data_contracts.artifact import (
-    MANIFEST,
-    read_artifact,
-    verify_artifact,
-    write_bytes,
-)
+from plumbline.data_contracts.artifact import MANIFEST, read_artifact, verify_artifact, write_bytes
 from plumbline.data_contracts.errors import ArtifactError, UsageError
 from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.records import CuratedPair, load_jsonl

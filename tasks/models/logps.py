@@ -16,12 +16,7 @@ import torch
 
 from plumbline.data_contracts.errors import ModelError
 from plumbline.tasks.models.distributions import target_logps
-from plumbline.tasks.models.responses import (
-    Layout,
-    packs,
-    response_logits,
-    unadapted,
-)
+from plumbline.tasks.models.responses import Layout, packs, response_logits, unadapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plumbline.data_contracts.errors import ModelError
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Message,
-    PreferencePair,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import CuratedPair, Message, PreferencePair, UnpairedResponse
 from plumbline.tasks.models.chat import answered, refused_by_template
 from plumbline.tasks.models.control_tokens import control_tokens
 

@@ -17,14 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from plumbline.tasks.models.packing import (
-    Packing,
-    backbone,
-    can_pack,
-    hidden_states,
-    pack,
-    probing,
-)
+from plumbline.tasks.models.packing import Packing, backbone, can_pack, hidden_states, pack, probing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

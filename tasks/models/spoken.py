@@ -16,12 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.models.chat import (
-    common_prefix,
-    encode_conversations,
-    encode_prompts,
-    end_token_id,
-)
+from plumbline.tasks.models.chat import common_prefix, encode_conversations, encode_prompts, end_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -29,12 +29,7 @@ from plumbline.tasks.operations.freshness.outbox import Standing, standings
 from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.latest import LatestModel, latest_model
-from plumbline.tasks.storage.database.outbox_tables import (
-    ABANDONED,
-    SPENT,
-    WAITING,
-    utc_now,
-)
+from plumbline.tasks.storage.database.outbox_tables import ABANDONED, SPENT, WAITING, utc_now
 
 
 class AdmitParams(AnnounceParams, Protocol):

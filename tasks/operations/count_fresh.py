@@ -27,12 +27,7 @@ import orjson
 
 from plumbline.data_contracts.artifact import write_bytes
 from plumbline.data_contracts.params import Section
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    PreferencePair,
-    UnpairedResponse,
-    load_jsonl,
-)
+from plumbline.data_contracts.records import CuratedPair, PreferencePair, UnpairedResponse, load_jsonl
 from plumbline.tasks.data.curate_preferences import UNPAIRED
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.leakage import clean_leaks

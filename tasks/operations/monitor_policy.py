@@ -33,12 +33,7 @@ from plumbline.tasks.operations.announce import drain_outbox, request_retraining
 from plumbline.tasks.operations.freshness.params import TriggerParams
 from plumbline.tasks.operations.judge_traffic import judge_traffic
 from plumbline.tasks.operations.monitoring import observations
-from plumbline.tasks.operations.monitoring.checks import (
-    RIVAL,
-    STREAMS,
-    MonitorEvidence,
-    read,
-)
+from plumbline.tasks.operations.monitoring.checks import RIVAL, STREAMS, MonitorEvidence, read
 from plumbline.tasks.operations.monitoring.drift import shifts
 from plumbline.tasks.operations.monitoring.params import MonitorParams
 from plumbline.tasks.operations.monitoring.report import markdown

@@ -15,29 +15,13 @@ from typing import Any, Literal, Protocol
 
 from sqlalchemy import Engine
 
-from plumbline.data_contracts.errors import (
-    PlumblineError,
-    RegistryRefused,
-    SignatureError,
-    UsageError,
-    VersioningError,
-)
+from plumbline.data_contracts.errors import PlumblineError, RegistryRefused, SignatureError, UsageError, VersioningError
 from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.operations.compare_champion import Sampling, compare_champion, measure_latency
-from plumbline.tasks.operations.promotion.gates import (
-    GATES_OF,
-    GateResult,
-    PromotionFigures,
-    decide,
-)
+from plumbline.tasks.operations.promotion.gates import GATES_OF, GateResult, PromotionFigures, decide
 from plumbline.tasks.operations.promotion.params import PromotionParams
 from plumbline.tasks.registry.ledger import ledger as books
-from plumbline.tasks.registry.ledger.ledger import (
-    Action,
-    LedgerEntry,
-    Move,
-    alias_state,
-)
+from plumbline.tasks.registry.ledger.ledger import Action, LedgerEntry, Move, alias_state
 from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.champions import champion_before, was_champion

@@ -12,12 +12,7 @@ import numpy as np
 
 from plumbline.data_contracts.errors import PlumblineError
 from plumbline.tasks.operations.monitor_policy import MonitorSettings
-from plumbline.tasks.operations.monitoring.live_report import (
-    JudgedTraffic,
-    Logged,
-    compare,
-    mirrored,
-)
+from plumbline.tasks.operations.monitoring.live_report import JudgedTraffic, Logged, compare, mirrored
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.registry.signing.keys import verifying_key
 from plumbline.tasks.registry.store.client import Store

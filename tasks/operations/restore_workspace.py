@@ -21,15 +21,7 @@ import orjson
 from plumbline.data_contracts.artifact import FULL_DISK, sha256_file
 from plumbline.data_contracts.errors import CheckFailed, UsageError
 from plumbline.data_contracts.inner_paths import is_inner
-from plumbline.tasks.operations.backup_workspace import (
-    BUNDLE,
-    DUMPS,
-    FILES,
-    KEYS,
-    MANIFEST,
-    OBJECTS,
-    SCHEMA,
-)
+from plumbline.tasks.operations.backup_workspace import BUNDLE, DUMPS, FILES, KEYS, MANIFEST, OBJECTS, SCHEMA
 from plumbline.tasks.registry.signing.keys import default_key_path
 from plumbline.tasks.storage.database.location import REMOTE, STATE
 from plumbline.tasks.storage.versioning.git import run_git

@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from plumbline.data_contracts.errors import OperationsError, UsageError
-from plumbline.tasks.operations.promote_model import (
-    Override,
-    Promotion,
-    PromotionSettings,
-    promote,
-)
+from plumbline.tasks.operations.promote_model import Override, Promotion, PromotionSettings, promote
 from plumbline.tasks.operations.promotion.gates import require_answering
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.canary import CanaryRecord, canaries, reopen

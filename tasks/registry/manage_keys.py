@@ -14,18 +14,8 @@ from plumbline.data_contracts.errors import SignatureError, UsageError
 from plumbline.tasks.registry.ledger.ledger import open_ledger, record_keys
 from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.signing.key_files import VerifyingKey, canonical_pem, make_key_beside
-from plumbline.tasks.registry.signing.keys import (
-    configured_path,
-    private_keys,
-    signing_key,
-    verifying_key,
-)
-from plumbline.tasks.registry.signing.trust import (
-    Statement,
-    Trust,
-    load_trust,
-    state,
-)
+from plumbline.tasks.registry.signing.keys import configured_path, private_keys, signing_key, verifying_key
+from plumbline.tasks.registry.signing.trust import Statement, Trust, load_trust, state
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.kept import signatures_of
 from plumbline.tasks.storage.database.params import OperationsParams

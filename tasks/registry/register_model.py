@@ -24,12 +24,7 @@ from plumbline.tasks.registry.versions.card import render_card
 from plumbline.tasks.registry.versions.manifest import all_paths, build_manifest, published_files
 from plumbline.tasks.registry.versions.registered import Upload, register, results_key
 from plumbline.tasks.storage.database.params import OperationsParams
-from plumbline.tasks.storage.versioning.git import (
-    head_commit,
-    is_dirty,
-    program_identity,
-    workspace_state,
-)
+from plumbline.tasks.storage.versioning.git import head_commit, is_dirty, program_identity, workspace_state
 from plumbline.tasks.storage.versioning.lock import current_hashes, read_lock, read_tracked
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 from plumbline.tasks.storage.versioning.workspace import Versions

@@ -18,12 +18,7 @@ from rich.table import Table
 
 from plumbline.data_contracts.errors import PlumblineError, RegistryError
 from plumbline.tasks.registry.index_lineage import INDEXED, dataset_index, open_index
-from plumbline.tasks.registry.lineage.index import (
-    Hit,
-    LineageIndex,
-    bare,
-    require_hash,
-)
+from plumbline.tasks.registry.lineage.index import Hit, LineageIndex, bare, require_hash
 from plumbline.tasks.registry.lineage.records_index import (
     ANNOTATORS,
     BATCHES,

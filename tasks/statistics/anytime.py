@@ -28,19 +28,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plumbline.tasks.statistics.betting import (
-    FRACTIONS,
-    Floats,
-    log_capital_of_counts,
-    lowest_mean,
-    pooled,
-)
-from plumbline.tasks.statistics.e_values import (
-    adjusted_log_e,
-    average_log_e,
-    log_calibrated,
-    log_e_of_looks,
-)
+from plumbline.tasks.statistics.betting import FRACTIONS, Floats, log_capital_of_counts, lowest_mean, pooled
+from plumbline.tasks.statistics.e_values import adjusted_log_e, average_log_e, log_calibrated, log_e_of_looks
 from plumbline.tasks.statistics.sequential import SequentialTest
 
 __all__ = [

@@ -9,12 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from plumbline.tasks.statistics.betting import (
-    FRACTIONS,
-    Floats,
-    gains,
-    pooled,
-)
+from plumbline.tasks.statistics.betting import FRACTIONS, Floats, gains, pooled
 
 Direction = Literal["below", "above"]
 

@@ -6,12 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbline.data_contracts.errors import ParamsError
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Message,
-    load_conversations,
-    load_jsonl,
-)
+from plumbline.data_contracts.records import CuratedPair, Message, load_conversations, load_jsonl
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 from plumbline.tasks.training.finetuning.params import SftParams
 

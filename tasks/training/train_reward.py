@@ -23,12 +23,7 @@ def train_reward(
     """
     from plumbline.tasks.models.loading import load_tokenizer
     from plumbline.tasks.models.renderable import sift_splits
-    from plumbline.tasks.training.rewards.held_out import (
-        Splits,
-        TrainingRun,
-        split_off,
-        train_and_audit,
-    )
+    from plumbline.tasks.training.rewards.held_out import Splits, TrainingRun, split_off, train_and_audit
 
     curated = context.dep("curated")
     given = {name: list(load_jsonl(curated / f"{name}.jsonl", CuratedPair)) for name in ("train", "validation", "test")}

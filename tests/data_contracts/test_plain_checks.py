@@ -14,12 +14,7 @@ from plumbline.data_contracts.contract_suite import read_suite
 from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.plain_checks import PLAIN
 from plumbline.data_contracts.preference_pair import check_pairs
-from plumbline.data_contracts.records import (
-    Message,
-    Origin,
-    PreferencePair,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import Message, Origin, PreferencePair, UnpairedResponse
 from plumbline.data_contracts.unpaired_response import check_unpaired
 
 # Each of Unicode's white space, look-alikes that are none, and what a pattern or a frame could trip over.

@@ -17,13 +17,7 @@ from hypothesis import strategies as st
 from plumbline.data_contracts.contract_suite import read_suite
 from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.plain_checks import is_iso8601, normalise_whitespace
-from plumbline.data_contracts.preference_pair import (
-    REASONS,
-    SUITE,
-    KnownIds,
-    check_pairs,
-    excerpt,
-)
+from plumbline.data_contracts.preference_pair import REASONS, SUITE, KnownIds, check_pairs, excerpt
 from plumbline.data_contracts.records import Message, Origin, PreferencePair
 
 

@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 
 from plumbline.data_contracts.artifact import write_bytes, writing
-from plumbline.data_contracts.private_files import (
-    close_to_others,
-    keep_private,
-    open_to_others,
-    workspace_umask,
-)
+from plumbline.data_contracts.private_files import close_to_others, keep_private, open_to_others, workspace_umask
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,7 @@ import pytest
 from plumbline.data_contracts import unpaired_response
 from plumbline.data_contracts.contract_suite import KnownIds, read_suite
 from plumbline.data_contracts.errors import StageError
-from plumbline.data_contracts.records import (
-    Message,
-    Origin,
-    PreferencePair,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import Message, Origin, PreferencePair, UnpairedResponse
 from plumbline.data_contracts.unpaired_response import REASONS, SUITE, check_unpaired
 
 

@@ -28,12 +28,7 @@ from plumbline.data_contracts.artifact import read_artifact, writing
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.data_contracts.records import CuratedPair, dump_jsonl, load_jsonl
 from plumbline.flows.cli.main import main
-from plumbline.flows.graph.params import (
-    PARAMS_FILE,
-    Params,
-    load_params,
-    save_params,
-)
+from plumbline.flows.graph.params import PARAMS_FILE, Params, load_params, save_params
 from plumbline.flows.graph.stages import STAGES
 
 TINY = Path(__file__).with_name("tiny.yaml")

@@ -17,12 +17,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from plumbline.data_contracts.artifact import (
-    Artifact,
-    read_artifact,
-    write_json,
-    writing,
-)
+from plumbline.data_contracts.artifact import Artifact, read_artifact, write_json, writing
 from plumbline.data_contracts.records import (
     CuratedPair,
     Merged,
@@ -33,12 +28,7 @@ from plumbline.data_contracts.records import (
     dump_jsonl,
 )
 from plumbline.tasks.pipeline.stage import StageRecord
-from plumbline.tasks.registry.ledger.ledger import (
-    alias_state,
-    history,
-    move_alias,
-    open_ledger,
-)
+from plumbline.tasks.registry.ledger.ledger import alias_state, history, move_alias, open_ledger
 from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.register_model import Registered, register_model
 from plumbline.tasks.registry.store.client import Store

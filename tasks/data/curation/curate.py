@@ -21,23 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from plumbline.data_contracts.progress import Progress, silent
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Merged,
-    PreferencePair,
-    Quarantined,
-)
+from plumbline.data_contracts.records import CuratedPair, Merged, PreferencePair, Quarantined
 from plumbline.tasks.data.curation.contradictions import opposed_near_prompts, resolve_contradictions
 from plumbline.tasks.data.curation.exact import merge_exact
 from plumbline.tasks.data.curation.leakage import clean_leaks
 from plumbline.tasks.data.curation.limits import apply_limits
 from plumbline.tasks.data.curation.near_merge import KeptNear, merge_near
-from plumbline.tasks.data.curation.pair_texts import (
-    PairContent,
-    Pools,
-    build_pools,
-    contents,
-)
+from plumbline.tasks.data.curation.pair_texts import PairContent, Pools, build_pools, contents
 from plumbline.tasks.data.curation.params import SPLITS, CurationParams
 from plumbline.tasks.data.curation.report import describe
 from plumbline.tasks.data.curation.split import assign_clusters, cluster_name, conversations

@@ -15,19 +15,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
-from plumbline.data_contracts.records import (
-    Feedback,
-    Message,
-    PreferencePair,
-    Quarantined,
-    UnpairedResponse,
-)
-from plumbline.tasks.data.curation.verdicts import (
-    CurationOutcome,
-    Item,
-    quarantine,
-    shorten,
-)
+from plumbline.data_contracts.records import Feedback, Message, PreferencePair, Quarantined, UnpairedResponse
+from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, quarantine, shorten
 
 REASON = "leaked_label"
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from plumbline.data_contracts.records import (
-    Feedback,
-    PreferencePair,
-    Quarantined,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse
 from plumbline.tasks.data.curation.params import LengthLimitParams
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, quarantine
 

@@ -35,12 +35,7 @@ from plumbline.tasks.data.curation.minhash import (
     signatures,
 )
 from plumbline.tasks.data.curation.params import MatchingParams
-from plumbline.tasks.data.curation.shingles import (
-    I64,
-    U64,
-    Shingles,
-    shingle,
-)
+from plumbline.tasks.data.curation.shingles import I64, U64, Shingles, shingle
 from plumbline.tasks.data.curation.similarity import (
     F64,
     inverse_document_frequency,

@@ -20,13 +20,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plumbline.data_contracts.records import (
-    Feedback,
-    Merged,
-    PreferencePair,
-    Quarantined,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import Feedback, Merged, PreferencePair, Quarantined, UnpairedResponse
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.contradictions import REASON as CONTRADICTION
 from plumbline.tasks.data.curation.curate import Curated
@@ -36,12 +30,7 @@ from plumbline.tasks.data.curation.limits import check_response
 from plumbline.tasks.data.curation.pair_texts import Pool, prompt_text
 from plumbline.tasks.data.curation.params import ContradictionParams, CurationParams, MatchingParams
 from plumbline.tasks.data.curation.split import conversations
-from plumbline.tasks.data.curation.verdicts import (
-    examples,
-    parse_time,
-    quarantine,
-    voters_of,
-)
+from plumbline.tasks.data.curation.verdicts import examples, parse_time, quarantine, voters_of
 from plumbline.tasks.data.curation.wording import plain_request
 
 HELD_OUT = "held_out_prompt"

@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from plumbline.data_contracts.records import (
-    Feedback,
-    Merged,
-    PreferencePair,
-    Quarantined,
-)
+from plumbline.data_contracts.records import Feedback, Merged, PreferencePair, Quarantined
 
 _SHOWN = 160
 _OLDEST = datetime.min.replace(tzinfo=UTC)

@@ -14,13 +14,7 @@ from typing import IO, Any
 
 from plumbline.data_contracts.artifact import full_disk_as_stage_error, new_file, sha256_file
 from plumbline.data_contracts.errors import ArtifactError, UsageError
-from plumbline.tasks.data.feedback.containers import (
-    dump_row,
-    no_such_file,
-    read_lines,
-    recognise_container,
-    unreadable,
-)
+from plumbline.tasks.data.feedback.containers import dump_row, no_such_file, read_lines, recognise_container, unreadable
 from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.senders import keep_senders
 

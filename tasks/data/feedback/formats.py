@@ -24,12 +24,7 @@ from typing import Any, Literal, get_args
 from plumbline.data_contracts.preference_pair import excerpt
 from plumbline.data_contracts.records import Message, Role
 from plumbline.tasks.data.feedback.defects import Defect
-from plumbline.tasks.data.feedback.hh_text import (
-    is_hh_text,
-    parse_prompt,
-    parse_response,
-    split_conversation,
-)
+from plumbline.tasks.data.feedback.hh_text import is_hh_text, parse_prompt, parse_response, split_conversation
 
 Format = Literal[
     "trl_standard",

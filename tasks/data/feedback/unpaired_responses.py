@@ -32,14 +32,7 @@ from plumbline.tasks.data.feedback.formats import (
 )
 from plumbline.tasks.data.feedback.hh_text import parse_prompt, parse_response
 from plumbline.tasks.data.feedback.limits import LIMITS, Limits
-from plumbline.tasks.data.feedback.rows import (
-    ReadRow,
-    RowReading,
-    Rows,
-    about,
-    identifier,
-    read_rows,
-)
+from plumbline.tasks.data.feedback.rows import ReadRow, RowReading, Rows, about, identifier, read_rows
 
 SOURCE = "unpaired_responses"
 

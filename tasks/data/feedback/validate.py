@@ -27,22 +27,11 @@ from plumbline.data_contracts.contract_suite import KnownIds, Violation
 from plumbline.data_contracts.errors import ContractViolation, UnreadableFile, UsageError
 from plumbline.data_contracts.preference_pair import check_pairs
 from plumbline.data_contracts.progress import Progress, silent
-from plumbline.data_contracts.records import (
-    Feedback,
-    PreferencePair,
-    Quarantined,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse
 from plumbline.data_contracts.unpaired_response import check_unpaired
 from plumbline.tasks.data.feedback import SOURCES, UNPAIRED
 from plumbline.tasks.data.feedback.defects import ID_REUSED, Note
-from plumbline.tasks.data.feedback.ledger import (
-    Ledger,
-    RecordEntry,
-    Report,
-    describe,
-    objections,
-)
+from plumbline.tasks.data.feedback.ledger import Ledger, RecordEntry, Report, describe, objections
 from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.rows import ReadRow

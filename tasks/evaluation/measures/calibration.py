@@ -15,12 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plumbline.tasks.evaluation.measures.params import EvaluationParams
-from plumbline.tasks.statistics import (
-    brier,
-    expected_calibration_error,
-    logistic_loss,
-    reliability,
-)
+from plumbline.tasks.statistics import brier, expected_calibration_error, logistic_loss, reliability
 
 
 def calibration(margins: NDArray[np.float64], beta: float | None, params: EvaluationParams) -> dict[str, Any]:

@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.tasks.evaluation.measures.curves import Span, Training, read_training
-from plumbline.tasks.evaluation.measures.plots import (
-    NEUTRAL,
-    POLICY,
-    REFERENCE,
-    canvas,
-    draw_curves,
-)
+from plumbline.tasks.evaluation.measures.plots import NEUTRAL, POLICY, REFERENCE, canvas, draw_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

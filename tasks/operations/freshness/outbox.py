@@ -19,12 +19,7 @@ from sqlalchemy import Engine, Row, select, update
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.tasks.storage.database import reading, writing
 from plumbline.tasks.storage.database.outbox_tables import METADATA as METADATA
-from plumbline.tasks.storage.database.outbox_tables import (
-    OUTBOX,
-    WAITING,
-    one_at_a_time,
-    utc_now,
-)
+from plumbline.tasks.storage.database.outbox_tables import OUTBOX, WAITING, one_at_a_time, utc_now
 
 Kind = Literal["batch", "finding"]
 

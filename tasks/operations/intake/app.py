@@ -29,13 +29,7 @@ from plumbline.tasks.operations.intake.bodies import (
     unzipped_most,
 )
 from plumbline.tasks.operations.intake.desk import Desk, Submission
-from plumbline.tasks.operations.intake.limits import (
-    Memory,
-    Rate,
-    busy,
-    drain,
-    read_body,
-)
+from plumbline.tasks.operations.intake.limits import Memory, Rate, busy, drain, read_body
 from plumbline.tasks.operations.intake.log import RequestLog
 from plumbline.tasks.operations.intake.openapi import FEEDBACK, HEALTH, describe
 from plumbline.tasks.operations.intake.params import IntakeParams

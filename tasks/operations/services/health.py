@@ -21,20 +21,8 @@ from plumbline.data_contracts.errors import UsageError
 from plumbline.data_contracts.secrets import mask
 from plumbline.tasks.access.identity import who_answers
 from plumbline.tasks.access.requests import basic
-from plumbline.tasks.operations.services.credentials import (
-    MLFLOW,
-    PREFECT,
-    credentials_file,
-    find_credentials,
-)
-from plumbline.tasks.operations.services.plan import (
-    HOST,
-    WORK_POOL,
-    Plan,
-    Probe,
-    Service,
-    worker_name,
-)
+from plumbline.tasks.operations.services.credentials import MLFLOW, PREFECT, credentials_file, find_credentials
+from plumbline.tasks.operations.services.plan import HOST, WORK_POOL, Plan, Probe, Service, worker_name
 
 _TRIES_S = (5.0, 10.0, 20.0)  # for an answer; a port that nobody listens on refuses at once
 _AGAIN_S = 1.0  # after 503: a database that was busy for a moment

@@ -19,13 +19,7 @@ from pathlib import Path
 
 from plumbline.data_contracts.private_files import keep_private
 from plumbline.tasks.operations.services.credentials import find_credentials
-from plumbline.tasks.operations.services.processes import (
-    MARK,
-    SERVICE_MARK,
-    end,
-    marked,
-    service_of,
-)
+from plumbline.tasks.operations.services.processes import MARK, SERVICE_MARK, end, marked, service_of
 
 PLAN_FILE = "plan.json"
 

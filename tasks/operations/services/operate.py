@@ -23,22 +23,12 @@ from filelock import FileLock, Timeout
 from plumbline.data_contracts.errors import OperationsError, UsageError
 from plumbline.data_contracts.secrets import mask
 from plumbline.tasks.operations.services.addresses import forget_addresses, write_addresses
-from plumbline.tasks.operations.services.configuration import (
-    SUPERVISOR_LOG,
-    log_path,
-    socket_path,
-    write_configuration,
-)
+from plumbline.tasks.operations.services.configuration import SUPERVISOR_LOG, log_path, socket_path, write_configuration
 from plumbline.tasks.operations.services.credentials import make_credentials
 from plumbline.tasks.operations.services.health import Health, check, require_server
 from plumbline.tasks.operations.services.plan import Plan, Service, services_folder
 from plumbline.tasks.operations.services.ports import refuse_taken_ports
-from plumbline.tasks.operations.services.processes import (
-    end,
-    end_all,
-    marked,
-    service_of,
-)
+from plumbline.tasks.operations.services.processes import end, end_all, marked, service_of
 from plumbline.tasks.operations.services.supervisor import ProcessState, Supervisor
 
 MIN_FREE_BYTES = 256 << 20  # databases, their write-ahead logs and the logs of a day

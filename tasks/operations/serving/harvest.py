@@ -31,13 +31,7 @@ from sqlalchemy import (
 
 from plumbline.data_contracts.interactions import Interaction, InteractionFeedback
 from plumbline.tasks.models.judging import Judgement
-from plumbline.tasks.operations.serving.log import (
-    ANSWERS,
-    FEEDBACK,
-    INTERACTIONS,
-    METADATA,
-    stamp,
-)
+from plumbline.tasks.operations.serving.log import ANSWERS, FEEDBACK, INTERACTIONS, METADATA, stamp
 from plumbline.tasks.storage.database import writing
 
 Kind = Literal["judged", "thumbs"]

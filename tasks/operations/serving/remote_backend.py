@@ -11,12 +11,7 @@ import orjson
 
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.tasks.models.chat import as_dicts
-from plumbline.tasks.operations.serving.chat import (
-    BackendError,
-    ChatRequest,
-    Finish,
-    Piece,
-)
+from plumbline.tasks.operations.serving.chat import BackendError, ChatRequest, Finish, Piece
 
 _CONNECT_S = 5.0
 _FINISH: Mapping[str, Finish] = {"stop": "stop", "length": "length"}

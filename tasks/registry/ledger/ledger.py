@@ -24,12 +24,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from plumbline.data_contracts.errors import (
-    OperationsError,
-    RegistryError,
-    RegistryRefused,
-    SignatureError,
-)
+from plumbline.data_contracts.errors import OperationsError, RegistryError, RegistryRefused, SignatureError
 from plumbline.tasks.registry.ledger.chain import (
     Action,
     LedgerEntry,
@@ -41,13 +36,7 @@ from plumbline.tasks.registry.ledger.chain import (
     read_ledger,
     rows_of,
 )
-from plumbline.tasks.registry.ledger.head import (
-    HEAD_TAG,
-    head_problems,
-    head_seq,
-    read_head,
-    write_head,
-)
+from plumbline.tasks.registry.ledger.head import HEAD_TAG, head_problems, head_seq, read_head, write_head
 from plumbline.tasks.registry.signing.keys import signing_key, verifying_key
 from plumbline.tasks.registry.signing.trust import TRUSTED, load_trust
 from plumbline.tasks.registry.store.client import Store, refusals

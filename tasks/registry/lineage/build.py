@@ -11,13 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plumbline.tasks.registry.lineage.graph import (
-    Graph,
-    Kind,
-    Node,
-    Relation,
-    State,
-)
+from plumbline.tasks.registry.lineage.graph import Graph, Kind, Node, Relation, State
 
 _KINDS: Mapping[str, Kind] = {
     "policy": "policy",

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from plumbline.tasks.registry.lineage.layout import (
-    HEIGHT,
-    WIDTH,
-    Box,
-    Drawing,
-)
+from plumbline.tasks.registry.lineage.layout import HEIGHT, WIDTH, Box, Drawing
 
 _LABEL, _DIGEST = 21, 10  # characters of a label and a digest that fit into a box
 

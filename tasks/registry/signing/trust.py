@@ -20,12 +20,7 @@ from filelock import FileLock
 
 from plumbline.data_contracts.artifact import write_json
 from plumbline.data_contracts.errors import SignatureError
-from plumbline.tasks.registry.signing.key_files import (
-    PUBLIC_KEY,
-    SigningKey,
-    VerifyingKey,
-    read_public,
-)
+from plumbline.tasks.registry.signing.key_files import PUBLIC_KEY, SigningKey, VerifyingKey, read_public
 
 TRUSTED = Path(".plumbline") / "trusted_keys.json"
 _LOCK_WAIT_S = 30

@@ -22,12 +22,7 @@ from plumbline.data_contracts.private_names import private_names
 from plumbline.data_contracts.secrets import mask
 from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.locations import require_inside, settle
-from plumbline.tasks.registry.store.tables import (
-    Tables,
-    empty_tables,
-    open_tables,
-    read_tables,
-)
+from plumbline.tasks.registry.store.tables import Tables, empty_tables, open_tables, read_tables
 from plumbline.tasks.storage.database.location import ARTIFACTS, record_location
 from plumbline.tasks.storage.database.sqlite import copy_database, sqlite_url
 

@@ -27,21 +27,10 @@ from plumbline.tasks.registry.store.run_tables import (
     read_logged_model,
     read_runs,
 )
-from plumbline.tasks.registry.store.runs import (
-    PARAM_CHARACTERS,
-    figures,
-    in_order,
-    mlflow_key,
-    param_text,
-)
+from plumbline.tasks.registry.store.runs import PARAM_CHARACTERS, figures, in_order, mlflow_key, param_text
 from plumbline.tasks.registry.versions.manifest import all_paths
 from plumbline.tasks.registry.versions.registered import OBJECT_TAG
-from plumbline.tasks.registry.versions.stored import (
-    GATE_TAG,
-    KEY_TAG,
-    MANIFEST_TAG,
-    Version,
-)
+from plumbline.tasks.registry.versions.stored import GATE_TAG, KEY_TAG, MANIFEST_TAG, Version
 from plumbline.tasks.storage.database.location import local_path
 
 _OURS = ("plumbline.", "prefect.")  # tags that a run or a registration writes

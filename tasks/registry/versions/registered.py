@@ -29,21 +29,9 @@ from sqlalchemy import Engine
 from plumbline.data_contracts.artifact import MANIFEST as MANIFEST
 from plumbline.data_contracts.artifact import write_bytes
 from plumbline.data_contracts.errors import RegistryError, SignatureError, UnknownModelError
-from plumbline.tasks.registry.ledger.ledger import (
-    Move,
-    alias_state,
-    history,
-    move_aliases,
-    open_ledger,
-)
+from plumbline.tasks.registry.ledger.ledger import Move, alias_state, history, move_aliases, open_ledger
 from plumbline.tasks.registry.signing.keys import signing_key, verifying_key
-from plumbline.tasks.registry.signing.signatures import (
-    SEAL_TAG,
-    SIGNATURE,
-    seal,
-    sign_version_files,
-    verify_signature,
-)
+from plumbline.tasks.registry.signing.signatures import SEAL_TAG, SIGNATURE, seal, sign_version_files, verify_signature
 from plumbline.tasks.registry.store.client import Store, refusals
 from plumbline.tasks.registry.store.fetching import fetched
 from plumbline.tasks.registry.store.tables import VersionRow

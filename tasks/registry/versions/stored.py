@@ -16,13 +16,7 @@ from plumbline.data_contracts.artifact import MANIFEST, sha256_file
 from plumbline.data_contracts.errors import RegistryError, SignatureError
 from plumbline.data_contracts.verification import HashCheck
 from plumbline.tasks.registry.signing.keys import VerifyingKey, verifying_key
-from plumbline.tasks.registry.signing.signatures import (
-    SEAL_TAG,
-    SIGNATURE,
-    check_seal,
-    check_signature,
-    explain,
-)
+from plumbline.tasks.registry.signing.signatures import SEAL_TAG, SIGNATURE, check_seal, check_signature, explain
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.fetching import cached, in_place, scratch
 from plumbline.tasks.registry.store.lookup import location_of

@@ -10,12 +10,7 @@ from plumbline.data_contracts.params import Section
 from plumbline.tasks.models.optimisation import EvaluatedOptimisation, Optimisation
 from plumbline.tasks.training.finetuning.grpo.params import GrpoParams
 from plumbline.tasks.training.finetuning.ppo.params import PpoParams
-from plumbline.tasks.training.finetuning.sections import (
-    EarlyStoppingParams,
-    FormatParams,
-    LoraParams,
-    ValidationParams,
-)
+from plumbline.tasks.training.finetuning.sections import EarlyStoppingParams, FormatParams, LoraParams, ValidationParams
 
 MethodName = Literal["sft", "dpo", "kto", "orpo", "grpo", "ppo"]
 

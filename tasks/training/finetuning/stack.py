@@ -30,12 +30,7 @@ import orjson
 from plumbline.data_contracts.artifact import write_json
 from plumbline.data_contracts.progress import Progress
 from plumbline.data_contracts.records import Record
-from plumbline.tasks.models.checkpoints import (
-    is_whole,
-    run_folder,
-    seal,
-    weights_digest,
-)
+from plumbline.tasks.models.checkpoints import is_whole, run_folder, seal, weights_digest
 from plumbline.tasks.models.curve import CURVE, write_curve
 from plumbline.tasks.models.loading import load_tokenizer
 from plumbline.tasks.models.renderable import REFUSED, sift_splits

@@ -23,13 +23,7 @@ from numpy.typing import NDArray
 
 from plumbline.data_contracts.errors import ModelError, StageError
 from plumbline.data_contracts.rounding import rounded
-from plumbline.tasks.statistics import (
-    brier,
-    clustered_interval,
-    expected_calibration_error,
-    logistic_loss,
-    reliability,
-)
+from plumbline.tasks.statistics import brier, clustered_interval, expected_calibration_error, logistic_loss, reliability
 from plumbline.tasks.training.rewards.params import RewardThresholds
 
 BINS = 20

@@ -38,12 +38,7 @@ from plumbline.tasks.models.loading import (
     save_model,
     seed_everything,
 )
-from plumbline.tasks.models.pairs import (
-    TokenisedPairs,
-    TokenPair,
-    digest_of_tokens,
-    fitting_pairs,
-)
+from plumbline.tasks.models.pairs import TokenisedPairs, TokenPair, digest_of_tokens, fitting_pairs
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.models.training import library_versions, train
 from plumbline.tasks.training.rewards.params import RewardParams

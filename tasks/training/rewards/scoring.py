@@ -21,22 +21,12 @@ import torch
 from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.models.chat import (
-    answered,
-    encode_wholes,
-    end_token_id,
-    refused_by_template,
-)
+from plumbline.tasks.models.chat import answered, encode_wholes, end_token_id, refused_by_template
 from plumbline.tasks.models.checkpoints import weights_digest
 from plumbline.tasks.models.fast_norm import use_fast_norms
 from plumbline.tasks.models.loading import load_reward, load_tokenizer
 from plumbline.tasks.models.logps import length_sorted_batches, pad_right, refuse_too_long
-from plumbline.tasks.models.packing import (
-    backbone,
-    can_pack,
-    hidden_states,
-    pack,
-)
+from plumbline.tasks.models.packing import backbone, can_pack, hidden_states, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -6,13 +6,7 @@ import pytest
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from plumbline.data_contracts.errors import (
-    CheckFailed,
-    ContractViolation,
-    ParamsError,
-    PlumblineError,
-    StageError,
-)
+from plumbline.data_contracts.errors import CheckFailed, ContractViolation, ParamsError, PlumblineError, StageError
 from plumbline.flows.cli.deployment_commands import _require_good_end
 from plumbline.flows.deployment.deployments import REJECTED
 from plumbline.flows.fresh import NOT_STARTED

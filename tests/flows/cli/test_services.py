@@ -24,12 +24,7 @@ from plumbline.tasks.operations.services import operate
 from plumbline.tasks.operations.services.addresses import KnownServer, known_server
 from plumbline.tasks.operations.services.health import require_version
 from plumbline.tasks.operations.services.plan import Plan
-from plumbline.tasks.operations.services.processes import (
-    MARK,
-    SERVICE_MARK,
-    marked,
-    service_of,
-)
+from plumbline.tasks.operations.services.processes import MARK, SERVICE_MARK, marked, service_of
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import all_versions
 from tests.flows.conftest import TINY, Done, Trained, Workspace, is_gone, until, writers

@@ -8,13 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from plumbline.data_contracts.errors import ParamsError, UsageError
-from plumbline.flows.graph.params import (
-    PARAMS_FILE,
-    Params,
-    load_params,
-    render_defaults,
-    save_params,
-)
+from plumbline.flows.graph.params import PARAMS_FILE, Params, load_params, render_defaults, save_params
 
 
 @pytest.fixture

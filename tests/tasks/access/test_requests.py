@@ -11,14 +11,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from plumbline.tasks.access.requests import (
-    PROOF_PATH,
-    BasicCredentials,
-    Proving,
-    basic,
-    checked,
-    proof,
-)
+from plumbline.tasks.access.requests import PROOF_PATH, BasicCredentials, Proving, basic, checked, proof
 
 HOST = "127.0.0.1:8800"
 NONCE = "0123456789abcdef" * 4

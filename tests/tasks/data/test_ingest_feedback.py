@@ -13,13 +13,7 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import ArtifactError, UsageError, VersioningError
-from plumbline.tasks.data.ingest_feedback import (
-    ARRIVED,
-    arrived_batches,
-    fixed_raw,
-    ingest_feedback,
-    version_raw,
-)
+from plumbline.tasks.data.ingest_feedback import ARRIVED, arrived_batches, fixed_raw, ingest_feedback, version_raw
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.storage.versioning.lock import read_tracked
 from plumbline.tasks.storage.versioning.repo import with_repo

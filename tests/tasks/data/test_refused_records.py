@@ -11,12 +11,7 @@ import pytest
 
 from plumbline.data_contracts.artifact import read_artifact, writing
 from plumbline.data_contracts.errors import ModelError
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Message,
-    UnpairedResponse,
-    dump_jsonl,
-)
+from plumbline.data_contracts.records import CuratedPair, Message, UnpairedResponse, dump_jsonl
 from plumbline.tasks.evaluation import evaluate_policy, self_play
 from plumbline.tasks.evaluation.comparison.params import SelfPlayParams
 from plumbline.tasks.evaluation.measures.params import EvaluationParams

@@ -8,13 +8,7 @@ from typing import Any
 import orjson
 
 from plumbline.data_contracts.artifact import writing
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Merged,
-    Quarantined,
-    UnpairedResponse,
-    load_jsonl,
-)
+from plumbline.data_contracts.records import CuratedPair, Merged, Quarantined, UnpairedResponse, load_jsonl
 from plumbline.tasks.data.curate_preferences import curate_preferences
 from plumbline.tasks.data.curation.params import CurationParams
 from plumbline.tasks.data.dry_run import dry_run

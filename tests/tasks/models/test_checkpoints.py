@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 
 from plumbline.data_contracts.errors import ModelError
-from plumbline.tasks.models.checkpoints import (
-    drop_unfinished,
-    newest_whole,
-    run_folder,
-    seal,
-    weights_digest,
-)
+from plumbline.tasks.models.checkpoints import drop_unfinished, newest_whole, run_folder, seal, weights_digest
 
 
 def write_checkpoint(folder: Path, step: int, best: Path | None = None) -> Path:

@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumbline.tasks.models.logps import pad_right
-from plumbline.tasks.models.packing import (
-    can_pack,
-    ends_plainly,
-    hidden_states,
-    pack,
-    prefill,
-    take,
-)
+from plumbline.tasks.models.packing import can_pack, ends_plainly, hidden_states, pack, prefill, take
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [4, 5, 0, 0, 0], [9, 8, 7, 0, 0]])
 LENGTHS = torch.tensor([5, 2, 3])

@@ -5,18 +5,8 @@ from __future__ import annotations
 import pytest
 
 from plumbline.data_contracts.errors import ModelError
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Message,
-    Origin,
-    UnpairedResponse,
-)
-from plumbline.tasks.models.renderable import (
-    Conversation,
-    sift,
-    sift_splits,
-    spelled,
-)
+from plumbline.data_contracts.records import CuratedPair, Message, Origin, UnpairedResponse
+from plumbline.tasks.models.renderable import Conversation, sift, sift_splits, spelled
 from tests.tasks.models.test_control_tokens import MARKED, byte_level
 
 STRICT = (

@@ -3,12 +3,7 @@ from __future__ import annotations
 import torch
 
 from plumbline.tasks.models.logps import pad_right
-from plumbline.tasks.models.responses import (
-    Layout,
-    located,
-    packs,
-    response_logits,
-)
+from plumbline.tasks.models.responses import Layout, located, packs, response_logits
 from tests.tasks.models.test_packing import make_qwen3
 
 

@@ -13,12 +13,7 @@ from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.logps import token_logps
 from plumbline.tasks.models.responses import packs
-from plumbline.tasks.models.sampling import (
-    Completion,
-    invert_cdf,
-    sample,
-    stop_token_ids,
-)
+from plumbline.tasks.models.sampling import Completion, invert_cdf, sample, stop_token_ids
 
 TEXTS = ("one", "please refund the order", "a", "is one two", "yes", "the order is one two three please", "is one two")
 PROMPTS = [(Message(role="user", content=text),) for text in TEXTS]

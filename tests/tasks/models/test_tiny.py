@@ -17,15 +17,7 @@ from plumbline.data_contracts.records import Message, load_conversations
 from plumbline.tasks.models import tiny
 from plumbline.tasks.models.loading import load_policy, load_tokenizer
 from plumbline.tasks.models.params import TinyModelParams
-from plumbline.tasks.models.tiny import (
-    PAD,
-    ROLES,
-    Encoded,
-    build_model,
-    encode,
-    train_base,
-    train_tokenizer,
-)
+from plumbline.tasks.models.tiny import PAD, ROLES, Encoded, build_model, encode, train_base, train_tokenizer
 
 ROOT = Path(__file__).parents[3]
 SMALL = TinyModelParams(

@@ -17,12 +17,7 @@ from plumbline.flows.graph.params import Params
 from plumbline.tasks.data.ingest_feedback import fixed_raw, ingest_feedback, version_raw
 from plumbline.tasks.operations import backup_workspace as backup
 from plumbline.tasks.operations.backup_workspace import backup_workspace
-from plumbline.tasks.operations.promote_model import (
-    Override,
-    promote,
-    promotion_history,
-    rollback,
-)
+from plumbline.tasks.operations.promote_model import Override, promote, promotion_history, rollback
 from plumbline.tasks.operations.restore_workspace import restore_workspace
 from plumbline.tasks.registry.audit_lineage import audit_model
 from plumbline.tasks.registry.restore_version import restore_version

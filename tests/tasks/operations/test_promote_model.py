@@ -9,12 +9,7 @@ from typing import Any
 
 import pytest
 
-from plumbline.data_contracts.errors import (
-    RegistryError,
-    SignatureError,
-    UnknownModelError,
-    UsageError,
-)
+from plumbline.data_contracts.errors import RegistryError, SignatureError, UnknownModelError, UsageError
 from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.compare_champion import unseen
 from plumbline.tasks.operations.promote_model import (

@@ -11,13 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from plumbline.data_contracts.errors import (
-    ParamsError,
-    RegistryError,
-    SignatureError,
-    UnknownModelError,
-    UsageError,
-)
+from plumbline.data_contracts.errors import ParamsError, RegistryError, SignatureError, UnknownModelError, UsageError
 from plumbline.data_contracts.records import Message
 from plumbline.flows.graph.params import Params
 from plumbline.tasks.models.chat import set_default_template

@@ -15,12 +15,7 @@ import pytest
 from rich.console import Console
 
 from plumbline.data_contracts.errors import RegistryError
-from plumbline.tasks.registry.audit_lineage import (
-    AuditReport,
-    audit_model,
-    render_audit,
-    walk_model,
-)
+from plumbline.tasks.registry.audit_lineage import AuditReport, audit_model, render_audit, walk_model
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 from plumbline.tasks.storage.versioning.git import head_commit

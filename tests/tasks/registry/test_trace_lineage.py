@@ -9,12 +9,7 @@ from rich.console import Console
 
 from plumbline.data_contracts.errors import UsageError
 from plumbline.tasks.registry.store.client import Store
-from plumbline.tasks.registry.trace_lineage import (
-    audit_record,
-    render_record,
-    render_trace,
-    trace,
-)
+from plumbline.tasks.registry.trace_lineage import audit_record, render_record, render_trace, trace
 from plumbline.tasks.registry.versions.registered import StoredFiles, all_versions, resolve
 
 

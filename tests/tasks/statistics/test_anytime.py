@@ -20,12 +20,7 @@ from plumbline.tasks.statistics.anytime import (
     rate_sequence,
     smallest_detectable_difference,
 )
-from plumbline.tasks.statistics.betting import (
-    FRACTIONS,
-    compressed,
-    log_capital,
-    log_capital_of_counts,
-)
+from plumbline.tasks.statistics.betting import FRACTIONS, compressed, log_capital, log_capital_of_counts
 
 ALPHA = 0.05
 

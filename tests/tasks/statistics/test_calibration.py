@@ -5,12 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plumbline.tasks.statistics import (
-    brier,
-    expected_calibration_error,
-    logistic_loss,
-    reliability,
-)
+from plumbline.tasks.statistics import brier, expected_calibration_error, logistic_loss, reliability
 
 FORECASTS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=60)
 

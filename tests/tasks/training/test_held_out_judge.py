@@ -11,12 +11,7 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.artifact import write_json, writing
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Message,
-    Origin,
-    dump_jsonl,
-)
+from plumbline.data_contracts.records import CuratedPair, Message, Origin, dump_jsonl
 from plumbline.tasks.evaluation.evaluate_policy import evaluate_policy
 from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.pipeline.stage import StageContext

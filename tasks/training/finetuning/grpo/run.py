@@ -25,12 +25,7 @@ from plumbline.tasks.models.chat import as_dicts, encode_prompts
 from plumbline.tasks.models.checkpoints import newest_whole, run_folder, weights_digest
 from plumbline.tasks.models.curve import curve_rows, evaluations_of, write_curve
 from plumbline.tasks.models.judging import GainFunction, Judge, Prompt
-from plumbline.tasks.models.loading import (
-    context_length,
-    load_policy,
-    load_tokenizer,
-    seed_everything,
-)
+from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.models.training import library_versions, train
@@ -39,12 +34,7 @@ from plumbline.tasks.training.finetuning.arena import Arena, open_arena
 from plumbline.tasks.training.finetuning.grpo.monitoring import WatchForHacking
 from plumbline.tasks.training.finetuning.grpo.params import GrpoParams
 from plumbline.tasks.training.finetuning.grpo.rollouts import JudgedRollouts, answers
-from plumbline.tasks.training.finetuning.grpo.trainer import (
-    ROLLOUT,
-    SELECTION,
-    JudgedTrainer,
-    KeepState,
-)
+from plumbline.tasks.training.finetuning.grpo.trainer import ROLLOUT, SELECTION, JudgedTrainer, KeepState
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import refuse_other_tokenizer
 from plumbline.tasks.training.finetuning.ppo.kl_control import KlController

@@ -20,13 +20,7 @@ from plumbline.tasks.models.fast_linear import use_fast_linears
 from plumbline.tasks.models.fast_norm import use_fast_norms
 from plumbline.tasks.models.loading import load_reward
 from plumbline.tasks.models.packing import backbone, can_pack
-from plumbline.tasks.models.responses import (
-    Layout,
-    head_is_last,
-    response_logits,
-    response_states,
-    unadapted,
-)
+from plumbline.tasks.models.responses import Layout, head_is_last, response_logits, response_states, unadapted
 
 if TYPE_CHECKING:
     from pathlib import Path

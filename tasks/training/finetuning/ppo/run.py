@@ -21,12 +21,7 @@ from plumbline.tasks.models.chat import as_dicts
 from plumbline.tasks.models.checkpoints import run_folder, weights_digest
 from plumbline.tasks.models.curve import curve_rows, evaluations_of, write_curve
 from plumbline.tasks.models.judging import Prompt, Reward
-from plumbline.tasks.models.loading import (
-    context_length,
-    load_policy,
-    load_tokenizer,
-    seed_everything,
-)
+from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.trainer_args import check_trainer_args, must_name_cpu
 from plumbline.tasks.models.training import library_versions, train
 from plumbline.tasks.training.finetuning.adapters import lora_config, save_policy

@@ -31,12 +31,7 @@ from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.models.loading import context_length
 from plumbline.tasks.training.finetuning.ppo.advantages import gae, whiten
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
-from plumbline.tasks.training.finetuning.ppo.experience import (
-    Episodes,
-    Experience,
-    joined,
-    minibatch_rows,
-)
+from plumbline.tasks.training.finetuning.ppo.experience import Episodes, Experience, joined, minibatch_rows
 from plumbline.tasks.training.finetuning.ppo.figures import Figures
 from plumbline.tasks.training.finetuning.ppo.kl_control import KlController, check_kl_sign
 from plumbline.tasks.training.finetuning.ppo.losses import explained_variance, policy_loss, value_loss

@@ -27,19 +27,9 @@ from typing import Any
 import numpy as np
 
 from plumbline.data_contracts.errors import JudgeError
-from plumbline.tasks.models.judging import (
-    Floats,
-    Judgement,
-    Prompt,
-    Verdicts,
-)
+from plumbline.tasks.models.judging import Floats, Judgement, Prompt, Verdicts
 from plumbline.tasks.training.rewards.judges.cache import AnswerCache
-from plumbline.tasks.training.rewards.judges.chat_client import (
-    ChatClient,
-    JudgeReply,
-    Request,
-    where,
-)
+from plumbline.tasks.training.rewards.judges.chat_client import ChatClient, JudgeReply, Request, where
 from plumbline.tasks.training.rewards.judges.llm_params import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.pairwise import from_wins
 from plumbline.tasks.training.rewards.judges.parsing import (
@@ -50,13 +40,7 @@ from plumbline.tasks.training.rewards.judges.parsing import (
     read_verdict,
     response_format,
 )
-from plumbline.tasks.training.rewards.judges.rubric import (
-    LABELS,
-    Question,
-    Rubric,
-    ask,
-    load_rubric,
-)
+from plumbline.tasks.training.rewards.judges.rubric import LABELS, Question, Rubric, ask, load_rubric
 
 _NOT_IDENTITY = {
     "base_url", "api_key_env", "rubric", "timeout_seconds", "deadline_seconds", "max_retries", "concurrency",

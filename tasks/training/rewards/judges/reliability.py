@@ -30,15 +30,7 @@ from numpy.typing import NDArray
 from plumbline.data_contracts.errors import JudgeError, JudgeRefused
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.data_contracts.rounding import rounded
-from plumbline.tasks.models.judging import (
-    Floats,
-    Judge,
-    Judgement,
-    Prompt,
-    Verdicts,
-    rubric_of,
-    settle,
-)
+from plumbline.tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts, rubric_of, settle
 from plumbline.tasks.statistics import clustered_interval
 from plumbline.tasks.training.rewards.judge_params import JudgeParams
 

@@ -6,13 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plumbline.tasks.data.curation.minhash import (
-    band_keys,
-    bucket_chains,
-    bucket_pairs,
-    estimated_jaccard,
-    signatures,
-)
+from plumbline.tasks.data.curation.minhash import band_keys, bucket_chains, bucket_pairs, estimated_jaccard, signatures
 from plumbline.tasks.data.curation.near_duplicates import components
 
 

@@ -10,19 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plumbline.data_contracts.records import (
-    Message,
-    Origin,
-    PreferencePair,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import Message, Origin, PreferencePair, UnpairedResponse
 from plumbline.tasks.data.curation.curate import Curated, curate
-from plumbline.tasks.data.curation.params import (
-    ContradictionParams,
-    CurationParams,
-    LengthLimitParams,
-    SplitParams,
-)
+from plumbline.tasks.data.curation.params import ContradictionParams, CurationParams, LengthLimitParams, SplitParams
 from plumbline.tasks.data.curation.unpaired import CuratedUnpaired, curate_unpaired
 
 Maker = Callable[..., PreferencePair]

@@ -7,13 +7,7 @@ from math import inf
 import pytest
 
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.data.curation.wording import (
-    asked,
-    request_edits,
-    request_of,
-    response_edits,
-    spoken,
-)
+from plumbline.tasks.data.curation.wording import asked, request_edits, request_of, response_edits, spoken
 
 
 def user(*texts: str):

@@ -8,12 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from plumbline.data_contracts.records import (
-    Origin,
-    PreferencePair,
-    Quarantined,
-    content_id,
-)
+from plumbline.data_contracts.records import Origin, PreferencePair, Quarantined, content_id
 from plumbline.tasks.data.feedback import SOURCES
 from plumbline.tasks.data.feedback.human_pairs import ReadRow, read
 from plumbline.tasks.data.feedback.limits import Limits

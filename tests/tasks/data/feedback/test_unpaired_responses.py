@@ -11,12 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from plumbline.data_contracts.errors import ContractViolation
-from plumbline.data_contracts.records import (
-    Message,
-    Quarantined,
-    UnpairedResponse,
-    load_jsonl,
-)
+from plumbline.data_contracts.records import Message, Quarantined, UnpairedResponse, load_jsonl
 from plumbline.data_contracts.unpaired_response import REASONS
 from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.unpaired_responses import read

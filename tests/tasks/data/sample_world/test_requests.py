@@ -7,14 +7,7 @@ from random import Random
 import pytest
 
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.data.sample_world.requests import (
-    FAMILY_SHARES,
-    TEMPLATES,
-    Request,
-    draw,
-    draw_family,
-    parse,
-)
+from plumbline.tasks.data.sample_world.requests import FAMILY_SHARES, TEMPLATES, Request, draw, draw_family, parse
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)

@@ -4,12 +4,7 @@ import math
 
 import pytest
 
-from plumbline.tasks.evaluation.comparison.budget import (
-    BudgetReading,
-    Spread,
-    readings_of,
-    win_rate_at,
-)
+from plumbline.tasks.evaluation.comparison.budget import BudgetReading, Spread, readings_of, win_rate_at
 
 FACTS = {
     "steps": {"planned": 400, "run": 200},

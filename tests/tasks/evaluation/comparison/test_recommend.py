@@ -10,13 +10,7 @@ import pytest
 
 from plumbline.tasks.evaluation.comparison.budget import BudgetReading
 from plumbline.tasks.evaluation.comparison.params import RecommendParams
-from plumbline.tasks.evaluation.comparison.recommend import (
-    Contender,
-    Facts,
-    FigureInterval,
-    Recommendation,
-    recommend,
-)
+from plumbline.tasks.evaluation.comparison.recommend import Contender, Facts, FigureInterval, Recommendation, recommend
 
 PARAMS = RecommendParams()
 N = 1000

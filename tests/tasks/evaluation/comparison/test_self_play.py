@@ -13,13 +13,7 @@ from plumbline.data_contracts.errors import JudgeError, ModelError
 from plumbline.data_contracts.records import CuratedPair, Message, Origin
 from plumbline.tasks.data.feedback import SOURCES
 from plumbline.tasks.evaluation.comparison.params import SelfPlayParams
-from plumbline.tasks.evaluation.comparison.self_play import (
-    Played,
-    Side,
-    decide,
-    meet,
-    play,
-)
+from plumbline.tasks.evaluation.comparison.self_play import Played, Side, decide, meet, play
 from plumbline.tasks.models.judging import Judgement, Prompt, Verdicts
 from tests.tasks.models.tiny_llama import WORDS, build_model, build_tokenizer
 

@@ -15,13 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sqlalchemy import Engine
 
 from plumbline.data_contracts.errors import OperationsError
-from plumbline.tasks.operations.freshness.admission import (
-    Admission,
-    FreshState,
-    consider,
-    finish,
-    runs,
-)
+from plumbline.tasks.operations.freshness.admission import Admission, FreshState, consider, finish, runs
 from plumbline.tasks.operations.freshness.outbox import put, standings
 from plumbline.tasks.operations.freshness.params import TriggerParams
 from plumbline.tasks.storage.database import open_database

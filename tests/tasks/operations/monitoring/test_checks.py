@@ -6,12 +6,7 @@ import math
 
 import pytest
 
-from plumbline.tasks.operations.monitoring.checks import (
-    MONITORS,
-    MonitorEvidence,
-    MonitorReading,
-    read,
-)
+from plumbline.tasks.operations.monitoring.checks import MONITORS, MonitorEvidence, MonitorReading, read
 from plumbline.tasks.operations.monitoring.observations import Observed
 from plumbline.tasks.operations.monitoring.params import MonitorParams
 from plumbline.tasks.statistics.anytime import smallest_detectable_difference

@@ -7,13 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from plumbline.tasks.operations.promotion.gates import (
-    GATES,
-    GATES_OF,
-    GateResult,
-    PromotionFigures,
-    decide,
-)
+from plumbline.tasks.operations.promotion.gates import GATES, GATES_OF, GateResult, PromotionFigures, decide
 from plumbline.tasks.operations.promotion.params import PromotionParams
 
 EVALUATION: dict[str, Any] = {

@@ -12,12 +12,7 @@ from plumbline.data_contracts.errors import RegistryError
 from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.operations.serving import evidence, log
-from plumbline.tasks.operations.serving.canary import (
-    Canary,
-    canaries,
-    sticky_key,
-    worse,
-)
+from plumbline.tasks.operations.serving.canary import Canary, canaries, sticky_key, worse
 from plumbline.tasks.operations.serving.chat import ChatRequest
 from plumbline.tasks.operations.serving.collect import LEFT
 from plumbline.tasks.operations.serving.params import CanaryParams

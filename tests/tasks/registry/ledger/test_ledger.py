@@ -13,13 +13,7 @@ from sqlalchemy import create_engine, text
 
 from plumbline.data_contracts.errors import OperationsError, RegistryError, SignatureError
 from plumbline.tasks.registry.ledger import ledger
-from plumbline.tasks.registry.ledger.chain import (
-    LINES,
-    METADATA,
-    Line,
-    append,
-    chain_problems,
-)
+from plumbline.tasks.registry.ledger.chain import LINES, METADATA, Line, append, chain_problems
 from plumbline.tasks.registry.ledger.ledger import (
     HEAD_TAG,
     Move,

@@ -15,12 +15,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from plumbline.data_contracts.errors import OperationsError, RegistryError
-from plumbline.tasks.registry.ledger.ledger import (
-    history,
-    move_alias,
-    open_ledger,
-    verify_chain,
-)
+from plumbline.tasks.registry.ledger.ledger import history, move_alias, open_ledger, verify_chain
 from plumbline.tasks.storage.database import writing
 from plumbline.tasks.storage.database.params import OperationsParams
 

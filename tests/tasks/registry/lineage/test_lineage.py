@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plumbline.tasks.registry.lineage import records_index as lineage
-from plumbline.tasks.registry.lineage.records_index import (
-    FILES,
-    Place,
-    build_index,
-    look_up,
-    read_line,
-)
+from plumbline.tasks.registry.lineage.records_index import FILES, Place, build_index, look_up, read_line
 
 
 def _write(folder: Path, name: str, entries: list[dict[str, object]]) -> Path:

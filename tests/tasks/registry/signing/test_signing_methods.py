@@ -16,12 +16,7 @@ from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import SignatureError
 from plumbline.tasks.registry.params import RegistryParams, SigningParams
 from plumbline.tasks.registry.signing.keys import SigningKey, VerifyingKey, signing_key
-from plumbline.tasks.registry.signing.signatures import (
-    SIGNATURE,
-    check_signature,
-    sign_version_files,
-    verify_signature,
-)
+from plumbline.tasks.registry.signing.signatures import SIGNATURE, check_signature, sign_version_files, verify_signature
 
 MODULES = [path for path in (os.environ.get("SOFTHSM2_MODULE"), "/usr/lib/softhsm/libsofthsm2.so") if path]
 

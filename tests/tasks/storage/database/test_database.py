@@ -10,12 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import Column, Integer, MetaData, Table, func, insert, select
 
 from plumbline.data_contracts.errors import OperationsError, ParamsError
-from plumbline.tasks.storage.database import (
-    database_url,
-    open_database,
-    reading,
-    writing,
-)
+from plumbline.tasks.storage.database import database_url, open_database, reading, writing
 from plumbline.tasks.storage.database.params import OperationsParams
 
 METADATA = MetaData()

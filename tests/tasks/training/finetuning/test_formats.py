@@ -9,12 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Message,
-    Origin,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import CuratedPair, Message, Origin, UnpairedResponse
 from plumbline.tasks.training.finetuning.formats import apply_formats, randomise
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.sections import FormatParams

@@ -11,12 +11,7 @@ import pytest
 import torch
 
 from plumbline.data_contracts.errors import StageError
-from plumbline.data_contracts.records import (
-    CuratedPair,
-    Message,
-    Origin,
-    UnpairedResponse,
-)
+from plumbline.data_contracts.records import CuratedPair, Message, Origin, UnpairedResponse
 from plumbline.tasks.models.loading import load_tokenizer
 from plumbline.tasks.training.finetuning import kto, reference_logps
 from plumbline.tasks.training.finetuning.kto import Example

@@ -10,18 +10,8 @@ from plumbline.data_contracts.artifact import write_json
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import encode, end_token_id, set_default_template
-from plumbline.tasks.models.loading import (
-    load_reward,
-    load_tokenizer,
-    save_model,
-    seed_everything,
-)
-from plumbline.tasks.training.rewards.scoring import (
-    RewardModel,
-    can_score_packed,
-    padding_id,
-    score_tokens,
-)
+from plumbline.tasks.models.loading import load_reward, load_tokenizer, save_model, seed_everything
+from plumbline.tasks.training.rewards.scoring import RewardModel, can_score_packed, padding_id, score_tokens
 from tests.tasks.models.tiny_llama import build_tokenizer
 
 PROMPTS = [

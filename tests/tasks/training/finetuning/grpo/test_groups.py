@@ -7,12 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from plumbline.tasks.training.finetuning.grpo.groups import (
-    Scale,
-    advantages,
-    unjudged,
-    without_spread,
-)
+from plumbline.tasks.training.finetuning.grpo.groups import Scale, advantages, unjudged, without_spread
 
 NAN = np.nan
 

@@ -7,18 +7,8 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from plumbline.tasks.models.loading import load_policy, load_reward
-from plumbline.tasks.training.finetuning.ppo.experience import (
-    joined,
-    located,
-    minibatch_rows,
-    padded,
-)
-from plumbline.tasks.training.finetuning.ppo.model import (
-    ActorCritic,
-    disable_dropout,
-    head_is_last,
-    new_value_head,
-)
+from plumbline.tasks.training.finetuning.ppo.experience import joined, located, minibatch_rows, padded
+from plumbline.tasks.training.finetuning.ppo.model import ActorCritic, disable_dropout, head_is_last, new_value_head
 
 PROMPTS = [[3, 7, 1, 4], [3, 8, 9, 10, 1, 4], [3, 4]]
 ANSWERS = [[15, 7, 1], [16, 1], [6, 7, 8, 9, 1]]

@@ -14,12 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from plumbline.data_contracts.artifact import sha256_file
-from plumbline.data_contracts.errors import (
-    ModelError,
-    ParamsError,
-    RewardError,
-    StageError,
-)
+from plumbline.data_contracts.errors import ModelError, ParamsError, RewardError, StageError
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.judging import Answers, Scored

@@ -6,13 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plumbline.tasks.training.rewards.judges.parsing import (
-    Reply,
-    Unusable,
-    read_reply,
-    read_verdict,
-    response_format,
-)
+from plumbline.tasks.training.rewards.judges.parsing import Reply, Unusable, read_reply, read_verdict, response_format
 
 
 def reply(content: str | None, *, refusal: str | None = None, finish: str | None = "stop") -> Reply:

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 
 from plumbline.data_contracts.errors import JudgeError
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.training.rewards.judges.rubric import (
-    RUBRICS,
-    as_data,
-    ask,
-    choose_fence,
-    load_rubric,
-)
+from plumbline.tasks.training.rewards.judges.rubric import RUBRICS, as_data, ask, choose_fence, load_rubric
 
 PROMPT = (Message(role="system", content="Be brief."), Message(role="user", content="What is 2 + 2?"))
 PINNED = {"helpfulness-1": "12026a84a29c55beba95c47eed0cd947dee0a64f2297bc4e38a9e7cb8d6f52a8"}
