@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert
 
-from plumbline.flows.deployment import environment
+from plumbline.flows.graph import environment
 from plumbline.flows.graph.workspaces import init_workspace
 from plumbline.tasks.registry.audit_lineage import audit_model
 from plumbline.tasks.registry.params import RegistryParams

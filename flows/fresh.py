@@ -19,8 +19,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from plumbline.data_contracts.errors import OperationsError, WorkspaceBusy
-from plumbline.flows.deployment import environment
 from plumbline.flows.deployment.deployments import REJECTED
+from plumbline.flows.graph import environment
 from plumbline.flows.graph.params import Params, load_params
 from plumbline.flows.graph.workspaces import exclusive_run
 from plumbline.flows.retrain import retrain

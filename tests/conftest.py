@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from plumbline.flows.deployment import environment
+from plumbline.flows.graph import environment
 
 environment.prepare(threads=1)
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -25,7 +25,7 @@ HERE = Path()
 def workspace_root(workspace: Path) -> Path:
     """The workspace at or above a folder, its own Prefect server in use. Raises `UsageError` where there is none."""
     from plumbline.data_contracts.private_files import keep_private
-    from plumbline.flows.deployment.environment import use_services
+    from plumbline.flows.graph.environment import use_services
     from plumbline.flows.graph.workspaces import find_workspace
 
     root = find_workspace(Path(os.path.abspath(workspace)))

@@ -27,8 +27,8 @@ from plumbline.flows.deployment.deployments import (
     deployment_name,
     describe,
 )
-from plumbline.flows.deployment.environment import quiet_prefect
 from plumbline.flows.deployment.servers import NoServer, Server, connected, find_server
+from plumbline.flows.graph.environment import quiet_prefect
 from plumbline.flows.graph.params import Params, load_params, save_params
 from plumbline.tasks.operations.announce import workspace_id
 from plumbline.tasks.operations.services.plan import WORK_POOL

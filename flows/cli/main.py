@@ -25,7 +25,7 @@ from plumbline.flows.cli.account import settle_account
 from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
 from plumbline.flows.cli.ending import exit_code_of
 from plumbline.flows.cli.output import Output
-from plumbline.flows.deployment import environment
+from plumbline.flows.graph import environment
 
 app = typer.Typer(
     name="plumbline",

@@ -11,7 +11,7 @@ import typer
 from plumbline.data_contracts.errors import CheckFailed, UsageError
 from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
 from plumbline.flows.cli.output import Output
-from plumbline.flows.deployment import environment
+from plumbline.flows.graph import environment
 
 
 def register(app: typer.Typer) -> None:

@@ -16,7 +16,7 @@ from plumbline.flows.cli.comparison_report import comparison_payload, comparison
 from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.report import payload_of, tables_of
 from plumbline.flows.cli.temporary_server import naming_its_end, temporary_server
-from plumbline.flows.deployment import environment
+from plumbline.flows.graph import environment
 from plumbline.flows.graph.params import load_params
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.stages import STAGES

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plumbline.data_contracts.errors import OperationsError
-from plumbline.flows.deployment.environment import ENVIRONMENT
 from plumbline.flows.deployment.servers import connected
+from plumbline.flows.graph.environment import ENVIRONMENT
 from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.announce import EVENTS, workspace_id
 from plumbline.tasks.operations.services.plan import WORK_POOL

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from plumbline.data_contracts.errors import OperationsError, UsageError
 from plumbline.data_contracts.secrets import mask
-from plumbline.flows.deployment.environment import plain_url
+from plumbline.flows.graph.environment import plain_url
 from plumbline.flows.graph.params import Params
 from plumbline.tasks.access.identity import who_answers
 from plumbline.tasks.operations.announce import server_url

@@ -9,7 +9,8 @@ Only runs of the deployments that this workspace registered are taken, as it reg
 (`flows.deployment.registered_runs`); any other ends as Crashed, with the reason. On a server that the user named,
 those of other workspaces are left to them.
 
-The folder of the run is on no import path: a `tasks.py` or `random.py` there would take the place of ours or Python's.
+The folder of the run is on no import path: a `plumbline.py` or `random.py` there would take
+the place of ours or Python's.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.data_contracts.private_names import private_names, require_names
 from plumbline.flows.deployment.deployments import describe, job_variables
-from plumbline.flows.deployment.environment import ENVIRONMENT
 from plumbline.flows.deployment.registered_runs import is_anothers, refusal
+from plumbline.flows.graph.environment import ENVIRONMENT
 from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.services.plan import WORK_POOL
 

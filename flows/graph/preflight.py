@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plumbline.data_contracts.errors import ModelError, ParamsError, PlumblineError
-from plumbline.flows.deployment import environment
+from plumbline.flows.graph import environment
 from plumbline.flows.graph.params import Params, load_params, resolve_overlays, save_params
 from plumbline.flows.graph.variants import validated_variants
 from plumbline.tasks.pipeline.stage import importable

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from plumbline.data_contracts.artifact import sha256_file, write_json
 from plumbline.data_contracts.errors import UsageError, VersioningError
+from plumbline.data_contracts.inner_paths import require_new_folder
 from plumbline.tasks.data.ingest_feedback import ARRIVED, one_writer
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations.intake.params import IntakeParams
@@ -108,8 +109,7 @@ def backup_workspace(root: Path, to: Path, params: BackupSettings, *, keys: bool
 
 
 def _require_new(root: Path, to: Path) -> None:
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UsageError(f"{to}: expected a new or empty folder for the backup, found content. Choose another folder.")
+    require_new_folder(to)
     if to.resolve().is_relative_to(root):
         raise UsageError(f"{to}: expected a folder outside of the workspace, which may be lost with it.")
 

@@ -6,7 +6,6 @@ out; its own remote starts empty and is filled by the next run. Locations follow
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -20,7 +19,8 @@ import orjson
 
 from plumbline.data_contracts.artifact import FULL_DISK, sha256_file
 from plumbline.data_contracts.errors import CheckFailed, UsageError
-from plumbline.data_contracts.inner_paths import is_inner
+from plumbline.data_contracts.inner_paths import is_inner, require_new_folder
+from plumbline.tasks.access.secret_files import make_secret
 from plumbline.tasks.operations.backup_workspace import BUNDLE, DUMPS, FILES, KEYS, MANIFEST, OBJECTS, SCHEMA
 from plumbline.tasks.registry.signing.keys import default_key_path
 from plumbline.tasks.storage.database.location import REMOTE, STATE
@@ -48,8 +48,7 @@ def restore_workspace(backup: Path, to: Path, *, keys: bool = False) -> Restored
     With `keys` the signing keys are put where this user's keys belong, unless others are there. Raises `UsageError`
     for a folder that will not do, `CheckFailed` for a backup that is not whole.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UsageError(f"{to}: expected a new or empty folder, found content. Choose another folder.")
+    require_new_folder(to)
     manifest = verify_backup(backup)
     if keys:
         _require_place_for_keys(backup, manifest)
@@ -143,10 +142,7 @@ def _require_place_for_keys(backup: Path, manifest: Mapping[str, Any]) -> None:
 def _restore_keys(backup: Path, manifest: Mapping[str, Any]) -> None:
     for saved, there in _saved_keys(backup, manifest):
         if not there.exists():
-            there.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = os.open(there, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(saved.read_bytes())
+            make_secret(there, saved.read_bytes())
 
 
 def _saved_keys(backup: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, Path]]:

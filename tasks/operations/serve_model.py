@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from plumbline.data_contracts.errors import ParamsError, UnknownModelError, UsageError
-from plumbline.tasks.access.private_files import make_private, random_secret, read_private
 from plumbline.tasks.access.requests import checked
+from plumbline.tasks.access.secret_files import make_secret, random_secret, read_secret
 from plumbline.tasks.operations.promotion.gates import require_answering
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.canary import Canary
@@ -230,7 +230,7 @@ def read_token(root: Path, place: str | None) -> str:
     Raises `ParamsError` where there is none, `UsageError` where others may read the workspace's own.
     """
     if place is None:
-        found = read_private(key_file(root)) or make_private(key_file(root), f"{random_secret()}\n".encode())
+        found = read_secret(key_file(root)) or make_secret(key_file(root), f"{random_secret()}\n".encode())
         return _not_empty(found.decode().strip(), str(key_file(root)))
     if place.startswith("$"):
         return _from_environment(place, "serving.token")

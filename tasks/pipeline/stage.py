@@ -111,7 +111,7 @@ def execute(stage: Stage, root: Path, params: Section, progress: Progress = sile
 def importable(root: Path) -> Iterator[None]:
     """Let modules in the workspace (reward functions that params name) be imported inside the block.
 
-    They come last on the import path: a `random.py` or `tasks.py` there never takes the place of another module.
+    They come last on the import path: a `random.py` or `plumbline.py` there never takes the place of another module.
     """
     folder = str(root.resolve())
     added = folder not in sys.path

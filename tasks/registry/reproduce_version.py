@@ -25,6 +25,7 @@ from rich.table import Table
 
 from plumbline.data_contracts.artifact import MANIFEST, read_artifact, write_json
 from plumbline.data_contracts.errors import UsageError
+from plumbline.data_contracts.inner_paths import holds_content
 from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.verification import HashCheck
 from plumbline.tasks.pipeline.isolation import run_isolated
@@ -84,7 +85,7 @@ def open_reproduction(root: Path, uri: str, params: RegistryParams, to: Path | N
     folder = to or root / ".plumbline" / "reproduce" / digest[:16]
     state = folder / STATE
     begun = orjson.loads(state.read_bytes()) if state.is_file() else None
-    if begun is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if begun is None and holds_content(folder):
         raise UsageError(
             f"{folder}: expected a new or empty folder, or a reproduction begun there; found other content."
         )

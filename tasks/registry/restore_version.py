@@ -10,7 +10,7 @@ from typing import Any
 
 from plumbline.data_contracts.artifact import FULL_DISK, write_bytes
 from plumbline.data_contracts.errors import RegistryRefused, UsageError, VersioningError
-from plumbline.data_contracts.inner_paths import is_inner
+from plumbline.data_contracts.inner_paths import is_inner, require_new_folder
 from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.manifest import all_paths
@@ -29,8 +29,7 @@ def restore_version(root: Path, uri: str, to: Path, params: RegistryParams) -> d
     empty, `SignatureError` when the version is not what was signed, `RegistryError` or `VersioningError` when it or an
     object of it is lost.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UsageError(f"{to}: expected a new or empty folder, found content. Choose another folder.")
+    require_new_folder(to)
     store = Store(root, params, read_only=True)
     version = resolve(store, uri)
     stored = StoredFiles(store, version)

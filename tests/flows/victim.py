@@ -19,7 +19,7 @@ from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
-from plumbline.flows.deployment import environment
+from plumbline.flows.graph import environment
 
 STAGES = (
     "sample_world",

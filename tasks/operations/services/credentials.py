@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from plumbline.data_contracts.errors import UsageError
-from plumbline.tasks.access.private_files import random_secret, read_private, write_private
+from plumbline.tasks.access.secret_files import random_secret, read_secret, write_secret
 
 FILE = "credentials.json"
 PREFECT, MLFLOW = "prefect", "mlflow"
@@ -30,12 +30,12 @@ def make_credentials(folder: Path) -> None:
     found = find_credentials(folder)
     wanted = {name: found.get(name) or f"{_USER}:{random_secret()}" for name in (PREFECT, MLFLOW)}
     if wanted != found:
-        write_private(credentials_file(folder), orjson.dumps(wanted, option=orjson.OPT_INDENT_2) + b"\n")
+        write_secret(credentials_file(folder), orjson.dumps(wanted, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def find_credentials(folder: Path) -> Mapping[str, str]:
     """By service; empty before the first `up`. Raises `UsageError` where others may read them."""
-    data = read_private(credentials_file(folder))
+    data = read_secret(credentials_file(folder))
     if data is None:
         return {}
     try:
@@ -50,5 +50,5 @@ def find_credentials(folder: Path) -> Mapping[str, str]:
 
 def fingerprint(folder: Path) -> str:
     """Changes with the credentials; tells nothing of them."""
-    data = read_private(credentials_file(folder))
+    data = read_secret(credentials_file(folder))
     return "" if data is None else hashlib.sha256(data).hexdigest()[:16]

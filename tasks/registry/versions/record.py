@@ -63,11 +63,11 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
         if alias not in ALIASES
     ]
     with refusals(f"what MLflow shows of {version.uri}"):
-        description = _description(store, version)
+        description, source = _description_and_source(store, version)
     if description:
         found.problems.append(_differs("description", version.uri, description, "none"))
     with refusals(f"the logged model of {version.uri}"):
-        logged = _logged_model(store, version)
+        logged = _logged_model(store, source)
     if logged is not None:
         found.problems += _model_record(logged, manifest)
     signed = manifest.get("mlflow_run_id")
@@ -277,21 +277,17 @@ def _runs(store: Store, run_id: str) -> dict[str, RunRecord]:
     return {str(each.info.run_id): from_client(each) for each in (run, *children)}
 
 
-def _description(store: Store, version: Version) -> str | None:
+def _description_and_source(store: Store, version: Version) -> tuple[str, str]:
+    """The version's free text, and what MLflow says it was made from; empty for none."""
     if store.tables is not None:
         row = store.tables.version(version.name, version.number)
-        return row.description if row is not None else None
-    found = store.client.get_model_version(version.name, version.number).description
-    return str(found) if found else None
+        return ((row.description or ""), (row.source or "")) if row is not None else ("", "")
+    found = store.client.get_model_version(version.name, version.number)
+    return str(found.description or ""), str(found.source or "")
 
 
-def _logged_model(store: Store, version: Version) -> RunRecord | None:
+def _logged_model(store: Store, source: str) -> RunRecord | None:
     """What MLflow shows of the logged model that a version was made from; None if it was made from none."""
-    if store.tables is not None:
-        row = store.tables.version(version.name, version.number)
-        source = (row.source if row is not None else None) or ""
-    else:
-        source = str(store.client.get_model_version(version.name, version.number).source or "")
     model_id = source.removeprefix(_LOGGED)
     if model_id == source or not model_id.startswith(_LOGGED_ID):
         return None

@@ -18,7 +18,7 @@ import pytest
 
 from plumbline.data_contracts.errors import OperationsError, ParamsError, UsageError
 from plumbline.flows.cli.services import planned
-from plumbline.flows.deployment import environment
+from plumbline.flows.graph import environment
 from plumbline.flows.graph.params import load_params, save_params
 from plumbline.tasks.operations.services import operate
 from plumbline.tasks.operations.services.addresses import KnownServer, known_server

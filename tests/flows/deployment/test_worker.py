@@ -80,7 +80,7 @@ def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     assert workspace.run("init", ".").code == 0
     workspace.set_params("schedule.poll_cron='0 0 1 1 *'", "schedule.monitor_cron='0 0 1 1 *'")
     assert workspace.run("deploy").code == 0
-    for name in ("tasks", "random"):  # a user's own modules, which take no one's place
+    for name in ("plumbline", "tasks", "random"):  # a user's own modules, which take no one's place
         (workspace.root / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
     options = ("--name", "warm", "--limit", "2", "--standbys", "1", "--shared")
     environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}

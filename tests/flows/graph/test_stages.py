@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from plumbline.flows.deployment.environment import ENVIRONMENT
+from plumbline.flows.graph.environment import ENVIRONMENT
 from plumbline.flows.graph.params import Params
 from plumbline.flows.graph.stages import STAGES, render_dvc_yaml
 from plumbline.flows.graph.workspaces import template_files

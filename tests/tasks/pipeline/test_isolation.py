@@ -216,7 +216,7 @@ def test_no_orphan_outlives_a_killed_parent(tmp_path: Path, trains: bool) -> Non
 @pytest.mark.parametrize("trains", [False, True])
 def test_modules_in_the_current_folder_take_no_ones_place(tmp_path: Path, trains: bool) -> None:
     """Of a workspace with files named as our packages and Python's own, only what params name is imported."""
-    for name in ("tasks", "flows", "data_contracts", "random", "multiprocessing"):
+    for name in ("plumbline", "tasks", "flows", "data_contracts", "random", "multiprocessing"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
     (tmp_path / "house_rewards.py").write_text("def told(): return 'hello'")
     script = tmp_path / "elsewhere" / "parent.py"
@@ -225,7 +225,7 @@ def test_modules_in_the_current_folder_take_no_ones_place(tmp_path: Path, trains
         textwrap.dedent(f"""
         import sys, pathlib
         sys.path.append({str(Path(__file__).parent)!r})
-        from plumbline.flows.deployment import environment
+        from plumbline.flows.graph import environment
         import dataclasses, test_isolation as t
         if __name__ == "__main__":
             environment.prepare()

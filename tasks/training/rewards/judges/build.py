@@ -26,7 +26,7 @@ class JudgeMeans:
 
 
 def build_judge(params: JudgeParams, means: JudgeMeans) -> Judge:
-    """The judge of `params.kind`, its noise not yet measured (`reliability.calibrate`, `reliability.Measured`).
+    """The judge of `params.kind`, its noise not yet measured (`reliability.calibrate`, `reliability.MeasuredJudge`).
 
     Raises `ParamsError` for what params name and is not there, `ModelError` for a folder without a reward model.
     """

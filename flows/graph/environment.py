@@ -37,8 +37,8 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "DISABLE_MLFLOW_INTEGRATION": "TRUE",
     "MPLBACKEND": "Agg",
-    # Python starts children with the current folder first on their import path: a tasks.py or random.py there would
-    # take the place of the standard library's. `tasks.pipeline.stage.importable` finds modules of the workspace.
+    # Python starts children with the current folder first on their import path: a plumbline.py or random.py there would
+    # take the place of ours or Python's. `tasks.pipeline.stage.importable` finds modules of the workspace.
     "PYTHONSAFEPATH": "1",
 }
 

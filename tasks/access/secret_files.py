@@ -11,13 +11,13 @@ from pathlib import Path
 from plumbline.data_contracts.errors import UsageError
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_secret(path: Path, data: bytes) -> None:
     """Replace the file. Its folder is made where missing, and closed to others."""
     draft = _draft(path, data)
     os.replace(draft, path)
 
 
-def make_private(path: Path, data: bytes) -> bytes:
+def make_secret(path: Path, data: bytes) -> bytes:
     """Make the file unless it is there; returns what it then holds. Of two at once, one makes it."""
     draft = _draft(path, data)
     try:
@@ -26,7 +26,7 @@ def make_private(path: Path, data: bytes) -> bytes:
         pass
     finally:
         draft.unlink()
-    return read_private(path) or b""
+    return read_secret(path) or b""
 
 
 def _draft(path: Path, data: bytes) -> Path:
@@ -44,7 +44,7 @@ def _draft(path: Path, data: bytes) -> Path:
     return Path(name)
 
 
-def read_private(path: Path) -> bytes | None:
+def read_secret(path: Path) -> bytes | None:
     """The content; None where there is no such file. Raises `UsageError` where another user may read it, or owns it."""
     try:
         with path.open("rb") as file:
