@@ -30,8 +30,8 @@ from sqlalchemy import insert
 
 from plumbline.flows.graph import environment
 from plumbline.flows.graph.workspaces import init_workspace
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.audit_lineage import audit_model
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.trace_lineage import audit_record, trace
 from plumbline.tasks.storage.versioning.objects import ObjectStore

@@ -24,10 +24,10 @@ def build_inputs(folder: Path, count: int) -> tuple[Path, list[Any]]:
 
     from plumbline.data_contracts.records import CuratedPair, Message, Origin, load_conversations
     from plumbline.tasks.data.sample_world.generate import generate
-    from plumbline.tasks.data.sample_world.params import DefectRates, SampleWorldParams
     from plumbline.tasks.models.loading import save_model, seed_everything
-    from plumbline.tasks.models.params import TinyModelParams
     from plumbline.tasks.models.tiny import build_model, train_tokenizer
+    from plumbline.tasks.params.sample_world import DefectRates, SampleWorldParams
+    from plumbline.tasks.params.tiny_model import TinyModelParams
 
     none = DefectRates(**dict.fromkeys(DefectRates.model_fields, 0.0))
     world = folder / "world"
@@ -57,9 +57,9 @@ def build_inputs(folder: Path, count: int) -> tuple[Path, list[Any]]:
 
 def time_ours(reference: Path, pairs: list[Any], folder: Path, *, validate: bool) -> float:
     """CPU seconds of `tasks.training.finetuning.dpo.run`."""
+    from plumbline.tasks.params.finetuning import DpoParams
     from plumbline.tasks.training.finetuning import dpo
     from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-    from plumbline.tasks.training.finetuning.params import DpoParams
 
     params = DpoParams() if validate else DpoParams(eval_every=100_000, best_by="preference_accuracy")
     held_out = pairs[: 256 if validate else 1]
@@ -87,7 +87,7 @@ def time_bare(reference: Path, pairs: list[Any], folder: Path) -> float:
     from trl import DPOConfig, DPOTrainer
 
     from plumbline.tasks.models.loading import load_policy, load_tokenizer, seed_everything
-    from plumbline.tasks.training.finetuning.params import DpoParams
+    from plumbline.tasks.params.finetuning import DpoParams
 
     params = DpoParams()
     seed_everything(SEED, 1)

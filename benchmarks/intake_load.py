@@ -63,9 +63,9 @@ class Endpoint:
 @contextmanager
 def endpoint(folder: Path) -> Iterator[Endpoint]:
     """`plumbline intake serve` in a new workspace, for as long as the block runs."""
-    from plumbline.flows.graph.params import load_params, save_params
     from plumbline.flows.graph.workspaces import init_workspace
     from plumbline.tasks.operations.intake.tokens import create_token, token_file
+    from plumbline.tasks.params.document import load_params, save_params
 
     root = folder / "workspace"
     init_workspace(root)

@@ -29,8 +29,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from plumbline.data_contracts.records import Message
-    from plumbline.flows.graph.params import Params
-    from plumbline.tasks.training.finetuning.params import FinetuneParams
+    from plumbline.tasks.params.finetuning import FinetuneParams
+    from plumbline.tasks.params.whole import Params
 
 PROMPTS = 2304
 METHODS = ("dpo", "grpo", "ppo", "dpo,ppo")
@@ -130,7 +130,7 @@ def pooled(outcomes: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Any]:
 
 def run(workspace: Path, settings: Sequence[str], stacks: Sequence[str]) -> Iterator[tuple[str, np.ndarray, Any]]:
     """Stack, outcomes and figures of each stack on one workspace."""
-    from plumbline.flows.graph.params import load_params
+    from plumbline.tasks.params.document import load_params
 
     params, _ = load_params(workspace, [], settings)
     prompts = test_prompts(workspace)

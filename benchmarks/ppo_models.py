@@ -40,8 +40,8 @@ def prepare(size: str, workspace: Path, cache: Path, threads: int) -> dict[str, 
 def _train_policy(size: str, workspace: Path, folder: Path, threads: int) -> None:
     from plumbline.data_contracts.records import load_conversations
     from plumbline.tasks.models.loading import load_tokenizer
-    from plumbline.tasks.models.params import TinyModelParams
     from plumbline.tasks.models.tiny import train_base
+    from plumbline.tasks.params.tiny_model import TinyModelParams
 
     conversations = load_conversations(workspace / "data" / "world" / "demonstrations.jsonl")[:CONVERSATIONS]
     folder.mkdir(parents=True, exist_ok=True)

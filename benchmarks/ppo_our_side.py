@@ -24,12 +24,11 @@ def make_trainer(job: dict[str, Any]) -> Any:
 
     from plumbline.tasks.models import fast_linear
     from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer, seed_everything
+    from plumbline.tasks.params.mixture import MixtureParams, RewardModelTermParams
+    from plumbline.tasks.params.on_policy import KlParams, ShapingParams
     from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
-    from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-    from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams
     from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
     from plumbline.tasks.training.rewards.mixture import build_mixture
-    from plumbline.tasks.training.rewards.mixture_params import MixtureParams, RewardModelTermParams
     from plumbline.tasks.training.rewards.scoring import RewardModel
 
     seed_everything(job["seed"], job["threads"])

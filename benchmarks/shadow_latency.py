@@ -114,13 +114,13 @@ def _serve(folder: Path) -> tuple[Any, str, Callable[[], None]]:
     from plumbline.tasks.operations.serving.app import create_app
     from plumbline.tasks.operations.serving.local_backend import Defaults, LocalBackend, LocalSpec
     from plumbline.tasks.operations.serving.log_writer import LogWriter
-    from plumbline.tasks.operations.serving.params import ServingParams
     from plumbline.tasks.operations.serving.service import ChatService, Parts
     from plumbline.tasks.operations.serving.shadow_process import ShadowProcess
     from plumbline.tasks.operations.serving.signals import rule_detector
     from plumbline.tasks.operations.serving.slots import Slot
+    from plumbline.tasks.params.operations import OperationsParams
+    from plumbline.tasks.params.serving import ServingParams
     from plumbline.tasks.storage.database import open_database
-    from plumbline.tasks.storage.database.params import OperationsParams
 
     params = ServingParams()
     spec = LocalSpec(_model(folder), Defaults(1.0, 1.0, TOKENS, TOKENS))

@@ -132,12 +132,12 @@ def learn(method: str, reference: Path, folder: Path, texts: Sequence[str], seed
 
 
 def _with_rewards(inputs: FinetuneInputs) -> FinetuneInputs:
-    from plumbline.tasks.training.rewards.gain_params import GainParams
+    from plumbline.tasks.params.gains import GainParams
+    from plumbline.tasks.params.judge import JudgeParams
+    from plumbline.tasks.params.mixture import MixtureParams
     from plumbline.tasks.training.rewards.gains import build_gains
-    from plumbline.tasks.training.rewards.judge_params import JudgeParams
     from plumbline.tasks.training.rewards.judges.build import JudgeMeans, build_judge
     from plumbline.tasks.training.rewards.mixture import build_mixture
-    from plumbline.tasks.training.rewards.mixture_params import MixtureParams
 
     term = {"kind": "function", "function": "benchmarks.story_sentiment:sentiment", "name": "sentiment"}
     reward = build_mixture(MixtureParams.model_validate({"terms": [term | {"normalise": "reference"}]}), None)
@@ -148,7 +148,7 @@ def _with_rewards(inputs: FinetuneInputs) -> FinetuneInputs:
 
 
 def _params(method: str) -> Any:
-    from plumbline.tasks.training.finetuning.params import FinetuneParams
+    from plumbline.tasks.params.finetuning import FinetuneParams
 
     shared: dict[str, Any] = {
         "max_new_tokens": NEW_TOKENS,

@@ -14,7 +14,6 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from plumbline.flows.graph.params import Params
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.variants import shared_stages, validated_variants
 from plumbline.flows.graph.workspaces import exclusive_run
@@ -28,6 +27,7 @@ from plumbline.tasks.evaluation.compare_policies import (
     run_attempt,
     stages_of,
 )
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.isolation import warm_up
 from plumbline.tasks.pipeline.session import Session
 from plumbline.tasks.pipeline.stage import Stage

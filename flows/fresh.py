@@ -21,7 +21,6 @@ from prefect.states import Completed
 from plumbline.data_contracts.errors import OperationsError, WorkspaceBusy
 from plumbline.flows.deployment.deployments import REJECTED
 from plumbline.flows.graph import environment
-from plumbline.flows.graph.params import Params, load_params
 from plumbline.flows.graph.workspaces import exclusive_run
 from plumbline.flows.retrain import retrain
 from plumbline.tasks.operations.admit_run import admit_run, finish_run
@@ -29,6 +28,8 @@ from plumbline.tasks.operations.announce import drain_outbox, open_outbox
 from plumbline.tasks.operations.freshness.admission import Admission, Outcome
 from plumbline.tasks.operations.freshness.outbox import find
 from plumbline.tasks.operations.settle_champion import Settled
+from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.whole import Params
 
 NOT_STARTED = "NotStarted"
 """Name of the Completed state of a run that found nothing to do."""

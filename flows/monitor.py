@@ -11,9 +11,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from plumbline.data_contracts.errors import OperationsError
-from plumbline.flows.graph.params import Params, load_params
 from plumbline.tasks.operations.monitor_policy import monitor_policy
 from plumbline.tasks.operations.monitoring.report import markdown
+from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.store.runs import open_run
 
 

@@ -15,13 +15,13 @@ from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from plumbline.flows.deployment.deployments import REJECTED
-from plumbline.flows.graph.params import Params
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.run_stage import run_stage
 from plumbline.flows.graph.stages import STAGES
 from plumbline.flows.graph.workspaces import exclusive_run
 from plumbline.tasks.data.ingest_feedback import fixed_raw, ingest_feedback
 from plumbline.tasks.operations.settle_champion import Settled, settle_first_champion
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.isolation import warm_up
 from plumbline.tasks.pipeline.session import Session
 from plumbline.tasks.pipeline.stage import Stage, StageRecord, fill

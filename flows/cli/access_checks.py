@@ -8,11 +8,11 @@ from pathlib import Path
 import httpx
 
 from plumbline.flows.cli.services import planned
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.access.requests import PROOF_PATH
 from plumbline.tasks.operations.intake.tokens import token_file
 from plumbline.tasks.operations.services.credentials import credentials_file
 from plumbline.tasks.operations.services.plan import services_folder
+from plumbline.tasks.params.whole import Params
 
 _STRANGE_HOST = "rebound.example"
 _STRANGE_ORIGIN = "http://page.example"

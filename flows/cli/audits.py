@@ -12,7 +12,8 @@ import orjson
 from plumbline.data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from plumbline.data_contracts.errors import CheckFailed, UsageError
 from plumbline.flows.cli.output import Output
-from plumbline.flows.graph.params import Params, load_params
+from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.audit_lineage import Walk, render_audit, walk_model
 
 FORMATS = ("tree", "json", "html", "openlineage", "cyclonedx")

@@ -28,8 +28,8 @@ def backup(
     json: Json = False,
 ) -> None:
     """Save the workspace: databases, raw feedback, models, ledger, git and DVC. Services may go on running."""
-    from plumbline.flows.graph.params import load_params
     from plumbline.tasks.operations.backup_workspace import backup_workspace
+    from plumbline.tasks.params.document import load_params
 
     root, output = workspace_root(workspace), Output(json)
     with output.working(f"saving {root}"):

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from plumbline.data_contracts.errors import ContractViolation, OperationsError, UsageError
 from plumbline.flows.cli.output import Output
-from plumbline.flows.graph.params import load_params, resolve_overlays
+from plumbline.tasks.params.document import load_params, resolve_overlays
 
 
 def ingest(root: Path, source: str, files: Sequence[str], output: Output) -> None:

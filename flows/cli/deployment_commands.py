@@ -29,9 +29,10 @@ from plumbline.flows.deployment.deployments import (
 )
 from plumbline.flows.deployment.servers import NoServer, Server, connected, find_server
 from plumbline.flows.graph.environment import quiet_prefect
-from plumbline.flows.graph.params import Params, load_params, save_params
 from plumbline.tasks.operations.announce import workspace_id
 from plumbline.tasks.operations.services.plan import WORK_POOL
+from plumbline.tasks.params.document import load_params, save_params
+from plumbline.tasks.params.whole import Params
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -73,7 +74,7 @@ def schedule(root: Path, cron: str | None, off: bool, timezone: str | None, outp
     if dict(section) != before:
         with suppress(NoServer):  # one that is not ours is refused before anything is written
             find_server(root, params)
-        from plumbline.flows.graph.params import PARAMS_FILE, validate_params
+        from plumbline.tasks.params.document import PARAMS_FILE, validate_params
 
         params = validate_params(document, root / PARAMS_FILE)
         for line in save_params(root, document):

@@ -75,8 +75,8 @@ def _git(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _workspace(folder: Path) -> Iterator[DoctorFinding]:
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.workspaces import find_workspace
+    from plumbline.tasks.params.document import load_params
 
     try:
         root = find_workspace(folder)
@@ -137,8 +137,8 @@ def _mend_raw(folder: Path) -> None:
 
 def _places(folder: Path) -> tuple[Path, Path]:
     """The workspace and its inbox."""
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.workspaces import find_workspace
+    from plumbline.tasks.params.document import load_params
 
     root = find_workspace(folder)
     return root, root / load_params(root)[0].intake.inbox
@@ -165,8 +165,8 @@ def _prefect(folder: Path) -> Iterator[DoctorFinding]:
 def _access(folder: Path) -> Iterator[DoctorFinding]:
     """Whether files with credentials are private, and every service that runs asks for some."""
     from plumbline.flows.cli.access_checks import open_services, public_files
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.workspaces import find_workspace
+    from plumbline.tasks.params.document import load_params
 
     try:
         root = find_workspace(folder)
@@ -184,8 +184,8 @@ def _access(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _mlflow(folder: Path) -> Iterator[DoctorFinding]:
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.workspaces import find_workspace
+    from plumbline.tasks.params.document import load_params
     from plumbline.tasks.registry.store.client import Store, store_uri
 
     try:

@@ -12,7 +12,7 @@ from plumbline.flows.cli.ending import until_ended
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
-    from plumbline.flows.graph.params import Params
+    from plumbline.tasks.params.whole import Params
 
 _inbox = typer.Typer(no_args_is_help=True, help="Files that are dropped into a folder.")
 _intake = typer.Typer(no_args_is_help=True, help="Feedback over HTTP.")
@@ -154,6 +154,6 @@ def outbox_drain(workspace: Directory = HERE, json: Json = False) -> None:
 
 
 def _params(root: Path) -> Params:
-    from plumbline.flows.graph.params import load_params
+    from plumbline.tasks.params.document import load_params
 
     return load_params(root)[0]

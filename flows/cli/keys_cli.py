@@ -12,7 +12,7 @@ from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
-    from plumbline.flows.graph.params import Params
+    from plumbline.tasks.params.whole import Params
     from plumbline.tasks.registry.signing.trust import Statement
 
 _keys = typer.Typer(no_args_is_help=True, help="Keys that sign versions and the ledger, and those that verify them.")
@@ -122,6 +122,6 @@ def _root_and_actor(workspace: Path) -> tuple[Path, str]:
 
 
 def _params(root: Path) -> Params:
-    from plumbline.flows.graph.params import load_params
+    from plumbline.tasks.params.document import load_params
 
     return load_params(root)[0]

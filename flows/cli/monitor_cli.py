@@ -49,9 +49,9 @@ def live(
 ) -> None:
     """Compare challenger and champion over the traffic they served, each figure with an anytime-valid interval."""
     from plumbline.data_contracts.artifact import write_bytes
-    from plumbline.flows.graph.params import load_params
     from plumbline.tasks.operations.monitoring.live_report import as_html
     from plumbline.tasks.operations.report_live import report_live
+    from plumbline.tasks.params.document import load_params
 
     root, output = workspace_root(workspace), Output(json)
     start = None if since is None else _moment(since)

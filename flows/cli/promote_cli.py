@@ -53,9 +53,9 @@ def promote(
     json: Json = False,
 ) -> None:
     """Give an alias to a version that passes every gate before it, verified first and on record."""
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.promotion_report import promotion_payload, promotion_view, refusal
     from plumbline.tasks.operations import promote_model as verb
+    from plumbline.tasks.params.document import load_params
 
     named = override_of(override, override_reason)
     root, output = workspace_root(workspace), Output(json)
@@ -78,9 +78,9 @@ def rollback(
 
     A version that never was champion passes every gate of `promote` first.
     """
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.promotion_report import promotion_payload, promotion_view, refusal
     from plumbline.tasks.operations import promote_model as verb
+    from plumbline.tasks.params.document import load_params
 
     root, output = workspace_root(workspace), Output(json)
     params, _ = load_params(root)
@@ -101,9 +101,9 @@ def history(
     json: Json = False,
 ) -> None:
     """Show the promotion ledger and verify its chain: who moved which alias, when, why, on what evidence."""
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.promotion_report import history_payload, history_view
     from plumbline.tasks.operations import promote_model as verb
+    from plumbline.tasks.params.document import load_params
 
     root, output = workspace_root(workspace), Output(json)
     params, _ = load_params(root)
@@ -129,9 +129,9 @@ def delete(
     json: Json = False,
 ) -> None:
     """Delete a registered version that no alias holds, on record."""
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.promotion_report import entry_payload
     from plumbline.tasks.operations import promote_model as verb
+    from plumbline.tasks.params.document import load_params
 
     root, output = workspace_root(workspace), Output(json)
     params, _ = load_params(root)

@@ -51,9 +51,9 @@ def _withdraw(root: Path, kind: Kind, name: str, reason: str, undo: bool, output
     from rich.markup import escape
     from rich.table import Table
 
-    from plumbline.flows.graph.params import load_params
     from plumbline.tasks.operations.promote_model import current_actor
     from plumbline.tasks.operations.withdraw_feedback import withdraw as carry_out
+    from plumbline.tasks.params.document import load_params
 
     params, _ = load_params(root)
     with output.working("looking for it in all feedback"):

@@ -17,9 +17,9 @@ from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.report import payload_of, tables_of
 from plumbline.flows.cli.temporary_server import naming_its_end, temporary_server
 from plumbline.flows.graph import environment
-from plumbline.flows.graph.params import load_params
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.params.document import load_params
 
 
 @dataclass(frozen=True, slots=True)

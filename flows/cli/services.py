@@ -14,10 +14,11 @@ from rich.table import Table
 from plumbline.data_contracts.errors import CheckFailed, UsageError
 from plumbline.data_contracts.private_files import close_to_others
 from plumbline.flows.cli.output import Output
-from plumbline.flows.graph.params import Params, load_params, resolve_overlays, save_params
 from plumbline.tasks.operations.services.credentials import credentials_file, find_credentials
 from plumbline.tasks.operations.services.operate import ServiceStatus, bring_down, bring_up, look
 from plumbline.tasks.operations.services.plan import IntakeEndpoint, Plan, plan_services
+from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
+from plumbline.tasks.params.whole import Params
 
 
 def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:

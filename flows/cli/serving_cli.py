@@ -37,8 +37,8 @@ def serve(
     json: Json = False,
 ) -> None:
     """Answer OpenAI's /v1/chat/completions with the version that holds an alias, following it, until ended."""
-    from plumbline.flows.graph.params import load_params, resolve_overlays
     from plumbline.tasks.operations.serve_model import serve_model, token_place
+    from plumbline.tasks.params.document import load_params, resolve_overlays
 
     root, output = workspace_root(workspace), Output(json)
     loaded, _ = load_params(root, resolve_overlays(root, params or []), settings or [])
@@ -67,8 +67,8 @@ def harvest(
     """Turn mirrored answers and thumbs into feedback, each once; or export them for people to label."""
     from rich.table import Table
 
-    from plumbline.flows.graph.params import load_params, resolve_overlays
     from plumbline.tasks.operations.harvest_traffic import export_for_people, harvest_traffic
+    from plumbline.tasks.params.document import load_params, resolve_overlays
 
     root, output = workspace_root(workspace), Output(json)
     loaded, _ = load_params(root, resolve_overlays(root, params or []), settings or [])
@@ -90,9 +90,9 @@ def traffic(since: Since = None, workspace: Directory = HERE, json: Json = False
     """Summarise what was answered: errors, refusals, violations, latencies and feedback by version."""
     from rich.table import Table
 
-    from plumbline.flows.graph.params import load_params
     from plumbline.tasks.operations.serving import log
     from plumbline.tasks.operations.serving.traffic import summarise
+    from plumbline.tasks.params.document import load_params
     from plumbline.tasks.storage.database import read_database
 
     root = workspace_root(workspace)
@@ -116,8 +116,8 @@ def canary_list(workspace: Directory = HERE, json: Json = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from plumbline.flows.graph.params import load_params
     from plumbline.tasks.operations.retry_canary import list_canaries
+    from plumbline.tasks.params.document import load_params
 
     root = workspace_root(workspace)
     found = list_canaries(root, load_params(root)[0])
@@ -139,9 +139,9 @@ def canary_retry(
     json: Json = False,
 ) -> None:
     """Let a version that its canary sent back try again, with fresh evidence: gates first, on record."""
-    from plumbline.flows.graph.params import load_params
     from plumbline.flows.graph.promotion_report import promotion_payload, promotion_view, refusal
     from plumbline.tasks.operations.retry_canary import retry_canary
+    from plumbline.tasks.params.document import load_params
 
     named = override_of(override, override_reason)
     root, output = workspace_root(workspace), Output(json)

@@ -20,8 +20,8 @@ from plumbline.flows.deployment.deployments import (
     trigger_spec,
     zombie_spec,
 )
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.services.plan import WORK_POOL
+from plumbline.tasks.params.whole import Params
 
 ROOT, WORKSPACE = "{{ $PLUMBLINE_ROOT }}", "{{ $PLUMBLINE_WORKSPACE }}"
 _HEADER = """\

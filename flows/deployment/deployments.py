@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.flows.deployment.servers import connected
 from plumbline.flows.graph.environment import ENVIRONMENT
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.announce import EVENTS, workspace_id
 from plumbline.tasks.operations.services.plan import WORK_POOL
+from plumbline.tasks.params.whole import Params
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

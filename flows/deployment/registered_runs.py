@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.flows.deployment.deployments import deployment_name, describe
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.announce import workspace_id
+from plumbline.tasks.params.whole import Params
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun

@@ -18,13 +18,13 @@ from packaging.version import Version
 from plumbline.data_contracts.errors import OperationsError, UsageError
 from plumbline.data_contracts.secrets import mask
 from plumbline.flows.graph.environment import plain_url
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.access.identity import who_answers
 from plumbline.tasks.operations.announce import server_url
 from plumbline.tasks.operations.services.addresses import known_server
 from plumbline.tasks.operations.services.credentials import PREFECT, find_credentials
 from plumbline.tasks.operations.services.health import foreign_server, refused_credentials, require_version, why_silent
 from plumbline.tasks.operations.services.plan import HOST, services_folder
+from plumbline.tasks.params.whole import Params
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

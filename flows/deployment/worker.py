@@ -42,8 +42,8 @@ from plumbline.data_contracts.private_names import private_names, require_names
 from plumbline.flows.deployment.deployments import describe, job_variables
 from plumbline.flows.deployment.registered_runs import is_anothers, refusal
 from plumbline.flows.graph.environment import ENVIRONMENT
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.services.plan import WORK_POOL
+from plumbline.tasks.params.whole import Params
 
 with private_names("prefect"):
     from prefect.runner._control_channel import ControlChannel

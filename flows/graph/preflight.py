@@ -8,13 +8,14 @@ from pathlib import Path
 
 from plumbline.data_contracts.errors import ModelError, ParamsError, PlumblineError
 from plumbline.flows.graph import environment
-from plumbline.flows.graph.params import Params, load_params, resolve_overlays, save_params
 from plumbline.flows.graph.variants import validated_variants
+from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
+from plumbline.tasks.params.judge import JudgeParams
+from plumbline.tasks.params.mixture import FunctionTermParams, SafetyTermParams, TermParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.stage import importable
 from plumbline.tasks.training.finetune_policy import STAGE as FINETUNE
 from plumbline.tasks.training.finetune_policy import maximises_mixture
-from plumbline.tasks.training.rewards.judge_params import JudgeParams
-from plumbline.tasks.training.rewards.mixture_params import FunctionTermParams, SafetyTermParams, TermParams
 
 REWARD_FACTS = "reward.json"
 """What makes a folder one of a reward model (`tasks.training.rewards.scoring.FACTS`, whose module needs torch)."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plumbline.flows.graph.params import Params, validate_params
 from plumbline.flows.graph.stages import STAGES
 from plumbline.tasks.evaluation.comparison.variants import Variant, settled, variants_of
+from plumbline.tasks.params.document import validate_params
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.stage import Stage, fill
 
 

@@ -11,9 +11,9 @@ from filelock import FileLock, Timeout
 
 from plumbline.data_contracts.artifact import FULL_DISK, write_bytes
 from plumbline.data_contracts.errors import UsageError, WorkspaceBusy
-from plumbline.data_contracts.params import PARAMS_FILE
 from plumbline.data_contracts.secrets import has_password, mask
 from plumbline.flows.graph.half_made import undone_on_failure
+from plumbline.tasks.params.section import PARAMS_FILE
 
 _IGNORE_ALL = b"*\n"  # state, logs and databases of this machine, whatever a .gitignore that was there says
 _OWN_FOLDERS = (".git", ".dvc", ".plumbline", "params", "data", "data/raw", ".git/index", ".plumbline/.gitignore")
@@ -22,10 +22,10 @@ _LOOK_EVERY_S = 1.0  # how often a run that waits looks whether the workspace is
 
 def template_files() -> dict[str, bytes]:
     """Every file of a fresh workspace by its relative path."""
-    from plumbline.flows.graph.params import render_defaults
     from plumbline.flows.graph.stages import (
         render_dvc_yaml,  # every stage's module; commands that only look for a workspace need none
     )
+    from plumbline.tasks.params.document import render_defaults
 
     templates = {PARAMS_FILE: render_defaults().encode(), "dvc.yaml": render_dvc_yaml().encode()}
     folder = files("plumbline.flows.graph") / "workspace"

@@ -19,10 +19,10 @@ from plumbline.data_contracts.records import (
     load_jsonl,
 )
 from plumbline.tasks.data.curation.curate import Curated, curate
-from plumbline.tasks.data.curation.params import CurationParams
 from plumbline.tasks.data.curation.unpaired import CuratedUnpaired, curate_unpaired
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.shares import too_many
+from plumbline.tasks.params.curation import CurationParams
+from plumbline.tasks.params.feedback import FeedbackParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
 UNPAIRED = "unpaired.jsonl"

@@ -16,13 +16,13 @@ from plumbline.data_contracts.errors import ContractViolation, PlumblineError
 from plumbline.data_contracts.records import PreferencePair, UnpairedResponse, dump_jsonl, load_jsonl
 from plumbline.tasks.data.curate_preferences import UNPAIRED, account, objections, set_aside
 from plumbline.tasks.data.curation.curate import curate
-from plumbline.tasks.data.curation.params import CurationParams, SplitParams
 from plumbline.tasks.data.curation.unpaired import curate_unpaired
 from plumbline.tasks.data.feedback.batches import store_batch
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.shares import shares
 from plumbline.tasks.data.feedback.validate import validate
 from plumbline.tasks.data.ingest_feedback import withdrawals_of
+from plumbline.tasks.params.curation import CurationParams, SplitParams
+from plumbline.tasks.params.feedback import FeedbackParams
 from plumbline.tasks.storage.database.caches import may_write
 
 REPORT, QUARANTINE = "report.json", "quarantine.jsonl"

@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import PlumblineError
 from plumbline.tasks.data.feedback.batches import TEMPORARY, Batch, changed_batch, store_batch
-from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.validate import NamedBatch, raw_batches
 from plumbline.tasks.data.feedback.withdrawals import Withdrawal, Withdrawals, keep_withdrawal, load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
+from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 from plumbline.tasks.storage.versioning.workspace import Versions
 
 ARRIVED = ".plumbline/arrived"

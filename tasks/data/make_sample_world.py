@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plumbline.tasks.data.sample_world.params import SampleWorldParams
+from plumbline.tasks.params.sample_world import SampleWorldParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.validate import raw_batches, validate
 from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
+from plumbline.tasks.params.feedback import FeedbackParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
 RAW = "data/raw"

@@ -33,18 +33,18 @@ from plumbline.data_contracts.artifact import (
     writing,
 )
 from plumbline.data_contracts.errors import ArtifactError, PlumblineError, StageError
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
 from plumbline.tasks.evaluation import decide_gate, evaluate_policy
 from plumbline.tasks.evaluation.comparison.budget import readings_of
 from plumbline.tasks.evaluation.comparison.cost import Cost, Metered, read_cost
-from plumbline.tasks.evaluation.comparison.params import CompareParams
 from plumbline.tasks.evaluation.comparison.recommend import VariantRefusal
 from plumbline.tasks.evaluation.comparison.report import Comparison, Shared, compare, write_report
 from plumbline.tasks.evaluation.comparison.table import Trial, read_outcomes
 from plumbline.tasks.evaluation.comparison.variants import Variant
 from plumbline.tasks.evaluation.measures.gate import decide
-from plumbline.tasks.evaluation.measures.params import GateParams
+from plumbline.tasks.params.comparison import CompareParams
+from plumbline.tasks.params.evaluation import GateParams
+from plumbline.tasks.params.section import Section
 from plumbline.tasks.pipeline.isolation import run_isolated
 from plumbline.tasks.pipeline.session import Session
 from plumbline.tasks.pipeline.stage import Stage, StageRecord, declared, digest_of, fill

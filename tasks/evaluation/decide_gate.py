@@ -8,7 +8,7 @@ import orjson
 
 from plumbline.data_contracts.artifact import write_json
 from plumbline.tasks.evaluation.measures.gate import decide
-from plumbline.tasks.evaluation.measures.params import GateParams
+from plumbline.tasks.params.evaluation import GateParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
 

@@ -8,7 +8,7 @@ import orjson
 
 from plumbline.data_contracts.artifact import read_artifact
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
 

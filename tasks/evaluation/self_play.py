@@ -14,15 +14,15 @@ import orjson
 
 from plumbline.data_contracts.artifact import MANIFEST, read_artifact, verify_artifact, write_bytes
 from plumbline.data_contracts.errors import ArtifactError, UsageError
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
 from plumbline.tasks.data.feedback.batches import Batch
 from plumbline.tasks.data.ingest_feedback import ingest_feedback
-from plumbline.tasks.evaluation.comparison.params import SelfPlayParams
+from plumbline.tasks.params.comparison import SelfPlayParams
+from plumbline.tasks.params.judge import JudgeParams
+from plumbline.tasks.params.section import Section
 from plumbline.tasks.pipeline.isolation import run_isolated
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 from plumbline.tasks.pipeline.watch import watch
-from plumbline.tasks.training.rewards.judge_params import JudgeParams
 
 SOURCE = "judged_pairs"
 _ROWS = "pairs.jsonl"

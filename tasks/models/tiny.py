@@ -25,7 +25,7 @@ from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.control_tokens import control_tokens
 from plumbline.tasks.models.curve import write_curve
 from plumbline.tasks.models.loading import describe, save_model, seed_everything
-from plumbline.tasks.models.params import TinyModelParams
+from plumbline.tasks.params.tiny_model import TinyModelParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

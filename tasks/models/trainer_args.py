@@ -9,8 +9,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.errors import ParamsError
-from plumbline.tasks.models.optimisation import EvaluatedOptimisation, Optimisation
 from plumbline.tasks.models.processes import several
+from plumbline.tasks.params.optimisation import EvaluatedOptimisation, Optimisation
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -7,14 +7,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 from sqlalchemy import Engine
 
-from plumbline.tasks.data.curation.params import CurationParams
-from plumbline.tasks.data.feedback.params import FeedbackParams
-from plumbline.tasks.operations.announce import AnnounceParams, open_outbox, reconcile
+from plumbline.tasks.operations.announce import open_outbox, reconcile
 from plumbline.tasks.operations.count_fresh import count_fresh, known_contents
 from plumbline.tasks.operations.freshness.admission import (
     Admission,
@@ -26,30 +24,14 @@ from plumbline.tasks.operations.freshness.admission import (
     runs,
 )
 from plumbline.tasks.operations.freshness.outbox import Standing, standings
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.latest import LatestModel, latest_model
 from plumbline.tasks.storage.database.outbox_tables import ABANDONED, SPENT, WAITING, utc_now
 
 
-class AdmitParams(AnnounceParams, Protocol):
-    """The sections of params that are needed here."""
-
-    @property
-    def feedback(self) -> FeedbackParams:
-        """What the contract check of a batch goes by."""
-
-    @property
-    def curation(self) -> CurationParams:
-        """What makes two records the same."""
-
-    @property
-    def registry(self) -> RegistryParams:
-        """Where the last model is."""
-
-
 def admit_run(
-    root: Path, params: AdmitParams, event_key: str | None = None, *, forced: bool = False, now: datetime | None = None
+    root: Path, params: Params, event_key: str | None = None, *, forced: bool = False, now: datetime | None = None
 ) -> Admission:
     """Claim every key that is due, if a run may start now; `finish_run` closes the claim.
 
@@ -62,13 +44,13 @@ def admit_run(
 
 
 def finish_run(
-    root: Path, params: AnnounceParams, run_key: str, *, outcome: Outcome, model_uri: str | None, detail: str
+    root: Path, params: Params, run_key: str, *, outcome: Outcome, model_uri: str | None, detail: str
 ) -> None:
     """Close the claim of a run that admission let in."""
     finish(open_outbox(root, params), run_key, outcome=outcome, model_uri=model_uri, detail=detail)
 
 
-def gather(root: Path, params: AdmitParams, engine: Engine, event_key: str | None = None) -> FreshState:
+def gather(root: Path, params: Params, engine: Engine, event_key: str | None = None) -> FreshState:
     """What admission has to know: the last model, what is new beside it, and who lives."""
     # a key that is claimed may be due again by the time of the decision: its run was killed
     unspent = [item for item in standings(engine) if item.state != SPENT]
@@ -95,9 +77,7 @@ def _answers(manifest: Mapping[str, Any], item: Standing) -> bool:
     return item.entry.key in (manifest.get("trigger") or {}).get("keys", ())
 
 
-def _new_records(
-    root: Path, params: AdmitParams, fresh: Sequence[Standing], model: LatestModel | None
-) -> dict[str, int]:
+def _new_records(root: Path, params: Params, fresh: Sequence[Standing], model: LatestModel | None) -> dict[str, int]:
     if not fresh:
         return {}
     known = known_contents(root, model.manifest if model else None, params.curation)

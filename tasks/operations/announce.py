@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
@@ -31,7 +31,6 @@ from plumbline.tasks.data.ingest_feedback import arrived_batches, has_arrived, v
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations.freshness import outbox
 from plumbline.tasks.operations.freshness.outbox import OutboxEntry
-from plumbline.tasks.operations.freshness.params import TriggerParams
 from plumbline.tasks.operations.services.addresses import known_server
 from plumbline.tasks.operations.services.health import (
     foreign_server,
@@ -40,9 +39,9 @@ from plumbline.tasks.operations.services.health import (
     why_silent,
 )
 from plumbline.tasks.operations.services.temporary import TEMPORARY
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.storage.database import open_database, read_database
 from plumbline.tasks.storage.database.outbox_tables import METADATA, utc_now
-from plumbline.tasks.storage.database.params import OperationsParams
 
 if TYPE_CHECKING:
     import httpx
@@ -57,29 +56,17 @@ _LOOK_EVERY_S = 0.3
 _CHUNK = 50  # events of one request
 
 
-class AnnounceParams(Protocol):
-    """The sections of params that are needed here."""
-
-    @property
-    def operations(self) -> OperationsParams:
-        """Where the outbox is."""
-
-    @property
-    def trigger(self) -> TriggerParams:
-        """How long a confirmation is waited for."""
-
-
 def workspace_id(root: Path) -> str:
     """The name of a workspace in events: 16 hex characters of the SHA-256 of its real path."""
     return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
 
 
-def open_outbox(root: Path, params: AnnounceParams) -> Engine:
+def open_outbox(root: Path, params: Params) -> Engine:
     """The operations database with the tables of fresh data."""
     return open_database(root, params.operations, METADATA)
 
 
-def read_outbox(root: Path, params: AnnounceParams) -> Engine:
+def read_outbox(root: Path, params: Params) -> Engine:
     """As `open_outbox`, to read alone: nothing is made or written."""
     return read_database(root, params.operations, METADATA)
 
@@ -90,7 +77,7 @@ def batch_key(source: str, digest: str) -> str:
 
 
 def announce_batches(
-    root: Path, params: AnnounceParams, source: str, batches: Sequence[Batch], rows: Mapping[str, int]
+    root: Path, params: Params, source: str, batches: Sequence[Batch], rows: Mapping[str, int]
 ) -> list[OutboxEntry]:
     """Enter stored and versioned batches into the outbox, then tell the server where one is configured.
 
@@ -107,9 +94,7 @@ def announce_batches(
     return entries
 
 
-def request_retraining(
-    root: Path, params: AnnounceParams, *, key: str, why: str, evidence: Mapping[str, Any]
-) -> OutboxEntry:
+def request_retraining(root: Path, params: Params, *, key: str, why: str, evidence: Mapping[str, Any]) -> OutboxEntry:
     """Put a finding's request into the outbox, for `drain_outbox` to tell; the same key asks once.
 
     Returns the entry as it stands.
@@ -120,7 +105,7 @@ def request_retraining(
     )
 
 
-def drain_outbox(root: Path, params: AnnounceParams) -> list[OutboxEntry]:
+def drain_outbox(root: Path, params: Params) -> list[OutboxEntry]:
     """Send every event that the server has not confirmed; return the entries that it now has.
 
     Batches in the raw store that were never announced are entered first. An entry that the server does not
@@ -140,7 +125,7 @@ def drain_outbox(root: Path, params: AnnounceParams) -> list[OutboxEntry]:
     return [told[entry.key] for entry in waiting if entry.event_id in there]
 
 
-def reconcile(root: Path, params: AnnounceParams) -> list[OutboxEntry]:
+def reconcile(root: Path, params: Params) -> list[OutboxEntry]:
     """Enter batches that were accepted and have no outbox row: left by a crash, or put there by other means.
 
     What waited for a run to end comes into the raw store, if it has ended.

@@ -20,21 +20,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from plumbline.data_contracts.artifact import sha256_file, write_json
 from plumbline.data_contracts.errors import UsageError, VersioningError
 from plumbline.data_contracts.inner_paths import require_new_folder
 from plumbline.tasks.data.ingest_feedback import ARRIVED, one_writer
 from plumbline.tasks.data.validate_feedback import RAW
-from plumbline.tasks.operations.intake.params import IntakeParams
+from plumbline.tasks.params.registry import RegistryParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger.ledger import ledger_lock, read_ledger
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.signing.keys import default_key_path, private_keys
 from plumbline.tasks.registry.signing.trust import load_trust
 from plumbline.tasks.storage.database.dumps import dump_postgres, is_postgres
 from plumbline.tasks.storage.database.location import MLFLOW, REMOTE, STATE
-from plumbline.tasks.storage.database.params import OperationsParams
 from plumbline.tasks.storage.database.sqlite import copy_database
 from plumbline.tasks.storage.versioning.git import head_commit, read_git
 from plumbline.tasks.storage.versioning.lock import read_lock, read_tracked
@@ -59,17 +58,6 @@ _MADE_ANEW = {
 _SECRETS = {".plumbline/users.key", ".dvc/config.local"}
 
 
-class BackupSettings(Protocol):
-    """The sections of params that say where databases and inbox are."""
-
-    @property
-    def registry(self) -> RegistryParams: ...  # noqa: D102
-    @property
-    def operations(self) -> OperationsParams: ...  # noqa: D102
-    @property
-    def intake(self) -> IntakeParams: ...  # noqa: D102
-
-
 @dataclass(frozen=True, slots=True)
 class BackupReport:
     """What was saved: files and bytes; `left_out` names what a person has to save by other means."""
@@ -83,7 +71,7 @@ class BackupReport:
     left_out: list[str] = field(default_factory=list)
 
 
-def backup_workspace(root: Path, to: Path, params: BackupSettings, *, keys: bool = False) -> BackupReport:
+def backup_workspace(root: Path, to: Path, params: Params, *, keys: bool = False) -> BackupReport:
     """Save a workspace into `to`, a new or empty folder outside of it.
 
     Raises `UsageError` for another folder, `OperationsError` or `VersioningError` for what cannot be read.
@@ -114,7 +102,7 @@ def _require_new(root: Path, to: Path) -> None:
         raise UsageError(f"{to}: expected a folder outside of the workspace, which may be lost with it.")
 
 
-def _save_databases(root: Path, to: Path, params: BackupSettings) -> list[str]:
+def _save_databases(root: Path, to: Path, params: Params) -> list[str]:
     """MLflow's database and the ledger's at one moment between two promotions, then every other one."""
     state = to / FILES / STATE
     state.mkdir(parents=True)

@@ -25,7 +25,7 @@ from plumbline.data_contracts.artifact import read_artifact, verify_artifact, wr
 from plumbline.data_contracts.errors import ModelError, StageError
 from plumbline.data_contracts.progress import silent
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
 from plumbline.tasks.registry.signing.keys import VerifyingKey, signing_key, verifying_key
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import MANIFEST_TAG, StoredFiles, Version

@@ -26,19 +26,19 @@ import numpy.typing as npt
 import orjson
 
 from plumbline.data_contracts.artifact import write_bytes
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.records import CuratedPair, PreferencePair, UnpairedResponse, load_jsonl
 from plumbline.tasks.data.curate_preferences import UNPAIRED
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.leakage import clean_leaks
 from plumbline.tasks.data.curation.limits import apply_limits
 from plumbline.tasks.data.curation.pair_texts import contents
-from plumbline.tasks.data.curation.params import SPLITS, CurationParams
 from plumbline.tasks.data.curation.verdicts import Item
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.validate import sort_rows
 from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
+from plumbline.tasks.params.curation import SPLITS, CurationParams
+from plumbline.tasks.params.feedback import FeedbackParams
+from plumbline.tasks.params.section import Section
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 
 Digests = npt.NDArray[np.bytes_]  # (N,) S16, sorted, distinct: one canonical content each

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from filelock import FileLock, Timeout
@@ -19,34 +19,17 @@ from plumbline.data_contracts.interactions import Interaction
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
 from plumbline.tasks.data.ingest_feedback import ingest_feedback
 from plumbline.tasks.models.judging import Judge, Judgement, rubric_of
-from plumbline.tasks.operations.announce import AnnounceParams, announce_batches
+from plumbline.tasks.operations.announce import announce_batches
 from plumbline.tasks.operations.serving import harvest, log
-from plumbline.tasks.operations.serving.params import ServingParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.storage.database import open_database
-from plumbline.tasks.training.finetuning.params import ReferenceParams
-from plumbline.tasks.training.rewards.judge_params import JudgeParams
 
 T = TypeVar("T")
 R = TypeVar("R")
 JUDGED, THUMBS = "judged_pairs", "unpaired_responses"
 
 
-class HarvestSettings(AnnounceParams, Protocol):
-    """The sections of params that a harvest reads (`flows.graph.params.Params`)."""
-
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def threads(self) -> int: ...  # noqa: D102
-    @property
-    def judge(self) -> JudgeParams: ...  # noqa: D102
-    @property
-    def reference(self) -> ReferenceParams: ...  # noqa: D102
-    @property
-    def serving(self) -> ServingParams: ...  # noqa: D102
-
-
-def harvest_traffic(root: Path, params: HarvestSettings, since: datetime | None = None) -> dict[str, Any]:
+def harvest_traffic(root: Path, params: Params, since: datetime | None = None) -> dict[str, Any]:
     """Mirrored interactions to judged pairs, thumbs to unpaired responses, each interaction once.
 
     Returns for each of the two its batch (None where nothing new came of it) and counts. Raises `JudgeError` for a
@@ -61,7 +44,7 @@ def harvest_traffic(root: Path, params: HarvestSettings, since: datetime | None 
         }
 
 
-def export_for_people(root: Path, params: HarvestSettings, file: Path, since: datetime | None = None) -> int:
+def export_for_people(root: Path, params: Params, file: Path, since: datetime | None = None) -> int:
     """Write mirrored interactions for people to label; say how many. They stay for a judge to harvest, too."""
     engine = open_database(root, params.operations, log.METADATA)
     found = [item for item, _ in log.interactions(engine, since=since) if harvest.comparable(item) is None]
@@ -71,7 +54,7 @@ def export_for_people(root: Path, params: HarvestSettings, file: Path, since: da
 
 
 def _harvest(
-    root: Path, params: HarvestSettings, engine: Engine, kind: harvest.Kind, source: str, since: datetime | None
+    root: Path, params: Params, engine: Engine, kind: harvest.Kind, source: str, since: datetime | None
 ) -> dict[str, Any]:
     claimed = harvest.claim(engine, kind, params.serving.harvest.most, since)
     if claimed is None:
@@ -133,7 +116,7 @@ def _one_harvest(root: Path) -> Iterator[None]:
 
 
 def _judged(
-    root: Path, params: HarvestSettings, found: Sequence[Interaction], alone: _Alone
+    root: Path, params: Params, found: Sequence[Interaction], alone: _Alone
 ) -> tuple[list[harvest.Row], dict[str, int]]:
     reasons = [harvest.comparable(item) for item in found]
     fit = [item for item, why in zip(found, reasons, strict=True) if why is None]
@@ -155,7 +138,7 @@ def _judged(
     return rows, {**counts, **more}
 
 
-def _reliable_judge(root: Path, params: HarvestSettings) -> Judge:
+def _reliable_judge(root: Path, params: Params) -> Judge:
     """The judge of params, measured on held-out pairs as for self-play."""
     from plumbline.tasks.models.loading import seed_everything
     from plumbline.tasks.training.rewards.judges.build import JudgeMeans, build_judge
@@ -173,7 +156,7 @@ def _reliable_judge(root: Path, params: HarvestSettings) -> Judge:
     return judge
 
 
-def _ingest(root: Path, params: HarvestSettings, source: str, rows: Sequence[harvest.Row]) -> str:
+def _ingest(root: Path, params: Params, source: str, rows: Sequence[harvest.Row]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "harvest.jsonl"
         write_bytes(file, _lines(rows))

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from plumbline.data_contracts.interactions import Answer, Interaction
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
-from plumbline.tasks.training.finetuning.params import ReferenceParams
-
-
-class JudgingSettings(Protocol):
-    """The sections of params that judging reads (`flows.graph.params.Params`)."""
-
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def threads(self) -> int: ...  # noqa: D102
-    @property
-    def reference(self) -> ReferenceParams: ...  # noqa: D102
-    @property
-    def evaluation(self) -> EvaluationParams: ...  # noqa: D102
+from plumbline.tasks.params.whole import Params
 
 
 def judge_traffic(
-    params: JudgingSettings,
+    params: Params,
     served: list[tuple[Interaction, Answer]],
     rival: Path,
     reward: Path,
@@ -62,7 +47,7 @@ def judge_traffic(
     return {served[row][0].id: value for row, value in zip(rows, judged.outcomes.tolist(), strict=True)}
 
 
-def _answers(params: JudgingSettings, requests: list[Interaction], folder: Path, seed: int) -> dict[str, str]:
+def _answers(params: Params, requests: list[Interaction], folder: Path, seed: int) -> dict[str, str]:
     from plumbline.tasks.models.chat import encode_prompts, refused_by_template
     from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer
     from plumbline.tasks.models.sampling import sample

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -24,58 +24,26 @@ from plumbline.data_contracts.artifact import write_bytes, write_json
 from plumbline.data_contracts.errors import OperationsError, PlumblineError
 from plumbline.data_contracts.interactions import Answer, Interaction
 from plumbline.data_contracts.records import CuratedPair, PreferencePair, load_jsonl
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.validate import raw_batches, sort_rows
 from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.operations.announce import drain_outbox, request_retraining, server_url
-from plumbline.tasks.operations.freshness.params import TriggerParams
 from plumbline.tasks.operations.judge_traffic import judge_traffic
 from plumbline.tasks.operations.monitoring import observations
 from plumbline.tasks.operations.monitoring.checks import RIVAL, STREAMS, MonitorEvidence, read
 from plumbline.tasks.operations.monitoring.drift import shifts
-from plumbline.tasks.operations.monitoring.params import MonitorParams
 from plumbline.tasks.operations.monitoring.report import markdown
 from plumbline.tasks.operations.promote_model import champion_of, previous_of
-from plumbline.tasks.operations.promotion.params import PromotionParams
 from plumbline.tasks.operations.serving import log
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.signing.keys import verifying_key
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, Version
 from plumbline.tasks.registry.versions.serving_files import verified_model
 from plumbline.tasks.storage.database import open_database
-from plumbline.tasks.storage.database.params import OperationsParams
 from plumbline.tasks.storage.versioning.objects import ObjectStore
-from plumbline.tasks.training.finetuning.params import ReferenceParams
 
 FOLDER = Path(".plumbline") / "monitor"
-
-
-class MonitorSettings(Protocol):
-    """The sections of params that a look reads (`flows.graph.params.Params`)."""
-
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def threads(self) -> int: ...  # noqa: D102
-    @property
-    def feedback(self) -> FeedbackParams: ...  # noqa: D102
-    @property
-    def reference(self) -> ReferenceParams: ...  # noqa: D102
-    @property
-    def evaluation(self) -> EvaluationParams: ...  # noqa: D102
-    @property
-    def registry(self) -> RegistryParams: ...  # noqa: D102
-    @property
-    def operations(self) -> OperationsParams: ...  # noqa: D102
-    @property
-    def trigger(self) -> TriggerParams: ...  # noqa: D102
-    @property
-    def promotion(self) -> PromotionParams: ...  # noqa: D102
-    @property
-    def monitor(self) -> MonitorParams: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -95,7 +63,7 @@ class Subject:
     """The champion and where its data is."""
 
     root: Path
-    params: MonitorSettings
+    params: Params
     version: Version
     manifest: Mapping[str, Any]
     engine: Engine
@@ -117,7 +85,7 @@ class Subject:
 
 
 def monitor_policy(
-    root: Path, params: MonitorSettings, *, look: str | None = None, now: datetime | None = None
+    root: Path, params: Params, *, look: str | None = None, now: datetime | None = None
 ) -> dict[str, Any]:
     """Take one look and write its report under `.plumbline/monitor`; returns the report as JSON.
 
@@ -139,7 +107,7 @@ def monitor_policy(
         return report
 
 
-def _look(root: Path, params: MonitorSettings, look: Look) -> dict[str, Any]:
+def _look(root: Path, params: Params, look: Look) -> dict[str, Any]:
     champion = champion_of(root, params)
     if champion is None:
         evidence = MonitorEvidence({}, dict.fromkeys((*STREAMS, "drift", "freshness"), "there is no champion yet"))
@@ -392,7 +360,7 @@ def _request(subject: Subject, findings: Mapping[str, Mapping[str, Any]]) -> dic
 def _report(
     look: Look,
     champion: Version | None,
-    params: MonitorSettings,
+    params: Params,
     evidence: MonitorEvidence,
     findings: Mapping[str, Any],
     requests: Mapping[str, Any],

@@ -11,18 +11,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from sqlalchemy import Engine
 
 from plumbline.data_contracts.errors import PlumblineError, RegistryRefused, SignatureError, UsageError, VersioningError
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.operations.compare_champion import Sampling, compare_champion, measure_latency
 from plumbline.tasks.operations.promotion.gates import GATES_OF, GateResult, PromotionFigures, decide
-from plumbline.tasks.operations.promotion.params import PromotionParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger import ledger as books
 from plumbline.tasks.registry.ledger.ledger import Action, LedgerEntry, Move, alias_state
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.champions import champion_before, was_champion
 from plumbline.tasks.registry.versions.registered import (
@@ -35,32 +33,11 @@ from plumbline.tasks.registry.versions.registered import (
     resolve,
 )
 from plumbline.tasks.registry.versions.serving_files import verified_model, verified_version
-from plumbline.tasks.storage.database.params import OperationsParams
 from plumbline.tasks.storage.versioning.git import run_git
-from plumbline.tasks.training.finetuning.params import ReferenceParams
 
 PREVIOUS = "previous"
 SIGNED = "signature"  # the gate that no override helps over
 ACTOR = "PLUMBLINE_ACTOR"
-
-
-class PromotionSettings(Protocol):
-    """The sections of params that promotion reads (`flows.graph.params.Params`)."""
-
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def threads(self) -> int: ...  # noqa: D102
-    @property
-    def reference(self) -> ReferenceParams: ...  # noqa: D102
-    @property
-    def evaluation(self) -> EvaluationParams: ...  # noqa: D102
-    @property
-    def registry(self) -> RegistryParams: ...  # noqa: D102
-    @property
-    def operations(self) -> OperationsParams: ...  # noqa: D102
-    @property
-    def promotion(self) -> PromotionParams: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +77,7 @@ class History:
 
 def promote(
     root: Path,
-    params: PromotionSettings,
+    params: Params,
     model: str | None = None,
     alias: str = CHAMPION,
     *,
@@ -147,7 +124,7 @@ def promote(
     return Promotion(version.uri, alias, before, True, gates, lines, repaired)
 
 
-def promote_first(root: Path, params: PromotionSettings, model: str) -> Promotion | None:
+def promote_first(root: Path, params: Params, model: str) -> Promotion | None:
     """`promote` a version just registered to champion, if there never was one; None where there was.
 
     Nobody can be compared with, which its gate says; all else is measured and held to params, as for every champion.
@@ -162,9 +139,7 @@ def promote_first(root: Path, params: PromotionSettings, model: str) -> Promotio
     return promote(root, params, model, reason=reason, actor=REGISTRATION, asked_as="assign")
 
 
-def rollback(
-    root: Path, params: PromotionSettings, *, reason: str, to: str | None = None, actor: str | None = None
-) -> Promotion:
+def rollback(root: Path, params: Params, *, reason: str, to: str | None = None, actor: str | None = None) -> Promotion:
     """Give `champion` back to an earlier version (by default `previous`), verified with all that its answers need.
 
     No gate stands in the way of one that was champion, and nothing is measured: it takes seconds. A version that never
@@ -201,7 +176,7 @@ def rollback(
     return Promotion(version.uri, CHAMPION, before, True, gates, lines, repaired)
 
 
-def champion_of(root: Path, params: PromotionSettings) -> Version | None:
+def champion_of(root: Path, params: Params) -> Version | None:
     """The version that the ledger says is champion; None where there is none yet.
 
     Raises `RegistryError` when MLflow says another (moved outside), `SignatureError` when the ledger is not whole.
@@ -218,7 +193,7 @@ def champion_of(root: Path, params: PromotionSettings) -> Version | None:
     return _champion(store, alias_state(books.history(engine, params.registry.model_name)))
 
 
-def previous_of(root: Path, params: PromotionSettings) -> Version | None:
+def previous_of(root: Path, params: Params) -> Version | None:
     """The version that `previous` names in the ledger: the champion before; None where there is none any more."""
     store, engine = _open(root, params)
     state = alias_state(books.history(engine, params.registry.model_name))
@@ -226,7 +201,7 @@ def previous_of(root: Path, params: PromotionSettings) -> Version | None:
     return _previous(store, state) if number is not None and books.is_live(store, number) else None
 
 
-def promotion_history(root: Path, params: PromotionSettings, alias: str | None = None) -> History:
+def promotion_history(root: Path, params: Params, alias: str | None = None) -> History:
     """The ledger, verified as it is read; with `alias`, its lines alone (the whole chain is verified all the same)."""
     if alias is not None and alias not in books.ALIASES:
         raise UsageError(f"--alias {alias[:40]!r}: expected one of {', '.join(books.ALIASES)}.")
@@ -238,9 +213,7 @@ def promotion_history(root: Path, params: PromotionSettings, alias: str | None =
     return History(entries, problems, books.moved_outside(engine, store))
 
 
-def delete_version(
-    root: Path, params: PromotionSettings, uri: str, *, reason: str, actor: str | None = None
-) -> LedgerEntry:
+def delete_version(root: Path, params: Params, uri: str, *, reason: str, actor: str | None = None) -> LedgerEntry:
     """Delete a version, named by its number, on record. Raises `RegistryError` when an alias holds it."""
     _require_words(reason, None)
     store, engine = _open(root, params)
@@ -250,7 +223,7 @@ def delete_version(
     return books.delete_version(engine, store, version.number, actor=actor or current_actor(root), reason=reason)
 
 
-def anchor_history(root: Path, params: PromotionSettings, *, reason: str, actor: str | None = None) -> LedgerEntry:
+def anchor_history(root: Path, params: Params, *, reason: str, actor: str | None = None) -> LedgerEntry:
     """Write the ledger's signed head anew, on record, where MLflow lost it. Raises as `ledger.anchor_head`."""
     _require_words(reason, None)
     store, engine = _open(root, params)
@@ -268,7 +241,7 @@ def current_actor(root: Path) -> str:
         return getpass.getuser()
 
 
-def _open(root: Path, params: PromotionSettings) -> tuple[Store, Engine]:
+def _open(root: Path, params: Params) -> tuple[Store, Engine]:
     return Store(root, params.registry), books.open_ledger(root, params.operations)
 
 
@@ -325,7 +298,7 @@ def _moves_back(
 
 
 def _examine(
-    root: Path, params: PromotionSettings, store: Store, version: Version, alias: str, champion: Version | None
+    root: Path, params: Params, store: Store, version: Version, alias: str, champion: Version | None
 ) -> tuple[Mapping[str, Any], list[GateResult]]:
     """Verify, measure what the gates before this alias need, and hold it to params."""
     limits, names = params.promotion, GATES_OF[alias]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from plumbline.data_contracts.errors import PlumblineError
-from plumbline.tasks.operations.monitor_policy import MonitorSettings
 from plumbline.tasks.operations.monitoring.live_report import JudgedTraffic, Logged, compare, mirrored
 from plumbline.tasks.operations.serving import log
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.signing.keys import verifying_key
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
@@ -21,7 +21,7 @@ from plumbline.tasks.storage.database import read_database
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 
 
-def report_live(root: Path, params: MonitorSettings, *, since: datetime | None = None) -> dict[str, Any]:
+def report_live(root: Path, params: Params, *, since: datetime | None = None) -> dict[str, Any]:
     """The comparison of the last challenger in the log with the last champion that it stood beside, as JSON.
 
     Without traffic, a challenger or a judge the rows that need it are empty, and `notes` say why.
@@ -56,7 +56,7 @@ def _of_one_pair(logged: Sequence[Logged]) -> tuple[str | None, str | None, list
     return champion, challenger, kept
 
 
-def _judge(root: Path, params: MonitorSettings, champion: str | None, logged: Sequence[Logged]) -> JudgedTraffic | str:
+def _judge(root: Path, params: Params, champion: str | None, logged: Sequence[Logged]) -> JudgedTraffic | str:
     """Both answers of each mirrored request scored by the champion's judge; pairs beyond its length are left out."""
     from plumbline.tasks.models.loading import seed_everything
     from plumbline.tasks.training.rewards.held_out import choose_judge

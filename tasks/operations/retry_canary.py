@@ -10,24 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from plumbline.data_contracts.errors import OperationsError, UsageError
-from plumbline.tasks.operations.promote_model import Override, Promotion, PromotionSettings, promote
+from plumbline.tasks.operations.promote_model import Override, Promotion, promote
 from plumbline.tasks.operations.promotion.gates import require_answering
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.canary import CanaryRecord, canaries, reopen
-from plumbline.tasks.operations.serving.params import ServingParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger import ledger as books
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.storage.database import open_database, read_database
-
-
-class CanarySettings(PromotionSettings, Protocol):
-    """The sections of params that the canary's commands read (`flows.graph.params.Params`)."""
-
-    @property
-    def serving(self) -> ServingParams: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +32,7 @@ class CanaryList:
     holder: str | None
 
 
-def list_canaries(root: Path, params: CanarySettings) -> CanaryList:
+def list_canaries(root: Path, params: Params) -> CanaryList:
     """What was tried, what came of it, and what may be tried now."""
     name, alias = params.registry.model_name, params.serving.canary.alias
     state = books.alias_state(books.history(books.read_ledger(root, params.operations), name))
@@ -50,7 +43,7 @@ def list_canaries(root: Path, params: CanarySettings) -> CanaryList:
 
 def retry_canary(
     root: Path,
-    params: CanarySettings,
+    params: Params,
     model: str | None = None,
     *,
     reason: str,
@@ -83,7 +76,7 @@ def retry_canary(
     return given
 
 
-def _sent_back(root: Path, params: CanarySettings, model: str | None, found: list[CanaryRecord]) -> CanaryRecord:
+def _sent_back(root: Path, params: Params, model: str | None, found: list[CanaryRecord]) -> CanaryRecord:
     ended = {item.challenger: item for item in found if item.returned_at is not None}
     if model is None:
         if not ended:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine
@@ -19,16 +19,15 @@ from plumbline.data_contracts.errors import PlumblineError, UsageError
 from plumbline.data_contracts.records import Feedback, Quarantined
 from plumbline.tasks.access.requests import checked
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.data.feedback.limits import LIMITS, Limits
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.validate import judge
 from plumbline.tasks.data.ingest_feedback import ingest_feedback
-from plumbline.tasks.operations.announce import AnnounceParams, announce_batches
+from plumbline.tasks.operations.announce import announce_batches
 from plumbline.tasks.operations.intake import spool
 from plumbline.tasks.operations.intake.desk import Desk
-from plumbline.tasks.operations.intake.params import IntakeParams
 from plumbline.tasks.operations.intake.spool import Seal
 from plumbline.tasks.operations.intake.tokens import Door, token_file
+from plumbline.tasks.params.feedback_limits import LIMITS, Limits
+from plumbline.tasks.params.whole import Params
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -39,25 +38,13 @@ _DAY_S = 86_400.0
 _OWN_FILES = 256  # open files beside connections
 
 
-class IntakeSettings(AnnounceParams, Protocol):
-    """The sections of params that are needed here."""
-
-    @property
-    def intake(self) -> IntakeParams:
-        """Bounds, port and rhythm."""
-
-    @property
-    def feedback(self) -> FeedbackParams:
-        """How large rows may be."""
-
-
 class Intake:
     """A running endpoint, less its socket: one a workspace, held by a file lock.
 
     `app` answers requests. Leaving the block works off what was accepted and seals it.
     """
 
-    def __init__(self, root: Path, params: IntakeSettings) -> None:
+    def __init__(self, root: Path, params: Params) -> None:
         self._root, self._params = root, params
         self._folder = root / ".plumbline" / "intake"
         self._ended = threading.Event()
@@ -110,7 +97,7 @@ class Intake:
                 return
 
 
-def serve(root: Path, params: IntakeSettings) -> None:
+def serve(root: Path, params: Params) -> None:
     """Answer requests until the process is told to end. Raises `UsageError` where the port is taken."""
     import resource
     import signal
@@ -156,7 +143,7 @@ def serve(root: Path, params: IntakeSettings) -> None:
         uvicorn.Server(config).run([listener])
 
 
-def seal_due(root: Path, params: IntakeSettings, engine: Engine, *, at_once: bool = False) -> list[tuple[str, str]]:
+def seal_due(root: Path, params: Params, engine: Engine, *, at_once: bool = False) -> list[tuple[str, str]]:
     """Make batches of what a crash left frozen and of what is due; returns kind and batch of each."""
     limits = params.intake
     for item in spool.waiting(engine):
@@ -165,7 +152,7 @@ def seal_due(root: Path, params: IntakeSettings, engine: Engine, *, at_once: boo
     return [(seal.source, _land(root, params, engine, seal)) for seal in spool.unfinished(engine)]
 
 
-def _land(root: Path, params: IntakeSettings, engine: Engine, seal: Seal) -> str:
+def _land(root: Path, params: Params, engine: Engine, seal: Seal) -> str:
     """Spool -> raw store, version, outbox, event; then the spool may forget. Each step may be repeated."""
     with tempfile.TemporaryDirectory(dir=root / ".plumbline" / "intake") as name:
         path = Path(name) / f"seal-{seal.number}.jsonl"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.errors import ParamsError, UnknownModelError, UsageError
 from plumbline.tasks.access.requests import checked
@@ -25,7 +25,6 @@ from plumbline.tasks.operations.serving.canary import Canary
 from plumbline.tasks.operations.serving.chat import Backend
 from plumbline.tasks.operations.serving.local_backend import Defaults, LocalBackend, LocalSpec
 from plumbline.tasks.operations.serving.log_writer import LogWriter
-from plumbline.tasks.operations.serving.params import BackendParams, ServingParams
 from plumbline.tasks.operations.serving.pseudonyms import pseudonyms
 from plumbline.tasks.operations.serving.remote_backend import RemoteBackend
 from plumbline.tasks.operations.serving.service import ChatService, Parts
@@ -33,15 +32,14 @@ from plumbline.tasks.operations.serving.shadow import first_held
 from plumbline.tasks.operations.serving.shadow_process import ShadowProcess
 from plumbline.tasks.operations.serving.signals import rule_detector
 from plumbline.tasks.operations.serving.slots import Slot, Watcher
+from plumbline.tasks.params.serving import BackendParams, ServingParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger import ledger
 from plumbline.tasks.registry.ledger.vouched import Vouched
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.listing import find_version
 from plumbline.tasks.registry.versions.serving_files import verified_model
 from plumbline.tasks.storage.database import open_database
-from plumbline.tasks.storage.database.params import OperationsParams
-from plumbline.tasks.training.finetuning.params import ReferenceParams
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -50,24 +48,7 @@ ACTOR = "plumbline serve"
 _logger = logging.getLogger("plumbline.serve")
 
 
-class ServingSettings(Protocol):
-    """The sections of params that serving reads (`flows.graph.params.Params`)."""
-
-    @property
-    def threads(self) -> int: ...  # noqa: D102
-    @property
-    def reference(self) -> ReferenceParams: ...  # noqa: D102
-    @property
-    def registry(self) -> RegistryParams: ...  # noqa: D102
-    @property
-    def operations(self) -> OperationsParams: ...  # noqa: D102
-    @property
-    def serving(self) -> ServingParams: ...  # noqa: D102
-
-
-def serve_model(
-    root: Path, params: ServingSettings, *, alias: str, port: int | None, ready: Callable[[str, str], None]
-) -> None:
+def serve_model(root: Path, params: Params, *, alias: str, port: int | None, ready: Callable[[str, str], None]) -> None:
     """Answer until the process is told to end; `ready(url, version)` is called once it answers.
 
     Raises `UnknownModelError` where nobody holds the alias, `SignatureError` for a version that is not what was
@@ -104,7 +85,7 @@ def application(service: ChatService, serving: ServingParams, *, model_name: str
     return checked(app, host=serving.host, allowed_hosts=serving.allowed_hosts, allowed_origins=serving.allowed_origins)
 
 
-def build_service(root: Path, params: ServingSettings, alias: str) -> ChatService:
+def build_service(root: Path, params: Params, alias: str) -> ChatService:
     """A service whose champion is loaded. A challenger that cannot be is an alert, and tried again later.
 
     Raises `UsageError` for an alias, of all users or of the canary's, that is given without the gates of what answers.
@@ -165,7 +146,7 @@ def build_service(root: Path, params: ServingSettings, alias: str) -> ChatServic
     return ChatService(parts, serving)
 
 
-def load(root: Path, params: ServingSettings, store: Store, backend: BackendParams, uri: str) -> Backend:
+def load(root: Path, params: Params, store: Store, backend: BackendParams, uri: str) -> Backend:
     """The backend of a version, in this process or at a URL.
 
     The version is verified either way. Of a server at a URL only the registered version is: which weights the server
@@ -189,7 +170,7 @@ def load(root: Path, params: ServingSettings, store: Store, backend: BackendPara
     return remote
 
 
-def load_shadow(root: Path, params: ServingSettings, store: Store, uri: str) -> Backend:
+def load_shadow(root: Path, params: Params, store: Store, uri: str) -> Backend:
     """The backend of mirrored requests: as `load`, but a checkpoint gets a process of its own at low priority."""
     backend, shadow = params.serving.challenger, params.serving.shadow
     if backend.kind == "openai":
@@ -198,7 +179,7 @@ def load_shadow(root: Path, params: ServingSettings, store: Store, uri: str) -> 
     return ShadowProcess(_spec(folder, params, backend), nice=shadow.nice, timeout_s=shadow.timeout_s)
 
 
-def record_return(root: Path, params: ServingSettings, store: Store, reason: str, evidence: Mapping[str, Any]) -> None:
+def record_return(root: Path, params: Params, store: Store, reason: str, evidence: Mapping[str, Any]) -> None:
     """Take the alias from a challenger that was sent back, on the ledger; not where another version has it by now."""
     number = str(evidence["challenger"]).rsplit("/", 1)[-1]
     ledger.move_alias(
@@ -254,7 +235,7 @@ def _from_environment(name: str, key: str) -> str:
     return value
 
 
-def _spec(folder: Path, params: ServingSettings, backend: BackendParams) -> LocalSpec:
+def _spec(folder: Path, params: Params, backend: BackendParams) -> LocalSpec:
     serving = params.serving
     defaults = Defaults(serving.temperature, serving.top_p, serving.limits.default_tokens, serving.limits.tokens)
     return LocalSpec(folder, defaults, backend.dtype, params.threads, params.reference.trust_remote_code)

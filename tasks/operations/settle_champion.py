@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from plumbline.tasks.operations.promote_model import Promotion, PromotionSettings, promote_first
+from plumbline.tasks.operations.promote_model import Promotion, promote_first
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.register_model import Registered
 
 
@@ -19,7 +20,7 @@ class Settled(Registered):
     first: Promotion | None = None
 
 
-def settle_first_champion(root: Path, params: PromotionSettings, registered: Registered) -> Settled:
+def settle_first_champion(root: Path, params: Params, registered: Registered) -> Settled:
     """Make a version that passed its gate champion, where there never was one and it passes the gates of that alias.
 
     Safe to repeat: a kill between registration and this leaves a candidate, which the same results take up again.

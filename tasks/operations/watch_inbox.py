@@ -6,17 +6,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock, Timeout
 
 from plumbline.data_contracts.errors import PlumblineError, UsageError
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.ingest_feedback import count_rows, ingest_feedback
-from plumbline.tasks.operations.announce import AnnounceParams, announce_batches
+from plumbline.tasks.operations.announce import announce_batches
 from plumbline.tasks.operations.intake.inbox import Handled, Inbox
-from plumbline.tasks.operations.intake.params import IntakeParams
+from plumbline.tasks.params.intake import IntakeParams
+from plumbline.tasks.params.whole import Params
 
 Report = Callable[[str], None]
 
@@ -24,25 +23,13 @@ _SETTLE_LOOKS = 4  # looks at a file in the time that it has to stay unchanged
 _SHORTEST_LOOK_MS = 50
 
 
-class WatchParams(AnnounceParams, Protocol):
-    """The sections of params that are needed here."""
-
-    @property
-    def intake(self) -> IntakeParams:
-        """Where the inbox is, and when a file is whole."""
-
-    @property
-    def feedback(self) -> FeedbackParams:
-        """How large files and rows may be."""
-
-
-def scan_inbox(root: Path, params: WatchParams, report: Report) -> list[Handled]:
+def scan_inbox(root: Path, params: Params, report: Report) -> list[Handled]:
     """Take what is whole now, once. Raises `UsageError` where a watcher runs."""
     with _one_watcher(root):
         return _inbox(root, params, report).scan()
 
 
-def watch_inbox(root: Path, params: WatchParams, report: Report, *, stop: threading.Event | None = None) -> None:
+def watch_inbox(root: Path, params: Params, report: Report, *, stop: threading.Event | None = None) -> None:
     """Take what is there and what comes, until `stop` is set. Raises `UsageError` where another watcher runs."""
     inbox, ended = _inbox(root, params, report), stop or threading.Event()
     with _one_watcher(root):
@@ -85,7 +72,7 @@ def _told(inbox: Inbox, report: Report) -> None:
         report(f"{error.filename}: went away")
 
 
-def _inbox(root: Path, params: WatchParams, report: Report) -> Inbox:
+def _inbox(root: Path, params: Params, report: Report) -> Inbox:
     def take(source: str, path: Path) -> str:
         batches = ingest_feedback(root, source, [path], params.feedback.limits())
         try:

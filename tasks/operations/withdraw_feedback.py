@@ -18,13 +18,13 @@ from typing import Any
 from plumbline.data_contracts.errors import PlumblineError, UsageError
 from plumbline.data_contracts.records import Quarantined
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.data.feedback.limits import LIMITS
 from plumbline.tasks.data.feedback.validate import NamedBatch, raw_batches
 from plumbline.tasks.data.feedback.withdrawals import Kind, Withdrawal, Withdrawals, annotator_in
 from plumbline.tasks.data.ingest_feedback import arrived_batches, withdraw_from_raw, withdrawals_of
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations.intake.tokens import token_file, token_names
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.feedback_limits import LIMITS
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.trace_lineage import trace
 
 _SHOWN = 5

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 
 from plumbline.data_contracts.artifact import Artifact
 from plumbline.data_contracts.errors import PlumblineError, StageError
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.progress import Progress, silent
+from plumbline.tasks.params.section import Section
 from plumbline.tasks.pipeline.stage import Stage, execute
 
 if TYPE_CHECKING:

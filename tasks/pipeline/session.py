@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from plumbline.data_contracts.params import Section
+from plumbline.tasks.params.section import Section
 from plumbline.tasks.pipeline.stage import StageRecord
 
 

@@ -28,8 +28,8 @@ from plumbline.data_contracts.artifact import (
     writing,
 )
 from plumbline.data_contracts.errors import StageError
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.progress import Progress, silent
+from plumbline.tasks.params.section import Section
 
 Facts = dict[str, Any]
 _TEMPLATE = re.compile(r"\$\{([a-z_.]+)\}")

@@ -19,13 +19,14 @@ from sqlalchemy import select
 from plumbline.data_contracts.artifact import MANIFEST
 from plumbline.data_contracts.errors import SignatureError
 from plumbline.data_contracts.verification import HashCheck
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.ledger.chain import read_ledger
 from plumbline.tasks.registry.ledger.ledger import history, moved_outside, verify_chain
 from plumbline.tasks.registry.lineage.build import DescribedVersion, build_graph
 from plumbline.tasks.registry.lineage.graph import SCHEMA, SCHEMA_VERSION, Graph
 from plumbline.tasks.registry.lineage.in_use import in_use
 from plumbline.tasks.registry.lineage.tree import render_graph, render_timeline
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.lookup import registered_at
 from plumbline.tasks.registry.versions.listing import find_version
@@ -35,7 +36,6 @@ from plumbline.tasks.registry.versions.registered import MANIFEST_TAG, StoredFil
 from plumbline.tasks.storage.database import read_database, reading
 from plumbline.tasks.storage.database.location import find_location
 from plumbline.tasks.storage.database.outbox_tables import METADATA, OUTBOX
-from plumbline.tasks.storage.database.params import OperationsParams
 from plumbline.tasks.storage.versioning.git import why_unsound
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 

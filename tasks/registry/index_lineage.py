@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.data_contracts.errors import PlumblineError
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.lineage.index import LineageIndex
 from plumbline.tasks.registry.lineage.records_index import (
     FILES,
@@ -20,7 +21,6 @@ from plumbline.tasks.registry.lineage.records_index import (
     index_path,
     read_account,
 )
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.listing import Pinned, pinned_manifest, pinned_versions
 from plumbline.tasks.storage.database.caches import cache_folder

@@ -8,31 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from plumbline.data_contracts.errors import SignatureError, UsageError
+from plumbline.tasks.params.registry import RegistryParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger.ledger import open_ledger, record_keys
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.signing.key_files import VerifyingKey, canonical_pem, make_key_beside
 from plumbline.tasks.registry.signing.keys import configured_path, private_keys, signing_key, verifying_key
 from plumbline.tasks.registry.signing.trust import Statement, Trust, load_trust, state
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.kept import signatures_of
-from plumbline.tasks.storage.database.params import OperationsParams
 
 _SHORTEST = 8
-
-
-class KeySettings(Protocol):
-    """The sections of params that are needed here."""
-
-    @property
-    def registry(self) -> RegistryParams:
-        """Where the private key is, and the registry."""
-
-    @property
-    def operations(self) -> OperationsParams:
-        """Where the ledger is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +56,7 @@ def _row(trust: Trust, name: str, key: VerifyingKey, own: set[str], signs: str |
     return KeyRow(name, standing, name in own, at, by, reason, key.pem.decode())
 
 
-def rotate_key(root: Path, params: KeySettings, *, by: str, reason: str) -> Statement:
+def rotate_key(root: Path, params: Params, *, by: str, reason: str) -> Statement:
     """Make a new key that signs from now on; what the old one signed stays good until it is revoked."""
     old = signing_key(root, params.registry)
     path = configured_path(root, params.registry)
@@ -78,7 +66,7 @@ def rotate_key(root: Path, params: KeySettings, *, by: str, reason: str) -> Stat
     return _record(root, params, statement)
 
 
-def add_key(root: Path, params: KeySettings, file: Path, *, by: str, reason: str) -> Statement:
+def add_key(root: Path, params: Params, file: Path, *, by: str, reason: str) -> Statement:
     """Let the owner of another key sign too, by its public half. Raises `UsageError` for one that is known already."""
     try:
         pem = canonical_pem(file.read_bytes(), file)
@@ -92,7 +80,7 @@ def add_key(root: Path, params: KeySettings, file: Path, *, by: str, reason: str
     return _record(root, params, state(root, signer, "add", pem, by=by, reason=_reason(reason)))
 
 
-def revoke_key(root: Path, params: KeySettings, name: str, *, everything: bool, by: str, reason: str) -> Statement:
+def revoke_key(root: Path, params: Params, name: str, *, everything: bool, by: str, reason: str) -> Statement:
     """Accept nothing more from a key. The versions that it has signed up to now stay good, unless `everything` falls.
 
     Ledger lines that are there stay in either case: they are the record of what was done, true or not.
@@ -133,7 +121,7 @@ def _named(trust: Trust, name: str) -> VerifyingKey:
     return found[0]
 
 
-def _record(root: Path, params: KeySettings, statement: Statement) -> Statement:
+def _record(root: Path, params: Params, statement: Statement) -> Statement:
     """Tell of it in the ledger: it is where a person looks, and what misses a statement that was cut off."""
     store, engine = Store(root, params.registry), open_ledger(root, params.operations)
     evidence: dict[str, Any] = {

@@ -14,16 +14,16 @@ from plumbline import data_contracts
 from plumbline.data_contracts.artifact import Artifact, sha256_file
 from plumbline.data_contracts.errors import VersioningError
 from plumbline.tasks.data.validate_feedback import RAW
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.pipeline.stage import StageRecord
 from plumbline.tasks.registry.index_lineage import INDEXED, index_datasets
 from plumbline.tasks.registry.ledger.ledger import open_ledger, settle
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.runs import Run
 from plumbline.tasks.registry.versions.card import render_card
 from plumbline.tasks.registry.versions.manifest import all_paths, build_manifest, published_files
 from plumbline.tasks.registry.versions.registered import Upload, register, results_key
-from plumbline.tasks.storage.database.params import OperationsParams
 from plumbline.tasks.storage.versioning.git import head_commit, is_dirty, program_identity, workspace_state
 from plumbline.tasks.storage.versioning.lock import current_hashes, read_lock, read_tracked
 from plumbline.tasks.storage.versioning.objects import ObjectStore

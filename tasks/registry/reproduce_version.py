@@ -26,13 +26,13 @@ from rich.table import Table
 from plumbline.data_contracts.artifact import MANIFEST, read_artifact, write_json
 from plumbline.data_contracts.errors import UsageError
 from plumbline.data_contracts.inner_paths import holds_content
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.verification import HashCheck
+from plumbline.tasks.params.registry import RegistryParams
+from plumbline.tasks.params.section import Section
 from plumbline.tasks.pipeline.isolation import run_isolated
 from plumbline.tasks.pipeline.stage import Stage, StageRecord
 from plumbline.tasks.pipeline.watch import watch
 from plumbline.tasks.registry.lineage.differences import compare_environments, compare_files
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.restore_version import restore_version
 from plumbline.tasks.registry.signing.keys import verifying_key
 from plumbline.tasks.registry.store.client import Store

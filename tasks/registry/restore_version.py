@@ -11,7 +11,7 @@ from typing import Any
 from plumbline.data_contracts.artifact import FULL_DISK, write_bytes
 from plumbline.data_contracts.errors import RegistryRefused, UsageError, VersioningError
 from plumbline.data_contracts.inner_paths import is_inner, require_new_folder
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.manifest import all_paths
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from plumbline.data_contracts.errors import PlumblineError, RegistryError
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.index_lineage import INDEXED, dataset_index, open_index
 from plumbline.tasks.registry.lineage.index import Hit, LineageIndex, bare, require_hash
 from plumbline.tasks.registry.lineage.records_index import (
@@ -29,7 +30,6 @@ from plumbline.tasks.registry.lineage.records_index import (
     names_of,
     read_line,
 )
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.listing import live_aliases
 from plumbline.tasks.storage.versioning.lock import current_hashes

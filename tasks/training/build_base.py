@@ -6,7 +6,7 @@ from pathlib import Path
 
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.data_contracts.records import load_conversations
-from plumbline.tasks.models.params import TinyModelParams
+from plumbline.tasks.params.tiny_model import TinyModelParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.data_contracts.records import CuratedPair, Message, load_conversations, load_jsonl
+from plumbline.tasks.params.finetuning import SftParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
-from plumbline.tasks.training.finetuning.params import SftParams
 
 if TYPE_CHECKING:
     from plumbline.tasks.models.renderable import Conversation

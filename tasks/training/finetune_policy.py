@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.artifact import write_json
 from plumbline.data_contracts.records import CuratedPair, UnpairedResponse, load_jsonl
+from plumbline.tasks.params.finetuning import FinetuneParams
+from plumbline.tasks.params.judge import JudgeParams
+from plumbline.tasks.params.mixture import MixtureParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
-from plumbline.tasks.training.finetuning.params import FinetuneParams
-from plumbline.tasks.training.rewards.judge_params import JudgeParams
-from plumbline.tasks.training.rewards.mixture_params import MixtureParams
 
 if TYPE_CHECKING:
     from pathlib import Path

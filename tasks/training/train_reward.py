@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
+from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
-from plumbline.tasks.training.rewards.params import RewardParams
 
 
 def train_reward(

@@ -26,9 +26,9 @@ import psutil
 import pytest
 
 from plumbline.flows.cli.main import main
-from plumbline.flows.graph.params import load_params, save_params
 from plumbline.tasks.operations.announce import EVENTS, workspace_id
 from plumbline.tasks.operations.freshness.outbox import OutboxEntry
+from plumbline.tasks.params.document import load_params, save_params
 from plumbline.tasks.storage.versioning.lock import current_hashes
 
 TINY = Path(__file__).with_name("tiny.yaml")

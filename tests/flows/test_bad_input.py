@@ -28,8 +28,9 @@ from plumbline.data_contracts.artifact import read_artifact, writing
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.data_contracts.records import CuratedPair, dump_jsonl, load_jsonl
 from plumbline.flows.cli.main import main
-from plumbline.flows.graph.params import PARAMS_FILE, Params, load_params, save_params
 from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.params.document import PARAMS_FILE, load_params, save_params
+from plumbline.tasks.params.whole import Params
 
 TINY = Path(__file__).with_name("tiny.yaml")
 LONG = "A long story"
@@ -597,8 +598,8 @@ def test_wrong_params_are_refused_before_anything_starts(
 
 
 def test_trainer_arguments_that_trl_knows_pass_the_check() -> None:
-    from plumbline.flows.graph.params import Params
     from plumbline.flows.graph.preflight import check_trainer_arguments
+    from plumbline.tasks.params.whole import Params
 
     known = {"trainer_args": {"max_grad_norm": 0.5}}
     check_trainer_arguments(

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.artifact import read_artifact, verify_artifact
-from plumbline.flows.graph.params import load_params
 from plumbline.tasks.evaluation.comparison.cost import read_cost
+from plumbline.tasks.params.document import load_params
 from plumbline.tasks.registry.store.client import Store
 from tests.flows.conftest import Done, Trained, Workspace
 

@@ -21,12 +21,12 @@ from plumbline.data_contracts.errors import StageError, WorkspaceBusy
 from plumbline.flows import fresh
 from plumbline.flows import retrain as loop
 from plumbline.flows.deployment.deployments import REJECTED, apply
-from plumbline.flows.graph.params import load_params
 from plumbline.flows.graph.workspaces import exclusive_run, init_workspace
 from plumbline.tasks.operations.admit_run import open_outbox
 from plumbline.tasks.operations.announce import drain_outbox, request_retraining, workspace_id
 from plumbline.tasks.operations.freshness import outbox
 from plumbline.tasks.operations.freshness.admission import runs
+from plumbline.tasks.params.document import load_params
 from plumbline.tasks.registry.register_model import Registered
 from tests.flows.conftest import finding_event
 
@@ -174,7 +174,7 @@ def test_a_failed_run_gives_its_key_back(root: Path, triggers: list[Any], monkey
 _CLAIM = """
 import os, sys
 from pathlib import Path
-from plumbline.flows.graph.params import load_params
+from plumbline.tasks.params.document import (load_params)
 from plumbline.tasks.operations.admit_run import admit_run
 root = Path(sys.argv[1])
 assert admit_run(root, load_params(root)[0]).admitted

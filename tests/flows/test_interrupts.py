@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from plumbline.flows.graph.params import load_params, save_params
 from plumbline.flows.graph.workspaces import init_workspace
+from plumbline.tasks.params.document import load_params, save_params
 from tests.flows.conftest import BIN, TINY, until
 
 MARK = "PLUMBLINE_TEST_INTERRUPTS"

@@ -10,10 +10,10 @@ import pytest
 
 from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
-from plumbline.flows.graph.params import load_params
 from plumbline.tasks.operations.freshness import outbox
 from plumbline.tasks.operations.promote_model import champion_of
 from plumbline.tasks.operations.serving import log
+from plumbline.tasks.params.document import load_params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.storage.database import open_database
 

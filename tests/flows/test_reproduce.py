@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import UsageError
-from plumbline.flows.graph.params import load_params
 from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.params.document import load_params
 from plumbline.tasks.registry.reproduce_version import open_reproduction, render_reproduction, reproduce_version
 from tests.flows.conftest import Trained
 

@@ -17,12 +17,12 @@ import pytest
 from plumbline.flows.cli import services as commands
 from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.services import planned
-from plumbline.flows.graph.params import load_params, save_params
 from plumbline.tasks.operations.intake.tokens import create_token, token_file
 from plumbline.tasks.operations.services import operate
 from plumbline.tasks.operations.services.credentials import find_credentials
 from plumbline.tasks.operations.services.plan import Plan
 from plumbline.tasks.operations.services.processes import marked
+from plumbline.tasks.params.document import load_params, save_params
 from tests.flows.conftest import Workspace
 
 STRANGER = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")

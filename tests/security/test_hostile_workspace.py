@@ -12,9 +12,9 @@ import pytest
 
 from plumbline.data_contracts.errors import CheckFailed, UsageError, VersioningError
 from plumbline.data_contracts.inner_paths import is_inner
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.backup_workspace import backup_workspace
 from plumbline.tasks.operations.restore_workspace import restore_workspace
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.storage.versioning.git import run_git, why_unsound
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning

@@ -12,14 +12,14 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import SignatureError, UsageError
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.ledger.ledger import history, verify_chain
 from plumbline.tasks.registry.manage_keys import add_key, list_keys, public_keys, revoke_key, rotate_key
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.signing.keys import PUBLIC_KEY, pin, signing_key, verifying_key
 from plumbline.tasks.registry.signing.signatures import SEAL_TAG, seal
 from plumbline.tasks.registry.signing.trust import TRUSTED, load_trust, state
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
-from plumbline.tasks.storage.database.params import OperationsParams
 from tests.tasks.registry.conftest import Registry
 
 

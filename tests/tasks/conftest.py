@@ -27,14 +27,14 @@ from plumbline.data_contracts.records import (
     Quarantined,
     dump_jsonl,
 )
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.pipeline.stage import StageRecord
 from plumbline.tasks.registry.ledger.ledger import alias_state, history, move_alias, open_ledger
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.register_model import Registered, register_model
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.runs import open_run
 from plumbline.tasks.registry.versions.registered import resolve
-from plumbline.tasks.storage.database.params import OperationsParams
 from plumbline.tasks.storage.versioning.git import commit_git
 from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning
 

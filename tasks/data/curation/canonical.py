@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from plumbline.tasks.data.curation.params import MatchingParams
+from plumbline.tasks.params.curation import MatchingParams
 
 
 def canonical(text: str, params: MatchingParams) -> str:

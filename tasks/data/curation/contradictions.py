@@ -16,8 +16,8 @@ from typing import Any
 
 from plumbline.data_contracts.records import Quarantined
 from plumbline.tasks.data.curation.pair_texts import PairContent, Pools
-from plumbline.tasks.data.curation.params import ContradictionParams
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, examples, quarantine
+from plumbline.tasks.params.curation import ContradictionParams
 
 REASON = "contradiction"
 _Sides = tuple[list[Item], list[Item]]

@@ -28,10 +28,10 @@ from plumbline.tasks.data.curation.leakage import clean_leaks
 from plumbline.tasks.data.curation.limits import apply_limits
 from plumbline.tasks.data.curation.near_merge import KeptNear, merge_near
 from plumbline.tasks.data.curation.pair_texts import PairContent, Pools, build_pools, contents
-from plumbline.tasks.data.curation.params import SPLITS, CurationParams
 from plumbline.tasks.data.curation.report import describe
 from plumbline.tasks.data.curation.split import assign_clusters, cluster_name, conversations
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item
+from plumbline.tasks.params.curation import SPLITS, CurationParams
 
 _STEPS = 6
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from plumbline.data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse
-from plumbline.tasks.data.curation.params import LengthLimitParams
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, quarantine
+from plumbline.tasks.params.curation import LengthLimitParams
 
 
 def apply_limits(items: Sequence[Item], params: LengthLimitParams) -> CurationOutcome:

@@ -34,7 +34,6 @@ from plumbline.tasks.data.curation.minhash import (
     estimated_jaccard,
     signatures,
 )
-from plumbline.tasks.data.curation.params import MatchingParams
 from plumbline.tasks.data.curation.shingles import I64, U64, Shingles, shingle
 from plumbline.tasks.data.curation.similarity import (
     F64,
@@ -43,6 +42,7 @@ from plumbline.tasks.data.curation.similarity import (
     local_document_frequency,
     weighted_jaccard,
 )
+from plumbline.tasks.params.curation import MatchingParams
 
 _RESEMBLES = 0.4  # estimated Jaccard that links bucket neighbours into a neighbourhood
 _CONTENT_ROWS = 2  # content is a few shingles a text: short bands, or edits in it would hide a copy

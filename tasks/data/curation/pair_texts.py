@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.near_duplicates import NearDuplicates, find_near_duplicates, join_equal
-from plumbline.tasks.data.curation.params import MatchingParams
 from plumbline.tasks.data.curation.shingles import I64
 from plumbline.tasks.data.curation.verdicts import Item
 from plumbline.tasks.data.curation.wording import plain_request
+from plumbline.tasks.params.curation import MatchingParams
 
 _ENDING = re.compile(r"[.,;:!…]+(?=\s|$)")
 

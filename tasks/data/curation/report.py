@@ -11,8 +11,8 @@ import numpy as np
 from plumbline.data_contracts.records import CuratedPair, Merged, Quarantined
 from plumbline.tasks.data.curation.limits import length
 from plumbline.tasks.data.curation.pair_texts import Pool, Pools
-from plumbline.tasks.data.curation.params import CurationParams
 from plumbline.tasks.data.curation.templates import template_table
+from plumbline.tasks.params.curation import CurationParams
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 

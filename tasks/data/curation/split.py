@@ -11,8 +11,8 @@ from plumbline.data_contracts.errors import CheckFailed
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.near_duplicates import components
-from plumbline.tasks.data.curation.params import SPLITS, MatchingParams, SplitParams
 from plumbline.tasks.data.curation.shingles import I64
+from plumbline.tasks.params.curation import SPLITS, MatchingParams, SplitParams
 
 
 def cluster_name(texts: list[str]) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from plumbline.tasks.data.curation.near_duplicates import NearDuplicates
-from plumbline.tasks.data.curation.params import MatchingParams
 from plumbline.tasks.data.curation.shingles import windows_of
 from plumbline.tasks.data.curation.similarity import local_document_frequency
+from plumbline.tasks.params.curation import MatchingParams
 
 _BLANK = "…"
 _SHOWN_WORDS = 60

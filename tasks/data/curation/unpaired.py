@@ -28,10 +28,10 @@ from plumbline.tasks.data.curation.exact import REASON as DUPLICATE
 from plumbline.tasks.data.curation.leakage import clean_response
 from plumbline.tasks.data.curation.limits import check_response
 from plumbline.tasks.data.curation.pair_texts import Pool, prompt_text
-from plumbline.tasks.data.curation.params import ContradictionParams, CurationParams, MatchingParams
 from plumbline.tasks.data.curation.split import conversations
 from plumbline.tasks.data.curation.verdicts import examples, parse_time, quarantine, voters_of
 from plumbline.tasks.data.curation.wording import plain_request
+from plumbline.tasks.params.curation import ContradictionParams, CurationParams, MatchingParams
 
 HELD_OUT = "held_out_prompt"
 """Reason: the prompt belongs to a cluster that validation or test pairs were drawn from."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from plumbline.tasks.data.feedback import human_pairs, unpaired_responses
-from plumbline.tasks.data.feedback.limits import Limits
 from plumbline.tasks.data.feedback.rows import ReadRow, Rows
+from plumbline.tasks.params.feedback_limits import Limits
 
 SOURCES: Mapping[str, Callable[[Rows, str, Limits], Iterator[ReadRow]]] = {
     "human_pairs": human_pairs.read,

@@ -15,8 +15,8 @@ from typing import IO, Any
 from plumbline.data_contracts.artifact import full_disk_as_stage_error, new_file, sha256_file
 from plumbline.data_contracts.errors import ArtifactError, UsageError
 from plumbline.tasks.data.feedback.containers import dump_row, no_such_file, read_lines, recognise_container, unreadable
-from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.senders import keep_senders
+from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 _CHUNK = 1 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")

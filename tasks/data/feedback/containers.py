@@ -18,7 +18,7 @@ import orjson
 
 from plumbline.data_contracts.errors import UnreadableFile, UsageError
 from plumbline.tasks.data.feedback.foreign import EXPECTED, refuse_foreign_bytes, refuse_foreign_text
-from plumbline.tasks.data.feedback.limits import LIMITS, Limits
+from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 Container = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 

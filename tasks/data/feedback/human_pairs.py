@@ -8,8 +8,8 @@ from typing import Any
 
 from plumbline.data_contracts.records import Origin, PreferencePair, content_id
 from plumbline.tasks.data.feedback.formats import Format, read_content, recognise
-from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.rows import ReadRow, RowReading, Rows, about, identifier, read_rows
+from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 
 def read(rows: Rows, origin: str, limits: Limits = LIMITS, *, source: str = "human_pairs") -> Iterator[ReadRow]:

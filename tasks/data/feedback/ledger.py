@@ -11,9 +11,9 @@ from plumbline.data_contracts import unpaired_response
 from plumbline.data_contracts.preference_pair import CONTRACT, VERSION
 from plumbline.data_contracts.records import Feedback, Quarantined
 from plumbline.tasks.data.feedback.defects import NOTES
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.rows import ReadRow
 from plumbline.tasks.data.feedback.shares import too_many
+from plumbline.tasks.params.feedback import FeedbackParams
 
 Report = dict[str, Any]
 

@@ -16,8 +16,8 @@ from plumbline.data_contracts.records import Feedback, Origin, Quarantined
 from plumbline.tasks.data.feedback.containers import read_lines
 from plumbline.tasks.data.feedback.defects import NOT_A_NUMBER, Defect, Note
 from plumbline.tasks.data.feedback.formats import EXTRAS, OPTIONAL
-from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.senders import senders_of
+from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 UNRECOGNISED = "unrecognised"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from plumbline.data_contracts.quarantine_reasons import NO_DEFECT, WITHDRAWN
 from plumbline.data_contracts.records import Quarantined
-from plumbline.tasks.data.feedback.params import FeedbackParams
+from plumbline.tasks.params.feedback import FeedbackParams
 
 _EXAMPLES = 2  # for each reason in a message
 _SHOWN = 5  # reasons in a message

@@ -31,8 +31,8 @@ from plumbline.tasks.data.feedback.formats import (
     text_of,
 )
 from plumbline.tasks.data.feedback.hh_text import parse_prompt, parse_response
-from plumbline.tasks.data.feedback.limits import LIMITS, Limits
 from plumbline.tasks.data.feedback.rows import ReadRow, RowReading, Rows, about, identifier, read_rows
+from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 SOURCE = "unpaired_responses"
 

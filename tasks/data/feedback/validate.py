@@ -32,10 +32,10 @@ from plumbline.data_contracts.unpaired_response import check_unpaired
 from plumbline.tasks.data.feedback import SOURCES, UNPAIRED
 from plumbline.tasks.data.feedback.defects import ID_REUSED, Note
 from plumbline.tasks.data.feedback.ledger import Ledger, RecordEntry, Report, describe, objections
-from plumbline.tasks.data.feedback.limits import LIMITS, Limits
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.rows import ReadRow
 from plumbline.tasks.data.feedback.withdrawals import NONE, Withdrawals
+from plumbline.tasks.params.feedback import FeedbackParams
+from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 NamedBatch = tuple[str, str, Path]
 """A kind of feedback, the name of a file in records, and the file itself."""

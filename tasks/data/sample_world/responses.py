@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from plumbline.tasks.data.sample_world.params import SampleWorldParams
 from plumbline.tasks.data.sample_world.requests import DOMAINS, Request
+from plumbline.tasks.params.sample_world import SampleWorldParams
 
 Writer = Literal["careful", "average", "careless"]
 

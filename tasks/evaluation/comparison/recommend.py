@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from plumbline.data_contracts.rounding import rounded
 from plumbline.tasks.evaluation.comparison.budget import BudgetReading, win_rate_at
 from plumbline.tasks.evaluation.comparison.paired import Floats, Gain, paired_gain
-from plumbline.tasks.evaluation.comparison.params import RecommendParams
+from plumbline.tasks.params.comparison import RecommendParams
 
 _FEWEST_PROMPTS = 2  # a paired test needs a spread
 ON_POLICY = ("grpo", "ppo")

@@ -11,7 +11,6 @@ from plumbline.data_contracts.artifact import write_bytes, write_json
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.evaluation.comparison import plots
 from plumbline.tasks.evaluation.comparison.budget import Spread
-from plumbline.tasks.evaluation.comparison.params import CompareParams
 from plumbline.tasks.evaluation.comparison.recommend import (
     Contender,
     Facts,
@@ -32,6 +31,7 @@ from plumbline.tasks.evaluation.comparison.table import (
     shared_outcomes,
     time_ratios,
 )
+from plumbline.tasks.params.comparison import CompareParams
 
 Gate = Callable[[Mapping[str, Any]], Sequence[VariantRefusal]]
 """What the gate of a registration says no to, of a trial's metrics."""

@@ -21,8 +21,8 @@ from typing import Any
 from plumbline.data_contracts.errors import JudgeError, ModelError
 from plumbline.data_contracts.progress import Progress, silent
 from plumbline.data_contracts.records import CuratedPair, Message
-from plumbline.tasks.evaluation.comparison.params import SelfPlayParams
 from plumbline.tasks.models.judging import Judge, Judgement, rubric_of
+from plumbline.tasks.params.comparison import SelfPlayParams
 
 Prompt = tuple[Message, ...]
 _SIDES = ("policy", "reference")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from plumbline.data_contracts.errors import StageError
 from plumbline.tasks.evaluation.comparison.budget import BudgetReading
 from plumbline.tasks.evaluation.comparison.cost import Cost
-from plumbline.tasks.evaluation.comparison.params import CompareParams
 from plumbline.tasks.evaluation.comparison.recommend import FigureInterval, explores
+from plumbline.tasks.params.comparison import CompareParams
 from plumbline.tasks.statistics import paired_bootstrap
 
 Floats = NDArray[np.float64]

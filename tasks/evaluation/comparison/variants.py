@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plumbline.data_contracts.errors import ParamsError
-from plumbline.tasks.evaluation.comparison.params import CompareParams
+from plumbline.tasks.params.comparison import CompareParams
 
 _METHODS = ("dpo", "grpo", "ppo")
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plumbline.tasks.evaluation.measures.estimate import Estimate, mean
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.models.divergence import Floats, SequenceDivergences
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 
 def divergence(sequences: SequenceDivergences, params: EvaluationParams, seed: int) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plumbline.tasks.evaluation.measures.estimate import mean
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.samples import Samples, Scores
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 _MOSTLY = 0.95  # share of answers that end by themselves, below which it is worth a warning
 

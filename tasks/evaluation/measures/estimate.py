@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
 from plumbline.tasks.statistics import clustered_interval, paired_bootstrap, wilson_interval
 
 Estimate = dict[str, Any]

@@ -26,7 +26,6 @@ from plumbline.tasks.evaluation.measures.divergence import divergence
 from plumbline.tasks.evaluation.measures.endings import describe_endings
 from plumbline.tasks.evaluation.measures.estimate import mean
 from plumbline.tasks.evaluation.measures.gold import Gold
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.preference import preference_accuracy
 from plumbline.tasks.evaluation.measures.safety import refusals
 from plumbline.tasks.evaluation.measures.samples import (
@@ -42,6 +41,7 @@ from plumbline.tasks.evaluation.measures.subjects import Subjects, load_subjects
 from plumbline.tasks.evaluation.measures.text import describe
 from plumbline.tasks.evaluation.measures.win_rate import Pointwise, Score, win_rate
 from plumbline.tasks.models.divergence import sequence_divergences
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 PHASES = (
     "log-probabilities of the policy",

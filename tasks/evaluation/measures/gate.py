@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plumbline.data_contracts.rounding import rounded
-from plumbline.tasks.evaluation.measures.params import GateParams
+from plumbline.tasks.params.evaluation import GateParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plumbline.tasks.evaluation.measures.estimate import clustered_proportion
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 Floats = NDArray[np.float64]
 

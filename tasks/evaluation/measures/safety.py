@@ -9,7 +9,7 @@ import numpy as np
 
 from plumbline.tasks.evaluation.measures.estimate import proportion
 from plumbline.tasks.evaluation.measures.gold import Gold, Prompt
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 
 def refusals(

@@ -19,9 +19,9 @@ from plumbline.data_contracts.artifact import write_bytes
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.progress import Progress
 from plumbline.data_contracts.records import CuratedPair, Message
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.subjects import Subjects
 from plumbline.tasks.evaluation.measures.win_rate import JudgedPrompts, Pointwise, judge_both_positions
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 if TYPE_CHECKING:
     from plumbline.tasks.models.sampling import Completion

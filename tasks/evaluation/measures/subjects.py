@@ -11,8 +11,8 @@ import numpy as np
 
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import CuratedPair
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.preference import PairLogps
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 from typing import Any, Protocol
 
 from plumbline.tasks.evaluation.measures.estimate import mean, proportion
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 
 class Sampled(Protocol):

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.evaluation.measures.estimate import Estimate, mean
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 Prompt = Sequence[Message]
 Score = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]

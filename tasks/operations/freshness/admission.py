@@ -24,7 +24,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Engine, Row, select, update
 
 from plumbline.data_contracts.errors import OperationsError
-from plumbline.tasks.operations.freshness.params import TriggerParams
+from plumbline.tasks.params.trigger import TriggerParams
 from plumbline.tasks.storage.database import reading, writing
 from plumbline.tasks.storage.database.outbox_tables import (
     ABANDONED,

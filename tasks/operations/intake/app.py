@@ -32,8 +32,8 @@ from plumbline.tasks.operations.intake.desk import Desk, Submission
 from plumbline.tasks.operations.intake.limits import Memory, Rate, busy, drain, read_body
 from plumbline.tasks.operations.intake.log import RequestLog
 from plumbline.tasks.operations.intake.openapi import FEEDBACK, HEALTH, describe
-from plumbline.tasks.operations.intake.params import IntakeParams
 from plumbline.tasks.operations.intake.tokens import Door, Grant
+from plumbline.tasks.params.intake import IntakeParams
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _INLINE_BYTES = 65_536  # a body up to this is parsed at once: handing it to a thread costs more

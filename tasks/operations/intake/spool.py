@@ -35,8 +35,8 @@ from sqlalchemy import (
     update,
 )
 
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.storage.database import open_database, reading, writing
-from plumbline.tasks.storage.database.params import OperationsParams
 
 METADATA = MetaData()
 REQUESTS = Table(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from plumbline.data_contracts.rounding import rounded
 from plumbline.tasks.operations.monitoring.drift import FEATURES
 from plumbline.tasks.operations.monitoring.observations import Observed
-from plumbline.tasks.operations.monitoring.params import MonitorParams
+from plumbline.tasks.params.monitor import MonitorParams
 from plumbline.tasks.statistics.anytime import (
     SequentialTest,
     adjusted_log_e,

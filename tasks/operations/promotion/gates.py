@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from plumbline.data_contracts.errors import UsageError
 from plumbline.data_contracts.rounding import rounded
-from plumbline.tasks.operations.promotion.params import PromotionParams
+from plumbline.tasks.params.promotion import PromotionParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import orjson
 
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.tasks.operations.services.credentials import MLFLOW, PREFECT, fingerprint
-from plumbline.tasks.operations.services.params import ServicesParams
+from plumbline.tasks.params.services import ServicesParams
 
 HOST = "127.0.0.1"
 WORK_POOL = "plumbline"

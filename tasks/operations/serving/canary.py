@@ -23,9 +23,9 @@ from plumbline.data_contracts.errors import PlumblineError
 from plumbline.tasks.operations.serving.chat import ChatRequest
 from plumbline.tasks.operations.serving.evidence import Tally, Votes
 from plumbline.tasks.operations.serving.log import METADATA, stamp
-from plumbline.tasks.operations.serving.params import CanaryParams
 from plumbline.tasks.operations.serving.shadow import falls_into
 from plumbline.tasks.operations.serving.slots import Served, Slot
+from plumbline.tasks.params.serving import CanaryParams
 from plumbline.tasks.storage.database import reading, writing
 
 CANARIES = Table(

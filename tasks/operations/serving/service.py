@@ -22,10 +22,10 @@ from plumbline.tasks.operations.serving.canary import Canary
 from plumbline.tasks.operations.serving.chat import BackendError, ChatRequest, Piece
 from plumbline.tasks.operations.serving.collect import LEFT, Collected
 from plumbline.tasks.operations.serving.log_writer import LogWriter
-from plumbline.tasks.operations.serving.params import ServingParams
 from plumbline.tasks.operations.serving.shadow import Mirror
 from plumbline.tasks.operations.serving.signals import Detector, Signals
 from plumbline.tasks.operations.serving.slots import Served, Slot, Watcher
+from plumbline.tasks.params.serving import ServingParams
 
 Clock = Callable[[], datetime]
 AddFeedback = Callable[[InteractionFeedback], bool]

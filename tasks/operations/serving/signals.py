@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.operations.serving.params import SafetyRulesParams
+from plumbline.tasks.params.serving import SafetyRulesParams
 
 
 @dataclass(frozen=True, slots=True)

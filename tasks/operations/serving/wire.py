@@ -17,7 +17,7 @@ import orjson
 from plumbline.data_contracts.records import Message, Role
 from plumbline.tasks.operations.serving.chat import BackendError, ChatRequest
 from plumbline.tasks.operations.serving.collect import Collected
-from plumbline.tasks.operations.serving.params import RateLimitParams
+from plumbline.tasks.params.serving import RateLimitParams
 
 DONE = b"data: [DONE]\n\n"
 

@@ -19,9 +19,9 @@ import orjson
 from sqlalchemy import DDL, Column, Connection, Engine, Integer, MetaData, String, Table, Text, event, insert, select
 
 from plumbline.data_contracts.errors import SignatureError
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.registry.signing.key_files import SigningKey, VerifyingKey
 from plumbline.tasks.storage.database import open_database, read_database, reading
-from plumbline.tasks.storage.database.params import OperationsParams
 
 Action = Literal["promote", "rollback", "assign", "override", "retry", "delete", "anchor", "keys"]
 GENESIS = "0" * 64  # what stands for the line before the first

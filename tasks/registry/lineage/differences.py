@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from plumbline.data_contracts.params import flatten
+from plumbline.tasks.params.section import flatten
 
 _SHOWN = 5
 

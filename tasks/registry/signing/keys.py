@@ -18,7 +18,7 @@ from pathlib import Path
 
 from plumbline.data_contracts.artifact import write_bytes
 from plumbline.data_contracts.errors import ParamsError, SignatureError
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.signing.key_files import (
     PUBLIC_KEY,
     SigningKey,

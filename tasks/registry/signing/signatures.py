@@ -21,7 +21,7 @@ import orjson
 from plumbline.data_contracts.artifact import MANIFEST as MANIFEST
 from plumbline.data_contracts.errors import SignatureError, SigningError
 from plumbline.data_contracts.verification import HashCheck
-from plumbline.tasks.registry.params import SigningParams
+from plumbline.tasks.params.registry import SigningParams
 from plumbline.tasks.registry.signing.key_files import SigningKey, VerifyingKey
 
 SIGNATURE = "model.sig"

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from plumbline.data_contracts.errors import RegistryError
-from plumbline.data_contracts.params import from_environment
 from plumbline.data_contracts.private_files import make_private_file
 from plumbline.data_contracts.private_names import private_names
 from plumbline.data_contracts.secrets import mask
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.registry import RegistryParams
+from plumbline.tasks.params.section import from_environment
 from plumbline.tasks.registry.store.locations import require_inside, settle
 from plumbline.tasks.registry.store.tables import Tables, empty_tables, open_tables, read_tables
 from plumbline.tasks.storage.database.location import ARTIFACTS, record_location

@@ -17,9 +17,9 @@ import orjson
 import psutil
 
 from plumbline.data_contracts.errors import RegistryError
-from plumbline.data_contracts.params import flatten
+from plumbline.tasks.params.registry import RegistryParams
+from plumbline.tasks.params.section import flatten
 from plumbline.tasks.pipeline.stage import StageRecord
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store, refusals
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from plumbline.data_contracts.params import flatten
+from plumbline.tasks.params.section import flatten
 
 # The figures that a reader asks for first: dotted name -> its words, {judge} being who judged. Absent ones (no gold
 # reward) are left out.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.data_contracts.artifact import sha256_file
-from plumbline.data_contracts.params import flatten
+from plumbline.tasks.params.section import flatten
 from plumbline.tasks.registry.ledger.ledger import ALIASES
 from plumbline.tasks.registry.store.client import Store, refusals
 from plumbline.tasks.registry.store.run_tables import (

@@ -29,6 +29,7 @@ from sqlalchemy import Engine
 from plumbline.data_contracts.artifact import MANIFEST as MANIFEST
 from plumbline.data_contracts.artifact import write_bytes
 from plumbline.data_contracts.errors import RegistryError, SignatureError, UnknownModelError
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.registry.ledger.ledger import Move, alias_state, history, move_aliases, open_ledger
 from plumbline.tasks.registry.signing.keys import signing_key, verifying_key
 from plumbline.tasks.registry.signing.signatures import SEAL_TAG, SIGNATURE, seal, sign_version_files, verify_signature
@@ -41,7 +42,6 @@ from plumbline.tasks.registry.versions.stored import MANIFEST_TAG as MANIFEST_TA
 from plumbline.tasks.registry.versions.stored import StoredFiles as StoredFiles
 from plumbline.tasks.registry.versions.stored import Version as Version
 from plumbline.tasks.registry.versions.stored import check_folder
-from plumbline.tasks.storage.database.params import OperationsParams
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REGISTRATION = "registration"  # who moves aliases when a version is registered

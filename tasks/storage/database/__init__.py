@@ -21,10 +21,10 @@ from sqlalchemy import URL, Connection, Engine, MetaData, StaticPool, create_eng
 from sqlalchemy.exc import SQLAlchemyError
 
 from plumbline.data_contracts.errors import OperationsError
-from plumbline.data_contracts.params import from_environment
 from plumbline.data_contracts.private_files import make_private, make_private_file
 from plumbline.data_contracts.secrets import mask
-from plumbline.tasks.storage.database.params import OperationsParams
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.section import from_environment
 from plumbline.tasks.storage.database.sqlite import connect_for_reading, copy_database, sqlite_url
 
 _MAKING_TABLES = 7_043_117  # a number of our own for Postgres's lock while tables are made

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from plumbline.tasks.models.full_disk import full_disk_named
 from plumbline.tasks.models.loading import save_model
-from plumbline.tasks.training.finetuning.sections import LoraParams
+from plumbline.tasks.params.method_sections import LoraParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

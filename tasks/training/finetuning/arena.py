@@ -25,8 +25,8 @@ from plumbline.data_contracts.records import CuratedPair, Message
 from plumbline.tasks.models.chat import encode_all, encode_prompts
 from plumbline.tasks.models.divergence import sequence_divergences
 from plumbline.tasks.models.sampling import Completion, sample
+from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning.methods import Score
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

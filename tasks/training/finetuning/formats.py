@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from plumbline.data_contracts.records import CuratedPair, Message, UnpairedResponse
+from plumbline.tasks.params.method_sections import FormatParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.sections import FormatParams
 
 Prompted = TypeVar("Prompted", CuratedPair, UnpairedResponse)
 Prompt = tuple[Message, ...]

@@ -31,6 +31,7 @@ from plumbline.tasks.models.packed_head import read_packed
 from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens, tokenise_pairs
 from plumbline.tasks.models.responses import unadapted
 from plumbline.tasks.models.trainer_args import trainer_config
+from plumbline.tasks.params.finetuning import KtoParams
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
@@ -42,7 +43,6 @@ from plumbline.tasks.training.finetuning.offline import (
     refuse_early,
     train_and_write,
 )
-from plumbline.tasks.training.finetuning.params import KtoParams
 from plumbline.tasks.training.finetuning.tokens import of_passes
 from plumbline.tasks.training.finetuning.validation import Validation
 

@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.progress import Progress, silent
 from plumbline.data_contracts.records import CuratedPair, Message, UnpairedResponse
 from plumbline.tasks.models.judging import GainFunction, Judge, Reward
-from plumbline.tasks.training.finetuning.params import FinetuneParams
+from plumbline.tasks.params.finetuning import FinetuneParams
+from plumbline.tasks.params.section import Section
 
 Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float | None]]
 """Scores responses to prompts, higher is better; only the order of two responses to one prompt counts. None: a response

@@ -25,10 +25,10 @@ from plumbline.tasks.models.curve import curve_rows, evaluations_of, write_curve
 from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.pairs import TokenisedPairs, TokenPair, digest_of_tokens, fitting_pairs
 from plumbline.tasks.models.training import library_versions, train
+from plumbline.tasks.params.finetuning import OfflineParams
 from plumbline.tasks.training.finetuning.adapters import save_policy
 from plumbline.tasks.training.finetuning.arena import Arena, is_beyond, near_first, open_arena
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.params import OfflineParams
 from plumbline.tasks.training.finetuning.reference_logps import reference_logps
 from plumbline.tasks.training.finetuning.validation import Validation, draw_pairs
 

@@ -21,6 +21,7 @@ import torch
 from plumbline.tasks.models.length_groups import GroupsByLength
 from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pairs
 from plumbline.tasks.models.trainer_args import trainer_config
+from plumbline.tasks.params.finetuning import OrpoParams
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
@@ -32,7 +33,6 @@ from plumbline.tasks.training.finetuning.offline import (
     refuse_early,
     train_and_write,
 )
-from plumbline.tasks.training.finetuning.params import OrpoParams
 from plumbline.tasks.training.finetuning.tokens import of_passes
 from plumbline.tasks.training.finetuning.validation import Validation
 

@@ -35,6 +35,7 @@ from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens
 from plumbline.tasks.models.spoken import encode_spoken
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.models.training import library_versions, train
+from plumbline.tasks.params.finetuning import ImitationParams, SftParams
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
@@ -45,7 +46,6 @@ from plumbline.tasks.training.finetuning.offline import (
     refuse_early,
     train_and_write,
 )
-from plumbline.tasks.training.finetuning.params import ImitationParams, SftParams
 from plumbline.tasks.training.finetuning.tokens import of_passes
 from plumbline.tasks.training.finetuning.validation import Validation
 

@@ -35,10 +35,10 @@ from plumbline.tasks.models.curve import CURVE, write_curve
 from plumbline.tasks.models.loading import load_tokenizer
 from plumbline.tasks.models.renderable import REFUSED, sift_splits
 from plumbline.tasks.models.training import library_versions
+from plumbline.tasks.params.finetuning import FinetuneParams
 from plumbline.tasks.training.finetuning.adapters import ADAPTER
 from plumbline.tasks.training.finetuning.formats import apply_formats
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs, Method
-from plumbline.tasks.training.finetuning.params import FinetuneParams
 from plumbline.tasks.training.finetuning.tokens import in_all
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from plumbline.tasks.training.finetuning.params import OfflineParams
+from plumbline.tasks.params.finetuning import OfflineParams
 
 
 def of_passes(lengths: Sequence[int], params: OfflineParams, *, steps: int, processes: int) -> dict[str, int]:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from plumbline.data_contracts.errors import ModelError, StageError
 from plumbline.data_contracts.rounding import rounded
+from plumbline.tasks.params.reward import RewardThresholds
 from plumbline.tasks.statistics import brier, clustered_interval, expected_calibration_error, logistic_loss, reliability
-from plumbline.tasks.training.rewards.params import RewardThresholds
 
 BINS = 20
 """Equal-width bins over [0, 1], hence 10 over the confidence in [½, 1]."""

@@ -41,7 +41,7 @@ from plumbline.tasks.models.loading import (
 from plumbline.tasks.models.pairs import TokenisedPairs, TokenPair, digest_of_tokens, fitting_pairs
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.models.training import library_versions, train
-from plumbline.tasks.training.rewards.params import RewardParams
+from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.training.rewards.scoring import FACTS, padding_id, score_tokens
 
 if TYPE_CHECKING:

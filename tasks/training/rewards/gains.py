@@ -35,7 +35,7 @@ import orjson
 
 from plumbline.data_contracts.errors import JudgeError
 from plumbline.tasks.models.judging import Floats, Gains, Judgement
-from plumbline.tasks.training.rewards.gain_params import GainParams
+from plumbline.tasks.params.gains import GainParams
 
 _TOLERANCE = 1e-9
 """Largest step of a strength (natural logarithm of odds) at which the fit has arrived."""

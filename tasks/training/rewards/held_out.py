@@ -21,9 +21,9 @@ from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.progress import Progress
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.chat import split_by_context
+from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.training.rewards.audit import audit_reward, score_pairs
 from plumbline.tasks.training.rewards.bradley_terry import train_reward
-from plumbline.tasks.training.rewards.params import RewardParams
 from plumbline.tasks.training.rewards.scoring import FACTS, RewardModel
 
 HELD_OUT = "held_out"

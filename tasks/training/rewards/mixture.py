@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from plumbline.data_contracts.errors import PlumblineError, RewardError
 from plumbline.tasks.models.chat import as_dicts
 from plumbline.tasks.models.judging import Answers, Floats, Scored, TermValues
-from plumbline.tasks.training.rewards.mixture_params import MixtureParams, TermSettings
+from plumbline.tasks.params.mixture import MixtureParams, TermSettings
 from plumbline.tasks.training.rewards.normalisation import Normaliser
 from plumbline.tasks.training.rewards.scoring import RewardModel
 from plumbline.tasks.training.rewards.terms import Term, build_term

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import ModelError, ParamsError
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.training.rewards.mixture_params import (
+from plumbline.tasks.params.mixture import (
     BrevityTermParams,
     ComplianceTermParams,
     FunctionTermParams,

@@ -12,8 +12,8 @@ import typer
 
 from plumbline.data_contracts.artifact import verify_artifact
 from plumbline.flows.cli.main import app
-from plumbline.flows.graph.params import load_params
 from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.params.document import load_params
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 from tests.flows.conftest import Trained, Workspace, write_hh_pairs
 

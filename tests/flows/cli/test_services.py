@@ -19,12 +19,12 @@ import pytest
 from plumbline.data_contracts.errors import OperationsError, ParamsError, UsageError
 from plumbline.flows.cli.services import planned
 from plumbline.flows.graph import environment
-from plumbline.flows.graph.params import load_params, save_params
 from plumbline.tasks.operations.services import operate
 from plumbline.tasks.operations.services.addresses import KnownServer, known_server
 from plumbline.tasks.operations.services.health import require_version
 from plumbline.tasks.operations.services.plan import Plan
 from plumbline.tasks.operations.services.processes import MARK, SERVICE_MARK, marked, service_of
+from plumbline.tasks.params.document import load_params, save_params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import all_versions
 from tests.flows.conftest import TINY, Done, Trained, Workspace, is_gone, until, writers

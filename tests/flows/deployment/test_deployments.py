@@ -35,11 +35,11 @@ from plumbline.flows.deployment.deployments import (
     settle_automation,
     zombie_spec,
 )
-from plumbline.flows.graph.params import load_params
-from plumbline.flows.graph.schedule_params import check_cron
 from plumbline.tasks.operations.admit_run import open_outbox
 from plumbline.tasks.operations.announce import drain_outbox, request_retraining, workspace_id
 from plumbline.tasks.operations.freshness.admission import runs
+from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.schedule import check_cron
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.latest import latest_model
 from tests.flows.conftest import Trained, Workspace, finding_event, is_gone, until, writers
@@ -344,7 +344,7 @@ def test_the_automation_for_dead_runs_fits_our_flows_and_heartbeats() -> None:
     from prefect.flows import load_flow_from_entrypoint
 
     from plumbline.flows.deployment.deployments import describe
-    from plumbline.flows.graph.params import Params
+    from plumbline.tasks.params.whole import Params
 
     assert SILENCE_S == 90
     assert fresh.NOT_STARTED == NOT_STARTED_NAME

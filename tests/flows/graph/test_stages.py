@@ -7,9 +7,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from plumbline.flows.graph.environment import ENVIRONMENT
-from plumbline.flows.graph.params import Params
 from plumbline.flows.graph.stages import STAGES, render_dvc_yaml
 from plumbline.flows.graph.workspaces import template_files
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.stage import Stage, fill
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 
-from plumbline.tasks.data.curation.params import CurationParams
 from plumbline.tasks.data.dry_run import BASE, dry_run
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.models.loading import save_model
+from plumbline.tasks.params.curation import CurationParams
+from plumbline.tasks.params.feedback import FeedbackParams
 from tests.tasks.models.test_control_tokens import MARKED, byte_level
 from tests.tasks.models.tiny_llama import build_model
 

@@ -13,15 +13,15 @@ from plumbline.data_contracts.artifact import read_artifact, writing
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import CuratedPair, Message, UnpairedResponse, dump_jsonl
 from plumbline.tasks.evaluation import evaluate_policy, self_play
-from plumbline.tasks.evaluation.comparison.params import SelfPlayParams
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.models.loading import load_tokenizer
+from plumbline.tasks.params.comparison import SelfPlayParams
+from plumbline.tasks.params.evaluation import EvaluationParams
+from plumbline.tasks.params.finetuning import FinetuneParams, SftParams
+from plumbline.tasks.params.judge import JudgeParams
+from plumbline.tasks.params.mixture import MixtureParams
+from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.pipeline.stage import Stage, StageContext
 from plumbline.tasks.training import build_reference, finetune_policy, train_reward
-from plumbline.tasks.training.finetuning.params import FinetuneParams, SftParams
-from plumbline.tasks.training.rewards.judge_params import JudgeParams
-from plumbline.tasks.training.rewards.mixture_params import MixtureParams
-from plumbline.tasks.training.rewards.params import RewardParams
 from tests.tasks.training.finetuning.conftest import make_pairs, reference  # noqa: F401 (fixture)
 
 REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"

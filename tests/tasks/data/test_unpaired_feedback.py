@@ -10,14 +10,14 @@ import orjson
 from plumbline.data_contracts.artifact import writing
 from plumbline.data_contracts.records import CuratedPair, Merged, Quarantined, UnpairedResponse, load_jsonl
 from plumbline.tasks.data.curate_preferences import curate_preferences
-from plumbline.tasks.data.curation.params import CurationParams
 from plumbline.tasks.data.dry_run import dry_run
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.validate_feedback import validate_feedback
+from plumbline.tasks.params.curation import CurationParams
+from plumbline.tasks.params.feedback import FeedbackParams
+from plumbline.tasks.params.finetuning import FinetuneParams
 from plumbline.tasks.pipeline.stage import StageContext
 from plumbline.tasks.registry.lineage.records_index import build_index, look_up, read_line
 from plumbline.tasks.training.finetune_policy import training_warnings, unpaired_responses
-from plumbline.tasks.training.finetuning.params import FinetuneParams
 
 LENIENT = FeedbackParams(quarantine_threshold=1.0)
 

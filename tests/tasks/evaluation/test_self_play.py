@@ -8,8 +8,8 @@ import pytest
 
 from plumbline.data_contracts.artifact import writing
 from plumbline.data_contracts.errors import ArtifactError, UsageError
-from plumbline.data_contracts.params import Section
 from plumbline.tasks.evaluation.self_play import STAGE, self_play
+from plumbline.tasks.params.section import Section
 
 
 def _write(path: Path) -> None:

@@ -16,8 +16,8 @@ from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message, load_conversations
 from plumbline.tasks.models import tiny
 from plumbline.tasks.models.loading import load_policy, load_tokenizer
-from plumbline.tasks.models.params import TinyModelParams
 from plumbline.tasks.models.tiny import PAD, ROLES, Encoded, build_model, encode, train_base, train_tokenizer
+from plumbline.tasks.params.tiny_model import TinyModelParams
 
 ROOT = Path(__file__).parents[3]
 SMALL = TinyModelParams(
@@ -207,7 +207,7 @@ def test_another_process_gives_the_same_bytes(trained, tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "from plumbline.data_contracts.records import load_conversations\n"
-        "from plumbline.tasks.models.params import TinyModelParams\n"
+        "from plumbline.tasks.params.tiny_model import TinyModelParams\n"
         "from plumbline.tasks.models.tiny import train_base\n"
         "params = TinyModelParams.model_validate_json(sys.argv[2]); folder = Path(sys.argv[1])\n"
         "train_base(load_conversations(folder / 'input.jsonl'), params, 0, 1, folder / 'out')"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from plumbline.data_contracts.errors import ParamsError
-from plumbline.tasks.models.optimisation import EvaluatedOptimisation
 from plumbline.tasks.models.trainer_args import check_trainer_args, must_name_cpu, trainer_config
+from plumbline.tasks.params.optimisation import EvaluatedOptimisation
 
 
 @dataclass

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from plumbline.data_contracts.errors import OperationsError
-from plumbline.flows.graph.params import Params, load_params
 from plumbline.flows.graph.workspaces import init_workspace
 from plumbline.tasks.data.ingest_feedback import count_rows, ingest_feedback
 from plumbline.tasks.operations.announce import (
@@ -26,6 +25,8 @@ from plumbline.tasks.operations.announce import (
 )
 from plumbline.tasks.operations.freshness.outbox import pending, standings
 from plumbline.tasks.operations.services.temporary import TEMPORARY
+from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.whole import Params
 
 ROW = '{"prompt": "q %s?", "chosen": "yes", "rejected": "no"}\n'
 CRASHES = {
@@ -38,7 +39,7 @@ CHILD = """
 import os, sys
 from pathlib import Path
 from unittest.mock import patch
-from plumbline.flows.graph.params import load_params
+from plumbline.tasks.params.document import (load_params)
 from plumbline.tasks.operations.announce import announce_batches
 from plumbline.tasks.data.ingest_feedback import ingest_feedback
 import plumbline.tasks.data.ingest_feedback, plumbline.tasks.operations.announce

@@ -13,12 +13,12 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import CheckFailed, PlumblineError, UsageError
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.data.ingest_feedback import fixed_raw, ingest_feedback, version_raw
 from plumbline.tasks.operations import backup_workspace as backup
 from plumbline.tasks.operations.backup_workspace import backup_workspace
 from plumbline.tasks.operations.promote_model import Override, promote, promotion_history, rollback
 from plumbline.tasks.operations.restore_workspace import restore_workspace
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.audit_lineage import audit_model
 from plumbline.tasks.registry.restore_version import restore_version
 from plumbline.tasks.registry.signing.keys import default_key_path

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations import compare_champion as verb
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import resolve
 

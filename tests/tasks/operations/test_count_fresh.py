@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import StageError
-from plumbline.tasks.data.curation.params import CurationParams
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.operations import count_fresh as module
 from plumbline.tasks.operations.count_fresh import batch_contents, count_fresh, known_contents
+from plumbline.tasks.params.curation import CurationParams
+from plumbline.tasks.params.feedback import FeedbackParams
 
 STRICT = FeedbackParams(quarantine_threshold=0.0)
 

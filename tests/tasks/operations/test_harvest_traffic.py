@@ -11,9 +11,9 @@ import pytest
 from filelock import FileLock
 
 from plumbline.data_contracts.errors import WorkspaceBusy
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations import harvest_traffic as verb
 from plumbline.tasks.operations.serving import log
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.storage.database import open_database
 from tests.tasks.operations.serving.test_harvest import pair, prefers
 

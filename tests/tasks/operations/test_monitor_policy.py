@@ -10,12 +10,12 @@ import pytest
 from plumbline.data_contracts.errors import SignatureError
 from plumbline.data_contracts.interactions import Answer, Interaction
 from plumbline.data_contracts.records import Message
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.freshness import outbox
 from plumbline.tasks.operations.monitor_policy import monitor_policy
 from plumbline.tasks.operations.promote_model import champion_of, promote, rollback
 from plumbline.tasks.operations.report_live import _judge, report_live
 from plumbline.tasks.operations.serving import log
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 from plumbline.tasks.storage.database import open_database

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from plumbline.data_contracts.errors import RegistryError, SignatureError, UnknownModelError, UsageError
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.compare_champion import unseen
 from plumbline.tasks.operations.promote_model import (
     Override,
@@ -23,8 +22,9 @@ from plumbline.tasks.operations.promote_model import (
     rollback,
 )
 from plumbline.tasks.operations.promotion.gates import GATES, GateResult, PromotionFigures
-from plumbline.tasks.operations.promotion.params import PromotionParams
 from plumbline.tasks.operations.settle_champion import settle_first_champion
+from plumbline.tasks.params.promotion import PromotionParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.register_model import Registered
 from plumbline.tasks.registry.signing.keys import PUBLIC_KEY
 from plumbline.tasks.registry.signing.signatures import SIGNATURE
@@ -359,9 +359,9 @@ REPOSITORY = Path(__file__).parents[3]
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from plumbline.flows.graph.params import Params
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.operations.promote_model import rollback
-from plumbline.tasks.operations.promotion.params import PromotionParams
+from plumbline.tasks.params.promotion import PromotionParams
 from plumbline.tasks.registry.ledger import ledger
 
 place = int(sys.argv[1])

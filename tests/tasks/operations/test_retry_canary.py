@@ -9,14 +9,14 @@ import pytest
 from sqlalchemy import Engine
 
 from plumbline.data_contracts.errors import UsageError
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations import retry_canary as verb
 from plumbline.tasks.operations.promote_model import promote, promotion_history
-from plumbline.tasks.operations.promotion.params import PromotionParams
 from plumbline.tasks.operations.retry_canary import list_canaries, retry_canary
 from plumbline.tasks.operations.serve_model import record_return
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.canary import Canary
+from plumbline.tasks.params.promotion import PromotionParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.storage.database import open_database
 from tests.tasks.conftest import World

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from plumbline.data_contracts.errors import ParamsError, RegistryError, SignatureError, UnknownModelError, UsageError
 from plumbline.data_contracts.records import Message
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.models.chat import set_default_template
 from plumbline.tasks.models.loading import save_model
 from plumbline.tasks.operations import serve_model
 from plumbline.tasks.operations.serving.chat import ChatRequest
-from plumbline.tasks.operations.serving.params import ServingParams
+from plumbline.tasks.params.serving import ServingParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 from tests.tasks.conftest import World

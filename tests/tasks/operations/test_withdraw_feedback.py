@@ -10,7 +10,6 @@ import pytest
 
 from plumbline.data_contracts.artifact import read_artifact
 from plumbline.data_contracts.errors import UsageError
-from plumbline.flows.graph.params import load_params
 from plumbline.flows.graph.workspaces import init_workspace
 from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
 from plumbline.tasks.data.ingest_feedback import ingest_feedback
@@ -18,6 +17,7 @@ from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations.count_fresh import batch_contents
 from plumbline.tasks.operations.intake.tokens import create_token, token_file
 from plumbline.tasks.operations.withdraw_feedback import withdraw
+from plumbline.tasks.params.document import load_params
 from plumbline.tasks.storage.versioning.lock import current_hashes
 from tests.tasks.conftest import World
 

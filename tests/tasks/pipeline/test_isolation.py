@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from plumbline.data_contracts.errors import ParamsError, StageError
-from plumbline.data_contracts.params import Section
+from plumbline.tasks.params.section import Section
 from plumbline.tasks.pipeline import isolation
 from plumbline.tasks.pipeline.isolation import run_isolated
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext

@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import Engine
 
 from plumbline.data_contracts.artifact import sha256_file
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.ledger.ledger import alias_state, history, move_alias, open_ledger
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.runs import open_run
 from plumbline.tasks.registry.versions.registered import StoredFiles, Upload, Version, register, resolve
-from plumbline.tasks.storage.database.params import OperationsParams
 
 
 class Registry:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from plumbline.data_contracts.errors import VersioningError
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.register_model import refuse_dirty, register_model
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.runs import open_run

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from plumbline.data_contracts.errors import RegistryError, UsageError
-from plumbline.flows.graph.params import Params
 from plumbline.tasks.operations.promote_model import delete_version, promotion_history, rollback
+from plumbline.tasks.params.registry import RegistryParams
+from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.audit_lineage import audit_model
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.restore_version import restore_version
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.locations import COLUMNS

@@ -13,14 +13,14 @@ import pytest
 from plumbline.data_contracts.artifact import write_json, writing
 from plumbline.data_contracts.records import CuratedPair, Message, Origin, dump_jsonl
 from plumbline.tasks.evaluation.evaluate_policy import evaluate_policy
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
+from plumbline.tasks.params.finetuning import FinetuneParams
+from plumbline.tasks.params.judge import JudgeParams
+from plumbline.tasks.params.mixture import MixtureParams
 from plumbline.tasks.pipeline.stage import StageContext
 from plumbline.tasks.training.finetune_policy import finetune_policy, learns_from_reward_model, maximises_mixture
 from plumbline.tasks.training.finetuning import stack
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.params import FinetuneParams
-from plumbline.tasks.training.rewards.judge_params import JudgeParams
-from plumbline.tasks.training.rewards.mixture_params import MixtureParams
 from plumbline.tasks.training.rewards.scoring import FACTS, RewardModel
 from tests.tasks.models.tiny_llama import build_tokenizer
 

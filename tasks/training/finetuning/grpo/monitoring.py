@@ -9,7 +9,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitor, HackingMonitorParams
+from plumbline.tasks.params.on_policy import HackingMonitorParams
+from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitor
 
 logger = logging.getLogger(__name__)
 

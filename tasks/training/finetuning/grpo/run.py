@@ -29,16 +29,16 @@ from plumbline.tasks.models.loading import context_length, load_policy, load_tok
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.models.training import library_versions, train
+from plumbline.tasks.params.grpo import GrpoParams
+from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning.adapters import lora_config, save_policy
 from plumbline.tasks.training.finetuning.arena import Arena, open_arena
 from plumbline.tasks.training.finetuning.grpo.monitoring import WatchForHacking
-from plumbline.tasks.training.finetuning.grpo.params import GrpoParams
 from plumbline.tasks.training.finetuning.grpo.rollouts import JudgedRollouts, answers
 from plumbline.tasks.training.finetuning.grpo.trainer import ROLLOUT, SELECTION, JudgedTrainer, KeepState
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import refuse_other_tokenizer
 from plumbline.tasks.training.finetuning.ppo.kl_control import KlController
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState

@@ -9,10 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from plumbline.data_contracts.errors import ParamsError
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitorParams
-from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams
-from plumbline.tasks.training.finetuning.ppo.vllm import VllmParams
+from plumbline.tasks.params.on_policy import HackingMonitorParams, KlParams, ShapingParams, VllmParams
 
 
 @dataclass

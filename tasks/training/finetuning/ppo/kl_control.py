@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from plumbline.data_contracts.errors import StageError
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.rounding import rounded
+from plumbline.tasks.params.on_policy import KlParams
 
 ERROR_CLIP = 0.2
 """Bound of the relative error KL / target - 1 (Ziegler et al. 2019, section 2.2)."""
@@ -25,60 +23,6 @@ NOISE_ERRORS = 4.0
 ROUNDING = 1e-3
 """Nats per token by which a KL of 0 may come out negative through rounding alone: sampler and full forward differ
 by up to 1e-4, and by more in bfloat16."""
-
-
-class KlParams(Section):
-    """Control of the KL divergence from π_ref, in nats per response token."""
-
-    mode: Literal["fixed", "adaptive"] = Field(
-        "adaptive", description="fixed: β never moves; adaptive: β follows the target (Ziegler et al. 2019)."
-    )
-    beta: float = Field(
-        0.04, ge=0, le=10, description="β at the start: reward lost per nat. 0.01 to 0.05 is usual for real models."
-    )
-    target: float = Field(
-        0.1, gt=0, le=10, description="Target of the adaptive mode in nats per token; 0.05 to 0.2 is usual."
-    )
-    horizon: int = Field(
-        256,
-        ge=1,
-        description="Episodes in which an error of 20 % or more moves β by about 20 %. At 64 episodes an update this "
-        "is 5 % a step. Ziegler et al. took 10,000 of 2 million episodes; 1,000 hardly moved β in the sample "
-        "world's 3,840.",
-    )
-    ramp_at: float | None = Field(
-        2.0,
-        gt=1,
-        description="Multiple of the target above which β grows in a straight line (adaptive mode); null: never.",
-    )
-    ramp_slope: float = Field(
-        0.5, gt=0, le=10, description="Growth of β per update on the ramp, as a share of β where the ramp began."
-    )
-    stop_at: float | None = Field(
-        1.0, gt=0, description="KL in nats per token above which the run has run away and stops; null: never."
-    )
-    stop_patience: int = Field(3, ge=1, description="Updates in a row above stop_at that end the run; 1: the first.")
-    beta_min: float = Field(1e-4, ge=0, description="Smallest β that the adaptive mode may reach.")
-    beta_max: float = Field(1.0, gt=0, le=10, description="Largest β that the adaptive mode or the ramp may reach.")
-
-    @model_validator(mode="after")
-    def _beta_can_move(self) -> Self:
-        if self.mode == "adaptive" and not 0 < self.beta_min <= self.beta <= self.beta_max:
-            raise ValueError(
-                f"the adaptive mode multiplies β, so it needs 0 < beta_min <= beta <= beta_max, found "
-                f"{self.beta_min}, {self.beta}, {self.beta_max}. Move the bounds, or set mode: fixed."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _stop_is_above_the_rest(self) -> Self:
-        working = self.target * (self.ramp_at or 1.0)
-        if self.mode == "adaptive" and self.stop_at is not None and self.stop_at <= working:
-            raise ValueError(
-                f"stop_at {self.stop_at} must be above {working:g} nats per token, where the controller still works "
-                "(target, times ramp_at if set). Raise stop_at or lower the target."
-            )
-        return self
 
 
 class KlController:

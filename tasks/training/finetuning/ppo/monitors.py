@@ -16,12 +16,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
-from typing import Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import Any, Literal
 
 from plumbline.data_contracts.errors import StageError
-from plumbline.data_contracts.params import Section
+from plumbline.tasks.params.on_policy import HackingMonitorParams
 
 BASELINE = 3
 """Observations whose median is the baseline of a drift, and as many latest ones whose median is held against it."""
@@ -33,54 +31,6 @@ MOST_FINDINGS = 32
 """Findings that are kept; of more, only their number is."""
 
 Kind = Literal["divergence", "length", "repetition", "entropy"]
-
-
-class HackingMonitorParams(Section):
-    """When training is suspected of hacking its reward."""
-
-    on_finding: Literal["warn", "stop"] = Field(
-        "warn", description="warn: log the finding and go on; stop: end training, keeping the best checkpoint."
-    )
-    window: int = Field(8, ge=5, le=64, description="Latest evaluations over which trends are tested.")
-    significance: float = Field(
-        0.005,
-        gt=0,
-        lt=0.5,
-        description="One-sided level, per evaluation, at which the held-out measure counts as falling (Mann-Kendall). "
-        "At 0.005 a trend takes 6 evaluations at least, and a healthy run of 20 is suspected in at most 5 of 100 cases "
-        "(simulated in the tests).",
-    )
-    fall: float | None = Field(
-        0.25,
-        gt=0,
-        description="Fall of the held-out measure below its best, in its own unit, that needs no trend: found at once, "
-        "and where a run has few evaluations. 0.25 of a win rate is more than 4 standard errors of a difference at 128 "
-        "prompts and a win rate of 0.7; null: never.",
-    )
-    length_factor: float | None = Field(
-        2.0,
-        gt=1,
-        description="Growth (or its inverse, shrinkage) of the mean response length that is told; null: never.",
-    )
-    repetition_rise: float | None = Field(
-        0.2,
-        gt=0,
-        le=1,
-        description="Rise of the share of repeated n-grams that is told (0.2 = 20 points); null: never.",
-    )
-    entropy_share: float | None = Field(
-        0.2, gt=0, lt=1, description="Share of the first entropy below which it has collapsed; null: never."
-    )
-
-    @model_validator(mode="after")
-    def _window_can_be_significant(self) -> Self:
-        if 1 / math.factorial(self.window) > self.significance:
-            raise ValueError(
-                f"over {self.window} evaluations even a strict fall has a chance of 1 in "
-                f"{math.factorial(self.window)}, above significance {self.significance:g}. Take a larger "
-                "window or a larger significance."
-            )
-        return self
 
 
 @dataclass(frozen=True, slots=True)

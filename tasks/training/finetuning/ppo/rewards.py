@@ -6,46 +6,13 @@ Torch itself is only imported for whitening: the params here are loaded by the c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from plumbline.data_contracts.errors import RewardError
-from plumbline.data_contracts.params import Section
+from plumbline.tasks.params.on_policy import ShapingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class ShapingParams(Section):
-    """How the score of a response becomes a reward for each of its tokens."""
-
-    clip: float | None = Field(
-        10.0,
-        gt=0,
-        description="Scores beyond ± this are cut to it, before the missing-EOS rule; null: never (±10 is usual).",
-    )
-    missing_eos: Literal["replace", "subtract", "none"] = Field(
-        "replace",
-        description="What happens to the score of a response without an end token: replaced by -missing_eos_penalty "
-        "(summarize_from_feedback_details), lowered by missing_eos_penalty (TRL), or kept.",
-    )
-    missing_eos_penalty: float = Field(
-        1.0,
-        ge=0,
-        description="In units of the score; 1 is usual. Where honest answers score below -1, `replace` rewards never "
-        "ending: take a larger value, or subtract.",
-    )
-    kl_estimator: Literal["k1", "k3"] = Field(
-        "k1",
-        description="KL penalty of a token (Schulman 2020): k1 = log π - log π_ref, unbiased; k3 = π_ref/π - 1 + k1, "
-        "never negative, but biased as a reward.",
-    )
-    whiten: bool = Field(
-        False,
-        description="Scale the rewards of all tokens of an update to variance 1, keeping their mean (Ziegler et al. "
-        "2019; off in most later work, since β then means less).",
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,13 @@ from plumbline.tasks.models.judging import Prompt, Reward
 from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.trainer_args import check_trainer_args, must_name_cpu
 from plumbline.tasks.models.training import library_versions, train
+from plumbline.tasks.params.ppo import ARGUMENTS, PpoParams
 from plumbline.tasks.training.finetuning.adapters import lora_config, save_policy
 from plumbline.tasks.training.finetuning.arena import Arena, is_beyond, open_arena
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs, Score
 from plumbline.tasks.training.finetuning.ppo.checkpointing import STATE
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.model import load_critic
-from plumbline.tasks.training.finetuning.ppo.params import ARGUMENTS, PpoParams
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
 from plumbline.tasks.training.finetuning.ppo.vllm import check_vllm
 

@@ -29,6 +29,7 @@ from transformers import Trainer
 from plumbline.data_contracts.errors import ParamsError, StageError
 from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.models.loading import context_length
+from plumbline.tasks.params.on_policy import VllmParams
 from plumbline.tasks.training.finetuning.ppo.advantages import gae, whiten
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.experience import Episodes, Experience, joined, minibatch_rows
@@ -47,7 +48,7 @@ from plumbline.tasks.training.finetuning.ppo.rollouts import (
     read_prompts,
     rollout_metrics,
 )
-from plumbline.tasks.training.finetuning.ppo.vllm import VllmParams, VllmSampler
+from plumbline.tasks.training.finetuning.ppo.vllm import VllmSampler
 
 if TYPE_CHECKING:
     from datasets import Dataset

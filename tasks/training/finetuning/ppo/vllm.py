@@ -13,50 +13,17 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.errors import ParamsError, StageError
-from plumbline.data_contracts.params import Section
 from plumbline.data_contracts.progress import Progress, silent
 from plumbline.data_contracts.records import Message
+from plumbline.tasks.params.on_policy import VllmParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from plumbline.tasks.models.sampling import Completion
-
-
-class VllmParams(Section):
-    """How vLLM samples rollouts."""
-
-    mode: Literal["colocate", "server"] = Field(
-        "colocate",
-        description="colocate: in the training process, sharing its GPUs; server: a running `trl vllm-serve`.",
-    )
-    server_base_url: str | None = Field(None, description="Address of the server, such as http://host:8000.")
-    server_timeout: float = Field(240.0, gt=0, description="Seconds to wait for the server (TRL's default).")
-    gpu_memory_utilization: float = Field(
-        0.3, gt=0, le=1, description="Share of GPU memory for vLLM when colocated (default of TRL's GRPO)."
-    )
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one vLLM engine when colocated.")
-    enable_sleep_mode: bool = Field(False, description="Free vLLM's memory during optimiser steps when colocated.")
-    max_mismatch: float = Field(
-        0.2,
-        gt=0,
-        description="Largest mean |difference|, nats per token, between vLLM's log-probabilities and the policy's; "
-        "bfloat16 gives some hundredths.",
-    )
-
-    @model_validator(mode="after")
-    def _server_has_an_address(self) -> Self:
-        if (self.mode == "server") != (self.server_base_url is not None):
-            raise ValueError(
-                f"vllm.mode is {self.mode}, vllm.server_base_url is {self.server_base_url}: the address belongs to "
-                "mode server, and only there. Set both, or neither."
-            )
-        return self
 
 
 def check_vllm() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.tasks.models.judging import Judge
-from plumbline.tasks.training.rewards.judge_params import JudgeKind, JudgeParams
+from plumbline.tasks.params.judge import JudgeKind, JudgeParams
 from plumbline.tasks.training.rewards.judges.reward_model import RewardModelJudge
 from plumbline.tasks.training.rewards.judges.rule import RuleJudge
 from plumbline.tasks.training.rewards.mixture import Mixture

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.errors import JudgeError
-from plumbline.tasks.training.rewards.judges.llm_params import LlmJudgeParams
+from plumbline.tasks.params.llm_judge import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.parsing import Reply, Unusable, excerpt, read_reply
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ import numpy as np
 
 from plumbline.data_contracts.errors import JudgeError
 from plumbline.tasks.models.judging import Floats, Judgement, Prompt, Verdicts
+from plumbline.tasks.params.llm_judge import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.cache import AnswerCache
 from plumbline.tasks.training.rewards.judges.chat_client import ChatClient, JudgeReply, Request, where
-from plumbline.tasks.training.rewards.judges.llm_params import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.pairwise import from_wins
 from plumbline.tasks.training.rewards.judges.parsing import (
     TRANSPORT,

@@ -31,8 +31,8 @@ from plumbline.data_contracts.errors import JudgeError, JudgeRefused
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.data_contracts.rounding import rounded
 from plumbline.tasks.models.judging import Floats, Judge, Judgement, Prompt, Verdicts, rubric_of, settle
+from plumbline.tasks.params.judge import JudgeParams
 from plumbline.tasks.statistics import clustered_interval
-from plumbline.tasks.training.rewards.judge_params import JudgeParams
 
 
 @dataclass(frozen=True, slots=True)

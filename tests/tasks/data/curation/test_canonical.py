@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.exact import merge_exact
-from plumbline.tasks.data.curation.params import MatchingParams
 from plumbline.tasks.data.curation.verdicts import Item
+from plumbline.tasks.params.curation import MatchingParams
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from plumbline.data_contracts.records import Message, Origin
 from plumbline.tasks.data.curation.contradictions import opposed_near_prompts, resolve_contradictions
 from plumbline.tasks.data.curation.near_merge import merge_near
 from plumbline.tasks.data.curation.pair_texts import build_pools, contents
-from plumbline.tasks.data.curation.params import ContradictionParams, MatchingParams
 from plumbline.tasks.data.curation.verdicts import Item, parse_time
+from plumbline.tasks.params.curation import ContradictionParams, MatchingParams
 
 PROMPT = "When does the parcel with the blue kettle arrive at my house in the village by the lake?"
 EDITED = "When does the parcel with the blue kettle arrive at my house in the village near the lake?"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plumbline.data_contracts.errors import CheckFailed
 from plumbline.data_contracts.records import Message, Origin, PreferencePair
 from plumbline.tasks.data.curation.curate import curate
-from plumbline.tasks.data.curation.params import CurationParams, LengthLimitParams, SplitParams
+from plumbline.tasks.params.curation import CurationParams, LengthLimitParams, SplitParams
 
 PARAMS = CurationParams(split=SplitParams(on_empty="warn"), limits=LengthLimitParams(max_response=60))
 PROMPTS = (

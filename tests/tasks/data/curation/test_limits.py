@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from plumbline.tasks.data.curation.limits import apply_limits
-from plumbline.tasks.data.curation.params import LengthLimitParams, SplitParams
 from plumbline.tasks.data.curation.verdicts import Item
+from plumbline.tasks.params.curation import LengthLimitParams, SplitParams
 
 
 @pytest.mark.parametrize(

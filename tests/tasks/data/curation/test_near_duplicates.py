@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from plumbline.tasks.data.curation.near_duplicates import find_near_duplicates
-from plumbline.tasks.data.curation.params import MatchingParams
 from plumbline.tasks.data.curation.templates import template_table
+from plumbline.tasks.params.curation import MatchingParams
 
 PARAMS = MatchingParams()
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.curation_sets import SOUND, plant, sound
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.data.curation.curate import curate
-from plumbline.tasks.data.curation.params import CurationParams, LengthLimitParams, SplitParams
+from plumbline.tasks.params.curation import CurationParams, LengthLimitParams, SplitParams
 
 PARAMS = CurationParams(
     split=SplitParams(on_empty="warn"), limits=LengthLimitParams(max_response=100_000, max_prompt=100_000)

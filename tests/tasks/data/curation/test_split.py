@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from plumbline.data_contracts.errors import CheckFailed
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.data.curation.params import MatchingParams, SplitParams
 from plumbline.tasks.data.curation.split import assign_clusters, cluster_name, conversations
+from plumbline.tasks.params.curation import MatchingParams, SplitParams
 
 SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=4), st.integers(1, 40), min_size=3, max_size=40)
 

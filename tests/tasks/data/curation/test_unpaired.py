@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from plumbline.data_contracts.records import Message, Origin, PreferencePair, UnpairedResponse
 from plumbline.tasks.data.curation.curate import Curated, curate
-from plumbline.tasks.data.curation.params import ContradictionParams, CurationParams, LengthLimitParams, SplitParams
 from plumbline.tasks.data.curation.unpaired import CuratedUnpaired, curate_unpaired
+from plumbline.tasks.params.curation import ContradictionParams, CurationParams, LengthLimitParams, SplitParams
 
 Maker = Callable[..., PreferencePair]
 PARAMS = CurationParams(split=SplitParams(train=0.6, validation=0.2, test=0.2))

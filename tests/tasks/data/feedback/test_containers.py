@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from plumbline.data_contracts.errors import UnreadableFile, UsageError
 from plumbline.tasks.data.feedback import containers
 from plumbline.tasks.data.feedback.containers import dump_row, read_lines, recognise_container
-from plumbline.tasks.data.feedback.limits import Limits
+from plumbline.tasks.params.feedback_limits import Limits
 
 PACK = {
     "jsonl": bytes,

@@ -11,7 +11,7 @@ import pytest
 from plumbline.data_contracts.records import Origin, PreferencePair, Quarantined, content_id
 from plumbline.tasks.data.feedback import SOURCES
 from plumbline.tasks.data.feedback.human_pairs import ReadRow, read
-from plumbline.tasks.data.feedback.limits import Limits
+from plumbline.tasks.params.feedback_limits import Limits
 
 ROW = {"prompt": "p", "chosen": "yes", "rejected": "no"}
 

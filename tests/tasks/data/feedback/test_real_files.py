@@ -11,8 +11,8 @@ import pytest
 
 from plumbline.data_contracts.errors import ContractViolation
 from plumbline.tasks.data.feedback.batches import store_batch
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.validate import raw_batches, validate
+from plumbline.tasks.params.feedback import FeedbackParams
 
 WARN = FeedbackParams(on_single_label="warn", quarantine_threshold=0.01)
 

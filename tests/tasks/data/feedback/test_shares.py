@@ -7,8 +7,8 @@ import pytest
 from plumbline.data_contracts.quarantine_reasons import REASONS
 from plumbline.data_contracts.records import Quarantined
 from plumbline.tasks.data.curation import contradictions, leakage, unpaired
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.shares import percent, shares, too_many
+from plumbline.tasks.params.feedback import FeedbackParams
 
 REFUSED = {"contradiction": 4, "empty_text": 3, "leaked_label": 2, "tie": 40, "held_out_prompt": 30}
 

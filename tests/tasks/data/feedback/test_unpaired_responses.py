@@ -13,9 +13,9 @@ import pytest
 from plumbline.data_contracts.errors import ContractViolation
 from plumbline.data_contracts.records import Message, Quarantined, UnpairedResponse, load_jsonl
 from plumbline.data_contracts.unpaired_response import REASONS
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.unpaired_responses import read
 from plumbline.tasks.data.feedback.validate import raw_batches, validate
+from plumbline.tasks.params.feedback import FeedbackParams
 
 USER = [{"role": "user", "content": "hi"}]
 LENIENT = FeedbackParams(quarantine_threshold=1.0, max_row_bytes=2_000)

@@ -18,8 +18,8 @@ from plumbline.data_contracts.preference_pair import REASONS
 from plumbline.data_contracts.records import PreferencePair, Quarantined, load_jsonl
 from plumbline.tasks.data.feedback import validate as module
 from plumbline.tasks.data.feedback.ledger import describe
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.validate import raw_batches, validate
+from plumbline.tasks.params.feedback import FeedbackParams
 
 LENIENT = FeedbackParams(quarantine_threshold=1.0, max_row_bytes=2_000)
 

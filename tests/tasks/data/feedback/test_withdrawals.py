@@ -11,9 +11,9 @@ import pytest
 
 from plumbline.data_contracts.errors import ArtifactError
 from plumbline.tasks.data.feedback.batches import store_batch
-from plumbline.tasks.data.feedback.params import FeedbackParams
 from plumbline.tasks.data.feedback.validate import raw_batches, validate
 from plumbline.tasks.data.feedback.withdrawals import Kind, Withdrawal, keep_withdrawal, load_withdrawals
+from plumbline.tasks.params.feedback import FeedbackParams
 
 
 def row(number: int, **more: object) -> dict[str, object]:

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from plumbline.tasks.data.sample_world.generate import generate
-from plumbline.tasks.data.sample_world.params import DefectRates, SampleWorldParams
+from plumbline.tasks.params.sample_world import DefectRates, SampleWorldParams
 
 RATES = DefectRates(
     exact_duplicate=0.02,

@@ -13,8 +13,8 @@ from plumbline.tasks.data.sample_world.annotators import TEMPERATURES, prefers_f
 from plumbline.tasks.data.sample_world.defects import LEAKS
 from plumbline.tasks.data.sample_world.generate import generate
 from plumbline.tasks.data.sample_world.gold import gold_reward
-from plumbline.tasks.data.sample_world.params import DefectRates, SampleWorldParams
 from plumbline.tasks.data.sample_world.requests import parse
+from plumbline.tasks.params.sample_world import DefectRates, SampleWorldParams
 
 FILES = ("feedback/human_pairs.jsonl", "demonstrations.jsonl", "planted.json")
 TINY = SampleWorldParams(pairs=60, demonstrations=40)
@@ -37,7 +37,7 @@ def test_same_seed_same_bytes_in_another_process(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "from plumbline.tasks.data.sample_world.generate import generate\n"
-        "from plumbline.tasks.data.sample_world.params import SampleWorldParams\n"
+        "from plumbline.tasks.params.sample_world import SampleWorldParams\n"
         "generate(SampleWorldParams(pairs=60, demonstrations=40), 3, Path(sys.argv[1]))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)}

@@ -4,9 +4,9 @@ from statistics import mean
 import pytest
 
 from plumbline.tasks.data.sample_world.gold import gold_reward, is_refusal
-from plumbline.tasks.data.sample_world.params import SampleWorldParams
 from plumbline.tasks.data.sample_world.requests import FAMILY_SHARES, TEMPLATES, draw
 from plumbline.tasks.data.sample_world.responses import HABITS, Habits, pick_writer, write
+from plumbline.tasks.params.sample_world import SampleWorldParams
 
 FLAWLESS = Habits(
     right=1, courteous=1, sentence=1, hedging=0, padded=0, right_refusal=1, over_refusal=0

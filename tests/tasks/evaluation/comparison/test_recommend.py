@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from plumbline.tasks.evaluation.comparison.budget import BudgetReading
-from plumbline.tasks.evaluation.comparison.params import RecommendParams
 from plumbline.tasks.evaluation.comparison.recommend import Contender, Facts, FigureInterval, Recommendation, recommend
+from plumbline.tasks.params.comparison import RecommendParams
 
 PARAMS = RecommendParams()
 N = 1000

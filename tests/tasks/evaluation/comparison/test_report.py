@@ -11,11 +11,11 @@ import orjson
 from plumbline.data_contracts.records import CuratedPair, Message, Origin
 from plumbline.tasks.evaluation.compare_policies import refused_by
 from plumbline.tasks.evaluation.comparison.budget import BudgetReading
-from plumbline.tasks.evaluation.comparison.params import CompareParams
 from plumbline.tasks.evaluation.comparison.recommend import FigureInterval, VariantRefusal
 from plumbline.tasks.evaluation.comparison.report import Shared, compare, verdict, write_report
 from plumbline.tasks.evaluation.comparison.table import Trial, markdown
-from plumbline.tasks.evaluation.measures.params import GateParams
+from plumbline.tasks.params.comparison import CompareParams
+from plumbline.tasks.params.evaluation import GateParams
 
 PARAMS = CompareParams()
 

@@ -12,9 +12,9 @@ import pytest
 from plumbline.data_contracts.errors import JudgeError, ModelError
 from plumbline.data_contracts.records import CuratedPair, Message, Origin
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.evaluation.comparison.params import SelfPlayParams
 from plumbline.tasks.evaluation.comparison.self_play import Played, Side, decide, meet, play
 from plumbline.tasks.models.judging import Judgement, Prompt, Verdicts
+from plumbline.tasks.params.comparison import SelfPlayParams
 from tests.tasks.models.tiny_llama import WORDS, build_model, build_tokenizer
 
 PARAMS = SelfPlayParams(prompts=48, max_new_tokens=80)

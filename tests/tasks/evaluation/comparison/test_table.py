@@ -9,7 +9,6 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import StageError
-from plumbline.tasks.evaluation.comparison.params import CompareParams
 from plumbline.tasks.evaluation.comparison.recommend import FigureInterval
 from plumbline.tasks.evaluation.comparison.table import (
     HEADER,
@@ -24,6 +23,7 @@ from plumbline.tasks.evaluation.comparison.table import (
     shared_outcomes,
     time_ratios,
 )
+from plumbline.tasks.params.comparison import CompareParams
 
 Make = Callable[..., Trial]
 MIXED = {"a": 1.0, "b": 0.0, "c": 0.5, "d": 1.0}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumbline.tasks.evaluation.measures.calibration import calibration
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 PARAMS = EvaluationParams(bins=20)
 

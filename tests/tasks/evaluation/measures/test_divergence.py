@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from plumbline.tasks.evaluation.measures.divergence import divergence
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.models.divergence import SequenceDivergences
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 
 def test_per_token_is_total_over_total():

@@ -9,7 +9,7 @@ from plumbline.tasks.evaluation.measures.endings import warnings_of
 from plumbline.tasks.evaluation.measures.evaluate import PHASES, evaluate
 from plumbline.tasks.evaluation.measures.gate import decide
 from plumbline.tasks.evaluation.measures.gold import Gold
-from plumbline.tasks.evaluation.measures.params import EvaluationParams, GateParams
+from plumbline.tasks.params.evaluation import EvaluationParams, GateParams
 
 PARAMS = EvaluationParams(max_prompts=20, max_new_tokens=12, batch_size=8, resamples=200)
 GOLD = Gold(

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from plumbline.tasks.evaluation.measures.gate import CHECKS, decide
-from plumbline.tasks.evaluation.measures.params import GateParams
+from plumbline.tasks.params.evaluation import GateParams
 
 PARAMS = GateParams()
 GOOD = {

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.preference import PairLogps, preference_accuracy
+from plumbline.tasks.params.evaluation import EvaluationParams
 from plumbline.tasks.statistics import wilson_interval
 
 PARAMS = EvaluationParams()

@@ -1,7 +1,7 @@
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.evaluation.measures.gold import Gold
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.safety import refusals
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 GOLD = Gold(
     reward=lambda prompt, response: float(len(response)),

@@ -4,8 +4,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.text import describe, distinct
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 PARAMS = EvaluationParams(resamples=100)
 

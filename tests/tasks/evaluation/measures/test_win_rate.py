@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.evaluation.measures.params import EvaluationParams
 from plumbline.tasks.evaluation.measures.win_rate import Pointwise, judge_both_positions, length_controlled, win_rate
+from plumbline.tasks.params.evaluation import EvaluationParams
 
 PARAMS = EvaluationParams(resamples=500)
 PROMPTS = [(Message(role="user", content=str(number)),) for number in range(4)]

@@ -17,10 +17,10 @@ from sqlalchemy import Engine
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.tasks.operations.freshness.admission import Admission, FreshState, consider, finish, runs
 from plumbline.tasks.operations.freshness.outbox import put, standings
-from plumbline.tasks.operations.freshness.params import TriggerParams
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.trigger import TriggerParams
 from plumbline.tasks.storage.database import open_database
 from plumbline.tasks.storage.database.outbox_tables import METADATA
-from plumbline.tasks.storage.database.params import OperationsParams
 
 NOW = datetime(2026, 11, 24, 3, tzinfo=UTC)
 PARAMS = TriggerParams(

@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.tasks.operations.freshness import outbox
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.storage.database import open_database
 from plumbline.tasks.storage.database.outbox_tables import METADATA
-from plumbline.tasks.storage.database.params import OperationsParams
 
 NOW = datetime(2026, 11, 24, 3, tzinfo=UTC)
 

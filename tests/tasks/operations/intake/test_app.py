@@ -15,8 +15,8 @@ from sqlalchemy.exc import OperationalError
 from plumbline.tasks.operations.intake import spool
 from plumbline.tasks.operations.intake.app import create_app
 from plumbline.tasks.operations.intake.desk import Desk
-from plumbline.tasks.operations.intake.params import IntakeParams
 from plumbline.tasks.operations.intake.tokens import Door, create_token, revoke_token, token_file
+from plumbline.tasks.params.intake import IntakeParams
 
 BODY = b'{"id": "a", "prompt": "q?", "chosen": "yes", "rejected": "no"}\n'
 Send = Callable[..., list[httpx.Response]]

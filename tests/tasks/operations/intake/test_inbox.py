@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from plumbline.data_contracts.errors import OperationsError, UsageError
-from plumbline.flows.graph.params import load_params, save_params
 from plumbline.flows.graph.workspaces import init_workspace
 from plumbline.tasks.operations.announce import open_outbox
 from plumbline.tasks.operations.freshness.outbox import pending
 from plumbline.tasks.operations.intake.inbox import Inbox
 from plumbline.tasks.operations.watch_inbox import scan_inbox, watch_inbox
+from plumbline.tasks.params.document import load_params, save_params
 
 ROW = '{"prompt": "q?", "chosen": "yes", "rejected": "no"}\n'
 

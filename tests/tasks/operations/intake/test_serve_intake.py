@@ -65,7 +65,7 @@ class Endpoint:
 
 def make_workspace(root: Path) -> str:
     """A workspace with tight bounds and one token."""
-    from plumbline.flows.graph.params import load_params, save_params
+    from plumbline.tasks.params.document import load_params, save_params
 
     init_workspace(root)
     with socket.socket() as probe:
@@ -77,7 +77,7 @@ def make_workspace(root: Path) -> str:
 
 def start(root: Path, token: str) -> Endpoint:
     """Start the endpoint and wait until it answers."""
-    from plumbline.flows.graph.params import load_params
+    from plumbline.tasks.params.document import load_params
 
     port = load_params(root)[0].intake.port
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
@@ -270,8 +270,8 @@ def test_the_document_and_the_log(endpoint: Any) -> None:
 
 def test_a_second_endpoint_is_refused(endpoint: Any) -> None:
     from plumbline.data_contracts.errors import UsageError
-    from plumbline.flows.graph.params import load_params
     from plumbline.tasks.operations.serve_intake import Intake
+    from plumbline.tasks.params.document import load_params
 
     with pytest.raises(UsageError, match="another"), Intake(endpoint.root, load_params(endpoint.root)[0]):
         pass

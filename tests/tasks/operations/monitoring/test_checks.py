@@ -8,7 +8,7 @@ import pytest
 
 from plumbline.tasks.operations.monitoring.checks import MONITORS, MonitorEvidence, MonitorReading, read
 from plumbline.tasks.operations.monitoring.observations import Observed
-from plumbline.tasks.operations.monitoring.params import MonitorParams
+from plumbline.tasks.params.monitor import MonitorParams
 from plumbline.tasks.statistics.anytime import smallest_detectable_difference
 
 PARAMS = MonitorParams()

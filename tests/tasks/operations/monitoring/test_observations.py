@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import Engine
 
 from plumbline.tasks.operations.monitoring import observations
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.storage.database import open_database
-from plumbline.tasks.storage.database.params import OperationsParams
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from plumbline.tasks.operations.promotion.gates import GATES, GATES_OF, GateResult, PromotionFigures, decide
-from plumbline.tasks.operations.promotion.params import PromotionParams
+from plumbline.tasks.params.promotion import PromotionParams
 
 EVALUATION: dict[str, Any] = {
     "gold": {},

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from plumbline.tasks.operations.services import health
-from plumbline.tasks.operations.services.params import ServicesParams
 from plumbline.tasks.operations.services.plan import Plan, Service
+from plumbline.tasks.params.services import ServicesParams
 
 
 @pytest.fixture(autouse=True)

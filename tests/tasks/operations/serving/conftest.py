@@ -20,12 +20,12 @@ from plumbline.tasks.operations.serve_model import application
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.chat import BackendError, ChatRequest, Piece
 from plumbline.tasks.operations.serving.log_writer import LogWriter
-from plumbline.tasks.operations.serving.params import ServingParams
 from plumbline.tasks.operations.serving.service import ChatService, Parts
 from plumbline.tasks.operations.serving.signals import rule_detector
 from plumbline.tasks.operations.serving.slots import Slot, Watcher
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.serving import ServingParams
 from plumbline.tasks.storage.database import open_database
-from plumbline.tasks.storage.database.params import OperationsParams
 
 
 @dataclass

@@ -15,7 +15,7 @@ from plumbline.tasks.operations.serving import evidence, log
 from plumbline.tasks.operations.serving.canary import Canary, canaries, sticky_key, worse
 from plumbline.tasks.operations.serving.chat import ChatRequest
 from plumbline.tasks.operations.serving.collect import LEFT
-from plumbline.tasks.operations.serving.params import CanaryParams
+from plumbline.tasks.params.serving import CanaryParams
 from plumbline.tasks.statistics.anytime import rate_difference_sequence
 from plumbline.tasks.storage.database import writing
 from tests.tasks.operations.serving.conftest import Clock, Registry, Scripted

@@ -16,8 +16,8 @@ from plumbline.data_contracts.interactions import Answer, Interaction, Interacti
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.log_writer import LogWriter
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.storage.database import open_database, writing
-from plumbline.tasks.storage.database.params import OperationsParams
 from tests.tasks.operations.serving.conftest import wait_for
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
 from plumbline.data_contracts.errors import OperationsError, RegistryError, SignatureError
+from plumbline.tasks.params.operations import OperationsParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.ledger import ledger
 from plumbline.tasks.registry.ledger.chain import LINES, METADATA, Line, append, chain_problems
 from plumbline.tasks.registry.ledger.ledger import (
@@ -28,12 +30,10 @@ from plumbline.tasks.registry.ledger.ledger import (
     settle,
     verify_chain,
 )
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.signing.keys import signing_key
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import all_versions, resolve
 from plumbline.tasks.storage.database import reading, writing
-from plumbline.tasks.storage.database.params import OperationsParams
 
 
 def move(registry: Any, alias: str, version: str | None, expected: str | None, **named: Any) -> Any:

@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from plumbline.data_contracts.errors import OperationsError, RegistryError
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.registry.ledger.ledger import history, move_alias, open_ledger, verify_chain
 from plumbline.tasks.storage.database import writing
-from plumbline.tasks.storage.database.params import OperationsParams
 
 BIN = Path("/usr/lib/postgresql/15/bin")
 SAID: dict[str, Any] = {"action": "promote", "actor": "ada", "reason": "because", "evidence": {}}

@@ -12,7 +12,7 @@ import pytest
 
 from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import ParamsError, SignatureError
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.signing.keys import PUBLIC_KEY, SigningKey, default_key_path, signing_key, verifying_key
 from plumbline.tasks.registry.signing.signatures import (
     SEAL_TAG,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import SignatureError
-from plumbline.tasks.registry.params import RegistryParams, SigningParams
+from plumbline.tasks.params.registry import RegistryParams, SigningParams
 from plumbline.tasks.registry.signing.keys import SigningKey, VerifyingKey, signing_key
 from plumbline.tasks.registry.signing.signatures import SIGNATURE, check_signature, sign_version_files, verify_signature
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from plumbline.data_contracts.artifact import Artifact, read_artifact, writing
 from plumbline.data_contracts.errors import ParamsError, RegistryError
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.pipeline.stage import StageRecord
-from plumbline.tasks.registry.params import RegistryParams
 from plumbline.tasks.registry.store.client import Store, refusals
 from plumbline.tasks.registry.store.runs import figures, open_run
 
@@ -101,7 +101,7 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from plumbline.data_contracts.artifact import read_artifact
-from plumbline.tasks.registry.params import RegistryParams
+from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.registry.store.runs import open_run
 from plumbline.tasks.pipeline.stage import StageRecord
 

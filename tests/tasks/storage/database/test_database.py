@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from sqlalchemy import Column, Integer, MetaData, Table, func, insert, select
 
 from plumbline.data_contracts.errors import OperationsError, ParamsError
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.storage.database import database_url, open_database, reading, writing
-from plumbline.tasks.storage.database.params import OperationsParams
 
 METADATA = MetaData()
 COUNTS = Table("counts", METADATA, Column("value", Integer, primary_key=True))
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from sqlalchemy import Column, Integer, MetaData, Table
 from plumbline.tasks.storage.database import open_database
-from plumbline.tasks.storage.database.params import OperationsParams
+from plumbline.tasks.params.operations import OperationsParams
 tables = MetaData()
 for number in range(20):
     Table(f"table_{number}", tables, Column("value", Integer, primary_key=True))

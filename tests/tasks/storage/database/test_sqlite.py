@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select
 
 from plumbline.data_contracts.errors import OperationsError
+from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.storage.database import open_database, read_database, reading, writing
-from plumbline.tasks.storage.database.params import OperationsParams
 from plumbline.tasks.storage.database.sqlite import connect_for_reading, copy_database
 
 METADATA, LARGER = MetaData(), MetaData()

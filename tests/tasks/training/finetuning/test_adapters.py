@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from plumbline.tasks.models.loading import load_policy, load_tokenizer
+from plumbline.tasks.params.method_sections import LoraParams
 from plumbline.tasks.training.finetuning.adapters import ADAPTER, lora_config, save_policy
-from plumbline.tasks.training.finetuning.sections import LoraParams
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 

@@ -19,10 +19,10 @@ from plumbline.data_contracts.records import CuratedPair, Message
 from plumbline.tasks.models.chat import encode
 from plumbline.tasks.models.loading import load_policy, load_tokenizer
 from plumbline.tasks.models.pairs import tokenise_pairs
+from plumbline.tasks.params.finetuning import DpoParams, FinetuneParams
+from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams, ValidationParams
 from plumbline.tasks.training.finetuning import dpo, offline, reference_logps
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
-from plumbline.tasks.training.finetuning.params import DpoParams, FinetuneParams
-from plumbline.tasks.training.finetuning.sections import EarlyStoppingParams, LoraParams, ValidationParams
 
 RECORDED = Path(__file__).parent / "recorded" / "dpo.json"
 QUICK = DpoParams(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from plumbline.data_contracts.records import CuratedPair, Message, Origin, UnpairedResponse
+from plumbline.tasks.params.method_sections import FormatParams
 from plumbline.tasks.training.finetuning.formats import apply_formats, randomise
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.sections import FormatParams
 
 BOTH = FormatParams(
     system_prompts=("", "red", "blue", "green"),

@@ -13,11 +13,11 @@ import torch
 from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.records import CuratedPair, Message, Origin, UnpairedResponse
 from plumbline.tasks.models.loading import load_tokenizer
+from plumbline.tasks.params.finetuning import KtoParams
+from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import kto, reference_logps
 from plumbline.tasks.training.finetuning.kto import Example
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.params import KtoParams
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 
 ONE_STEP = KtoParams(
     lr=1e-9,

@@ -15,10 +15,7 @@ from safetensors.torch import load_file
 
 from plumbline.data_contracts.errors import ModelError, ParamsError
 from plumbline.tasks.models.pairs import TokenPair
-from plumbline.tasks.training.finetuning import offline
-from plumbline.tasks.training.finetuning.arena import Arena
-from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
-from plumbline.tasks.training.finetuning.params import (
+from plumbline.tasks.params.finetuning import (
     DpoParams,
     FinetuneParams,
     ImitationParams,
@@ -26,7 +23,10 @@ from plumbline.tasks.training.finetuning.params import (
     OfflineParams,
     OrpoParams,
 )
-from plumbline.tasks.training.finetuning.sections import LoraParams, ValidationParams
+from plumbline.tasks.params.method_sections import LoraParams, ValidationParams
+from plumbline.tasks.training.finetuning import offline
+from plumbline.tasks.training.finetuning.arena import Arena
+from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 
 QUICK: dict[str, Any] = {
     "lr": 1e-2,

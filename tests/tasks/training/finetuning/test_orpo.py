@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from plumbline.tasks.models.loading import load_tokenizer
 from plumbline.tasks.models.pairs import TokenisedPairs, tokenise_pairs
+from plumbline.tasks.params.finetuning import OrpoParams
+from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import orpo
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.orpo import OddsValidation
-from plumbline.tasks.training.finetuning.params import OrpoParams
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 
 ONE_STEP = OrpoParams(
     lr=1e-9,

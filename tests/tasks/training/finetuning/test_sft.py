@@ -16,10 +16,10 @@ from plumbline.data_contracts.progress import silent
 from plumbline.data_contracts.records import CuratedPair, Message
 from plumbline.tasks.models.chat import as_dicts, encode_prompts
 from plumbline.tasks.models.loading import load_policy, load_tokenizer
+from plumbline.tasks.params.finetuning import ImitationParams, SftParams
+from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import sft
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.params import ImitationParams, SftParams
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 from plumbline.tasks.training.finetuning.sft import IGNORED, build_reference, encode_conversations
 
 QUICK = SftParams(lr=1e-2, epochs=2, batch_size=8, log_every=2, save_every=4)

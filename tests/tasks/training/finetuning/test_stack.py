@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from plumbline.data_contracts.errors import ModelError, ParamsError
 from plumbline.tasks.models.checkpoints import weights_digest
 from plumbline.tasks.models.curve import write_curve
+from plumbline.tasks.params.finetuning import DpoParams, FinetuneParams, ImitationParams
+from plumbline.tasks.params.method_sections import FormatParams, LoraParams, ValidationParams
 from plumbline.tasks.training.finetuning import dpo, stack
 from plumbline.tasks.training.finetuning.adapters import ADAPTER
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
-from plumbline.tasks.training.finetuning.params import DpoParams, FinetuneParams, ImitationParams
-from plumbline.tasks.training.finetuning.sections import FormatParams, LoraParams, ValidationParams
 
 QUICK: dict[str, Any] = {
     "lr": 1e-2,

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from plumbline.tasks.models.loading import load_tokenizer
+from plumbline.tasks.params.finetuning import DpoParams, ImitationParams, KtoParams, OrpoParams
+from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import dpo, kto, orpo, sft
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.params import DpoParams, ImitationParams, KtoParams, OrpoParams
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 from plumbline.tasks.training.finetuning.tokens import in_all, of_passes
 
 QUICK: dict[str, Any] = {

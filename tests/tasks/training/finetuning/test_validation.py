@@ -14,9 +14,9 @@ from plumbline.tasks.models.chat import encode_all, encode_prompts
 from plumbline.tasks.models.loading import load_policy, load_tokenizer
 from plumbline.tasks.models.pairs import tokenise_pairs
 from plumbline.tasks.models.sampling import Completion, sample
+from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import arena as arena_module
 from plumbline.tasks.training.finetuning.arena import open_arena, share_won
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 from plumbline.tasks.training.finetuning.validation import Validation, draw_pairs
 
 SETTINGS = ValidationParams(pairs=5, prompts=4, max_new_tokens=6)

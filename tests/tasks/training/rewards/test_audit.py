@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumbline.data_contracts.errors import ModelError, StageError
+from plumbline.tasks.params.reward import RewardThresholds
 from plumbline.tasks.statistics import wilson_interval
 from plumbline.tasks.training.rewards.audit import audit_reward, score_pairs
-from plumbline.tasks.training.rewards.params import RewardThresholds
 
 PERMISSIVE = RewardThresholds(min_accuracy=0, max_ece=0.5, max_length_correlation=1, min_accuracy_shorter_chosen=0)
 

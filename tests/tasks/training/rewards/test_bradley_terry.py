@@ -15,9 +15,9 @@ from plumbline.data_contracts.progress import silent
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.chat import end_token_id
 from plumbline.tasks.models.loading import load_tokenizer
+from plumbline.tasks.params.reward import RewardParams, RewardThresholds
 from plumbline.tasks.training.rewards import bradley_terry
 from plumbline.tasks.training.rewards.bradley_terry import train_reward
-from plumbline.tasks.training.rewards.params import RewardParams, RewardThresholds
 from plumbline.tasks.training.rewards.scoring import RewardModel, padding_id
 
 Pairs = tuple[list[CuratedPair], list[CuratedPair]]

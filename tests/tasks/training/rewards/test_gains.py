@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from plumbline.data_contracts.errors import JudgeError
 from plumbline.tasks.models.judging import Floats, GainFunction, Judgement
-from plumbline.tasks.training.rewards.gain_params import GainKind, GainParams
+from plumbline.tasks.params.gains import GainKind, GainParams
 from plumbline.tasks.training.rewards.gains import build_gains, strengths
 from plumbline.tasks.training.rewards.judges.pairwise import from_scores, from_wins
 

@@ -12,8 +12,8 @@ from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.progress import silent
 from plumbline.data_contracts.records import CuratedPair
+from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.training.rewards.held_out import Splits, TrainingRun, choose_judge, split_off, train_and_audit
-from plumbline.tasks.training.rewards.params import RewardParams
 from plumbline.tasks.training.rewards.scoring import RewardModel
 
 Pairs = tuple[list[CuratedPair], list[CuratedPair]]

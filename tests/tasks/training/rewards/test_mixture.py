@@ -13,13 +13,13 @@ import pytest
 from plumbline.data_contracts.errors import ModelError, RewardError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.judging import Answers, Reward
-from plumbline.tasks.training.rewards.mixture import Mixture, build_mixture
-from plumbline.tasks.training.rewards.mixture_params import (
+from plumbline.tasks.params.mixture import (
     BrevityTermParams,
     FunctionTermParams,
     MixtureParams,
     TermSettings,
 )
+from plumbline.tasks.training.rewards.mixture import Mixture, build_mixture
 from plumbline.tasks.training.rewards.terms import Term
 
 SETTINGS = {"function": "made.up:function", "clip": None}

@@ -10,7 +10,7 @@ import pytest
 from plumbline.data_contracts.errors import ModelError, ParamsError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.loading import load_tokenizer
-from plumbline.tasks.training.rewards.mixture_params import (
+from plumbline.tasks.params.mixture import (
     BrevityTermParams,
     ComplianceTermParams,
     FunctionTermParams,
@@ -68,7 +68,7 @@ def call(term: Term, texts: list[str], asks: list[str] | None = None, tokens: li
 def test_every_kind_of_params_has_its_term() -> None:
     from typing import get_args
 
-    from plumbline.tasks.training.rewards.mixture_params import TermParams
+    from plumbline.tasks.params.mixture import TermParams
 
     kinds = {member.model_fields["kind"].default for member in get_args(get_args(TermParams)[0])}
     assert kinds == set(TERMS)

@@ -12,9 +12,9 @@ import pytest
 
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.judging import Answers, Gains, Judgement, Prompt, Scored, TermValues, Verdicts
-from plumbline.tasks.training.finetuning.grpo.params import ArenaParams, GrpoParams
+from plumbline.tasks.params.grpo import GrpoParams
+from plumbline.tasks.params.on_policy import ArenaParams, KlParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
 
 
 @dataclass

@@ -12,17 +12,17 @@ import pytest
 
 from plumbline.tasks.models.judging import SPENDING, Judge, judging_account
 from plumbline.tasks.models.loading import load_reward, load_tokenizer
+from plumbline.tasks.params.grpo import GrpoParams
+from plumbline.tasks.params.llm_judge import LlmJudgeParams
+from plumbline.tasks.params.mixture import BrevityTermParams
 from plumbline.tasks.training.finetuning.grpo import run as grpo
-from plumbline.tasks.training.finetuning.grpo.params import GrpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.rewards.judges.chat_client import JudgeReply
 from plumbline.tasks.training.rewards.judges.llm import LlmJudge
-from plumbline.tasks.training.rewards.judges.llm_params import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.parsing import Reply
 from plumbline.tasks.training.rewards.judges.reward_model import RewardModelJudge
 from plumbline.tasks.training.rewards.judges.rule import RuleJudge
 from plumbline.tasks.training.rewards.mixture import Mixture
-from plumbline.tasks.training.rewards.mixture_params import BrevityTermParams
 from plumbline.tasks.training.rewards.scoring import RewardModel
 from plumbline.tasks.training.rewards.terms import build_term
 

@@ -17,12 +17,11 @@ from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import JudgeError, ParamsError, StageError
 from plumbline.tasks.models.judging import Answers
 from plumbline.tasks.models.logps import token_logps
+from plumbline.tasks.params.grpo import GrpoParams
+from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams
+from plumbline.tasks.params.on_policy import HackingMonitorParams, KlParams
 from plumbline.tasks.training.finetuning.grpo import run as grpo
-from plumbline.tasks.training.finetuning.grpo.params import GrpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitorParams
-from plumbline.tasks.training.finetuning.sections import EarlyStoppingParams, LoraParams
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "grpo.json"
 STEPS = 12

@@ -12,10 +12,10 @@ import pytest
 
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.judging import Answers, Scored, TermValues
+from plumbline.tasks.params.method_sections import ValidationParams
+from plumbline.tasks.params.on_policy import KlParams
+from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.params import PpoParams
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 
 
 class CountYes:

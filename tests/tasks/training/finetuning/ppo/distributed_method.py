@@ -34,8 +34,8 @@ def main(reference: Path, reward_model: Path, pairs: Path, folder: Path) -> None
 
     from plumbline.data_contracts.records import CuratedPair, load_jsonl
     from plumbline.tasks.models.judging import Answers, Scored
+    from plumbline.tasks.params.finetuning import FinetuneParams
     from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
-    from plumbline.tasks.training.finetuning.params import FinetuneParams
 
     class CountYes:
         """Likes `yes`, less its mean on π_ref."""

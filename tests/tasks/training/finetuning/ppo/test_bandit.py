@@ -15,9 +15,8 @@ from datasets import Dataset
 from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.judging import Answers, Scored
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
+from plumbline.tasks.params.on_policy import KlParams, ShapingParams
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
 
 PROMPT = [{"role": "user", "content": "please"}]

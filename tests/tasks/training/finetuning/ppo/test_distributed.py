@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from plumbline.data_contracts.records import dump_jsonl
+from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.ppo.params import PpoParams
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 METHOD = Path(__file__).with_name("distributed_method.py")

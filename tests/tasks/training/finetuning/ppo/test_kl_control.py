@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from plumbline.data_contracts.errors import StageError
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlController, KlParams, check_kl_sign
+from plumbline.tasks.params.on_policy import KlParams
+from plumbline.tasks.training.finetuning.ppo.kl_control import KlController, check_kl_sign
 
 
 def controller(**changes: Any) -> KlController:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from plumbline.data_contracts.errors import StageError
+from plumbline.tasks.params.on_policy import HackingMonitorParams
 from plumbline.tasks.training.finetuning.ppo.monitors import (
     MOST_FINDINGS,
     HackingFinding,
     HackingMonitor,
-    HackingMonitorParams,
     repeated_share,
     trend_change,
     trend_p_value,

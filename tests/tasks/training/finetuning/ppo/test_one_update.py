@@ -23,10 +23,9 @@ from datasets import Dataset
 import plumbline.tasks.training.finetuning.ppo.trainer as trainer_module
 from plumbline.tasks.models.judging import Answers, Scored
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
+from plumbline.tasks.params.on_policy import KlParams, ShapingParams
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.experience import Episodes
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
 
 PROMPTS = ["red cat", "one", "blue dog please two", "two bird three", "yes no", "green", "three three cat one", "dog"]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plumbline.data_contracts.errors import RewardError
-from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams, shape_rewards
+from plumbline.tasks.params.on_policy import ShapingParams
+from plumbline.tasks.training.finetuning.ppo.rewards import shape_rewards
 
 
 def naive_rewards(

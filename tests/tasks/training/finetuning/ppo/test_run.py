@@ -19,13 +19,12 @@ from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.judging import Answers, Scored
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
+from plumbline.tasks.params.finetuning import FinetuneParams
+from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams
+from plumbline.tasks.params.on_policy import HackingMonitorParams, KlParams
+from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
-from plumbline.tasks.training.finetuning.params import FinetuneParams
 from plumbline.tasks.training.finetuning.ppo import run as ppo
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlParams
-from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitorParams
-from plumbline.tasks.training.finetuning.ppo.params import PpoParams
-from plumbline.tasks.training.finetuning.sections import EarlyStoppingParams, LoraParams
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "ppo.json"
 STEPS = 12

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.ppo import run as ppo
-from plumbline.tasks.training.finetuning.ppo.params import PpoParams
 from plumbline.tasks.training.finetuning.ppo.rollouts import RolloutMaker
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from plumbline.data_contracts.errors import ModelError, ParamsError
 from plumbline.tasks.models.loading import load_tokenizer
-from plumbline.tasks.training.rewards.judge_params import JudgeKind, JudgeParams
+from plumbline.tasks.params.judge import JudgeKind, JudgeParams
 from plumbline.tasks.training.rewards.judges.build import JUDGES, JudgeMeans, build_judge
 from plumbline.tasks.training.rewards.judges.reward_model import RewardModelJudge
 from tests.tasks.training.rewards.test_scoring import build_reward

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 from plumbline.data_contracts.errors import JudgeError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.judging import Judge, Verdicts
+from plumbline.tasks.params.llm_judge import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.llm import LlmJudge
-from plumbline.tasks.training.rewards.judges.llm_params import LlmJudgeParams
 
 PROMPT = (Message(role="user", content="Say something good."),)
 KEY = "sk-not-for-anyones-eyes"

@@ -24,10 +24,10 @@ from plumbline.data_contracts.errors import JudgeError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import set_default_template
 from plumbline.tasks.models.loading import load_tokenizer, save_model, seed_everything
-from plumbline.tasks.models.params import TinyModelParams
 from plumbline.tasks.models.tiny import Encoded, encode, train_tokenizer
+from plumbline.tasks.params.llm_judge import LlmJudgeParams
+from plumbline.tasks.params.tiny_model import TinyModelParams
 from plumbline.tasks.training.rewards.judges.llm import LlmJudge
-from plumbline.tasks.training.rewards.judges.llm_params import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.rubric import Rubric, ask, load_rubric
 
 pytestmark = pytest.mark.skipif(not is_serve_available(), reason="transformers serve needs fastapi, uvicorn and openai")

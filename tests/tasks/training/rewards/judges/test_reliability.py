@@ -11,8 +11,8 @@ import pytest
 from plumbline.data_contracts.errors import JudgeError
 from plumbline.data_contracts.records import CuratedPair, Message, Origin
 from plumbline.tasks.models.judging import Judge, Judgement, Prompt, Verdicts
+from plumbline.tasks.params.judge import JudgeParams
 from plumbline.tasks.statistics import wilson_interval
-from plumbline.tasks.training.rewards.judge_params import JudgeParams
 from plumbline.tasks.training.rewards.judges.pairwise import from_scores
 from plumbline.tasks.training.rewards.judges.reliability import MeasuredJudge, calibrate, require_reliable
 

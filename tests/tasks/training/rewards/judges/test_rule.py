@@ -7,9 +7,9 @@ import pytest
 from plumbline.data_contracts.errors import JudgeError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.judging import Judge
+from plumbline.tasks.params.mixture import BrevityTermParams, FunctionTermParams
 from plumbline.tasks.training.rewards.judges.rule import RuleJudge
 from plumbline.tasks.training.rewards.mixture import Mixture
-from plumbline.tasks.training.rewards.mixture_params import BrevityTermParams, FunctionTermParams
 from plumbline.tasks.training.rewards.terms import Term, build_term
 
 PROMPT = (Message(role="user", content="hello"),)

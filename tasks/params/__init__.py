@@ -1,0 +1,1 @@
+"""Params: every section typed, documented and validated, the typed whole, and the file they live in."""

@@ -1,0 +1,55 @@
+"""Params section `feedback`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from plumbline.tasks.params.feedback import FeedbackParams
+
+
+def test_defaults() -> None:
+    assert FeedbackParams().model_dump() == {
+        "path": None,
+        "source": "human_pairs",
+        "unpaired_path": None,
+        "quarantine_threshold": 0.1,
+        "quarantine_thresholds": {},
+        "on_single_label": "stop",
+        "single_label_rows": 8,
+        "max_row_bytes": 10_000_000,
+        "max_decoded_bytes": 4_000_000_000,
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"quarantine_threshold": 1.1},
+        {"quarantine_threshold": -0.1},
+        {"quarantine_thresholds": {"contradictions": 0.1}},
+        {"quarantine_thresholds": {"contradiction": 1.5}},
+        {"on_single_label": "ignore"},
+        {"single_label_rows": 1},
+        {"source": "rankings"},
+        {"treshold": 0.1},
+    ],
+)
+def test_wrong_values_and_unknown_keys(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        FeedbackParams.model_validate(wrong)
+
+
+def test_every_field_is_described() -> None:
+    assert all(field.description for field in FeedbackParams.model_fields.values())
+
+
+def test_params_import_no_heavy_library() -> None:
+    script = (
+        "import sys, plumbline.tasks.params.feedback; "
+        "sys.exit(bool({'pyarrow', 'datasets', 'pandas', 'great_expectations', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
