@@ -33,6 +33,7 @@ check: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/deptry flows tasks data_contracts
 
 clean-demo:
 	rm -rf $(DEMO)

@@ -9,9 +9,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
+import httpx
 from packaging.requirements import Requirement
 from rich.table import Table
 
@@ -156,9 +155,9 @@ def _prefect(folder: Path) -> Iterator[DoctorFinding]:
         yield DoctorFinding("prefect", True, "no PREFECT_API_URL: a temporary server a run")
         return
     try:
-        with urlopen(f"{url}/health", timeout=3) as answer:
-            yield DoctorFinding("prefect", answer.status == 200, f"{url} answers {answer.status}")
-    except (URLError, OSError, ValueError) as error:
+        answer = httpx.get(f"{url}/health", timeout=3).raise_for_status()
+        yield DoctorFinding("prefect", answer.status_code == 200, f"{url} answers {answer.status_code}")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         yield DoctorFinding("prefect", False, f"{url}: {error}", "start the server, or unset PREFECT_API_URL")
 
 
@@ -194,14 +193,13 @@ def _mlflow(folder: Path) -> Iterator[DoctorFinding]:
         uri = store_uri(root, registry)
         if uri.startswith("http"):
             # the client itself would try again for minutes
-            with urlopen(f"{mask(uri).rstrip('/')}/health", timeout=3):
-                pass
+            httpx.get(f"{mask(uri).rstrip('/')}/health", timeout=3).raise_for_status()
         elif registry.tracking_uri is not None or (root / ".plumbline" / "mlflow.db").exists():
             Store(root, registry, read_only=True)
         yield DoctorFinding("mlflow store", True, mask(uri))
     except UsageError as error:
         yield DoctorFinding("mlflow store", False, "unknown", str(error))
-    except (RegistryError, OSError, ValueError) as error:
+    except (RegistryError, OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         yield DoctorFinding(
             "mlflow store", False, str(error), "start it, or correct registry.tracking_uri in params.yaml"
         )

@@ -7,7 +7,7 @@ import http.client
 import json
 import secrets
 import urllib.error
-import urllib.request
+import urllib.request  # every command in a workspace with services asks first: importing httpx would cost each 0.1 s
 from typing import Literal
 from urllib.parse import urlsplit
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from plumbline.data_contracts.errors import PlumblineError, UsageError
+from plumbline.data_contracts.extras import needs_extra
 from plumbline.tasks.data.feedback import SOURCES
 from plumbline.tasks.data.ingest_feedback import count_rows, ingest_feedback
 from plumbline.tasks.operations.announce import announce_batches
@@ -40,7 +41,8 @@ def watch_inbox(root: Path, params: Params, report: Report, *, stop: threading.E
 
 def _watch(inbox: Inbox, params: IntakeParams, report: Report, ended: threading.Event) -> None:
     """Scan at every notice of the system; return where the folder was deleted or replaced, to be made again."""
-    from watchfiles import watch
+    with needs_extra("inbox", "watching the inbox"):
+        from watchfiles import watch
 
     watched = inbox.folder.stat().st_ino
     look_ms = max(_SHORTEST_LOOK_MS, int(1000 * params.settle_s / _SETTLE_LOOKS))

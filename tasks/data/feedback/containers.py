@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 import orjson
 
 from plumbline.data_contracts.errors import UnreadableFile, UsageError
+from plumbline.data_contracts.extras import needs_extra
 from plumbline.tasks.data.feedback.foreign import EXPECTED, refuse_foreign_bytes, refuse_foreign_text
 from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
@@ -168,7 +169,8 @@ def _gzip_chunks(raw: IO[bytes]) -> Iterator[bytes]:
 
 def _zstd_chunks(raw: IO[bytes]) -> Iterator[bytes]:
     """Decompress frame by frame; zstandard's own stream reader takes a file that was cut off for a whole one."""
-    import zstandard
+    with needs_extra("zstd", "feedback compressed with zstd"):
+        import zstandard
 
     frame = zstandard.ZstdDecompressor().decompressobj()
     try:

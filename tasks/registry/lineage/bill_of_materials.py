@@ -12,14 +12,17 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from cyclonedx.model import HashAlgorithm, HashType, Property
-from cyclonedx.model.bom import Bom
-from cyclonedx.model.component import Component, ComponentType
-from cyclonedx.output import make_outputter
-from cyclonedx.schema import OutputFormat, SchemaVersion
-from packageurl import PackageURL
 
+from plumbline.data_contracts.extras import needs_extra
 from plumbline.tasks.registry.lineage.build import DescribedVersion
+
+with needs_extra("cyclonedx", "CycloneDX bill of materials"):
+    from cyclonedx.model import HashAlgorithm, HashType, Property
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.output import make_outputter
+    from cyclonedx.schema import OutputFormat, SchemaVersion
+    from packageurl import PackageURL
 
 _IDS = uuid.UUID("5a7d3f52-8c0e-5d0b-b3a9-70a9f4f6c3d1")
 _MODELS = ("reference", "base", "reward")

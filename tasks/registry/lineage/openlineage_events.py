@@ -11,27 +11,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attr
-from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
-from openlineage.client.facet_v2 import (
-    DatasetFacet,
-    JobFacet,
-    RunFacet,
-    dataset_version_dataset,
-    job_type_job,
-    parent_run,
-    set_producer,
-    source_code_location_job,
-)
-from openlineage.client.serde import Serde
-
 from plumbline.data_contracts.errors import OperationsError, UsageError
+from plumbline.data_contracts.extras import needs_extra
 from plumbline.data_contracts.private_names import require_names
 from plumbline.data_contracts.secrets import mask
 from plumbline.tasks.registry.lineage.build import DescribedVersion
 
 if TYPE_CHECKING:
     from openlineage.client.transport.http import HttpTransport
+
+with needs_extra("openlineage", "OpenLineage events"):
+    import attr
+    from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
+    from openlineage.client.facet_v2 import (
+        DatasetFacet,
+        JobFacet,
+        RunFacet,
+        dataset_version_dataset,
+        job_type_job,
+        parent_run,
+        set_producer,
+        source_code_location_job,
+    )
+    from openlineage.client.serde import Serde
 
 require_names("openlineage-python", DatasetFacet, "_get_schema")
 require_names("openlineage-python", RunFacet, "_get_schema")

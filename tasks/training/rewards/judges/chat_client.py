@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.errors import JudgeError
+from plumbline.data_contracts.extras import needs_extra
 from plumbline.tasks.params.llm_judge import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.parsing import Reply, Unusable, excerpt, read_reply
 
@@ -47,13 +48,16 @@ class JudgeReply:
 class ChatClient:
     """Asks one server. The key stays in the environment: in no field, message, log, cache or pickle of ours.
 
-    Raises `JudgeError` when the key's variable is not set.
+    Raises `JudgeError` when the key's variable is not set, and `UsageError` without the openai client.
     """
 
     params: LlmJudgeParams
 
     def __post_init__(self) -> None:
-        _key(self.params)  # missing: better now than after an hour of rollouts
+        # missing: better now than after an hour of rollouts
+        _key(self.params)
+        with needs_extra("llm-judge", where(self.params)):
+            import openai  # noqa: F401
 
     def ask_all(
         self,
