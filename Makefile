@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
 
-.PHONY: setup system-packages demo test check clean-demo
+.PHONY: setup system-packages demo test check docs docs-reference lint-docs clean-demo
 
 setup: $(STAMP)
 
@@ -28,12 +28,25 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-check: $(STAMP)
+check: $(STAMP) lint-docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy -p docs.tools
 	@$(BIN)/lint-imports
 	@$(BIN)/deptry flows tasks data_contracts
+
+# The site, in site/index.html. Strict (and not --quiet, which hides warnings from it): a link in README, CONTRIBUTING or docs/ that leads nowhere is an error.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html; $(BIN)/mkdocs serve has the search too"
+
+lint-docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(VENV)/site
+
+# The pages of docs/reference/ that follow from the code; a test says when they are stale.
+docs-reference: $(STAMP)
+	@$(BIN)/python -m docs.tools.reference
 
 clean-demo:
 	rm -rf $(DEMO)

@@ -53,16 +53,16 @@ class Origin(Record):
 class PreferencePair(Record):
     """Contract `preference_pair` v1: one prompt, the response people preferred and the one they did not."""
 
-    id: str
-    prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
-    source: str
-    annotator: str | None = None
-    timestamp: str | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    origin: Origin
-    given_id: str | None = None
+    id: str = Field(description="given by the source, else the SHA-256 of the content")
+    prompt: tuple[Message, ...] = Field(description="the turns, in order; the last is the user's")
+    chosen: str = Field(description="the response that was preferred")
+    rejected: str = Field(description="the response that was not")
+    source: str = Field(description="the kind of feedback, or the name that the row gives")
+    annotator: str | None = Field(default=None, description="who judged: one vote on a preference")
+    timestamp: str | None = Field(default=None, description="ISO 8601, as given")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="anything else, kept as it is")
+    origin: Origin = Field(description="raw file, line and tokens of the senders")
+    given_id: str | None = Field(default=None, description="the source's id, if another file gave it to other content")
 
     def prompt_text(self) -> str:
         """The prompt as one string, a line a turn: for hashing, similarity and reports, not for models."""
@@ -76,23 +76,23 @@ class PreferencePair(Record):
 class CuratedPair(PreferencePair):
     """A preference pair after curation: its near-duplicate cluster, and what curation changed in it."""
 
-    cluster: str
-    cleaned: tuple[str, ...] = ()
+    cluster: str = Field(description="near-duplicate prompts share one; a cluster lies in one split")
+    cleaned: tuple[str, ...] = Field(default=(), description="fields out of which a leaked label was cut")
 
 
 class UnpairedResponse(Record):
     """Contract `unpaired_response` v1: one response that people liked or did not, with no other to compare it with."""
 
-    id: str
-    prompt: tuple[Message, ...]
-    response: str
-    desirable: bool
-    source: str
-    annotator: str | None = None
-    timestamp: str | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    origin: Origin
-    given_id: str | None = None
+    id: str = Field(description="given by the source, else the SHA-256 of the content")
+    prompt: tuple[Message, ...] = Field(description="the turns, in order; the last is the user's")
+    response: str = Field(description="the response that was judged")
+    desirable: bool = Field(description="thumb up or down")
+    source: str = Field(description="the kind of feedback, or the name that the row gives")
+    annotator: str | None = Field(default=None, description="who judged: one vote on a preference")
+    timestamp: str | None = Field(default=None, description="ISO 8601, as given")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="anything else, kept as it is")
+    origin: Origin = Field(description="raw file, line and tokens of the senders")
+    given_id: str | None = Field(default=None, description="the source's id, if another file gave it to other content")
 
     def prompt_text(self) -> str:
         """The prompt as one string, as `PreferencePair.prompt_text` has it."""
@@ -111,15 +111,15 @@ Feedback = PreferencePair | UnpairedResponse
 class Quarantined(Record):
     """A row that was set aside: why, where, which field, and the row itself as read."""
 
-    reason: str
-    file: str
-    line: int
-    field: str | None = None
+    reason: str = Field(description="one of the reasons of quarantine")
+    file: str = Field(description="raw file")
+    line: int = Field(description="1-based")
+    field: str | None = Field(default=None, description="the field to blame")
     expected: str
     found: str
     record_id: str | None = None
-    raw: str
-    senders: tuple[str, ...] = ()
+    raw: str = Field(description="the row as read")
+    senders: tuple[str, ...] = Field(default=(), description="names of the tokens under which it came")
 
     @model_serializer(mode="wrap")
     def _leave_out_nobody(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -130,10 +130,10 @@ class Merged(Record):
     """A row that was folded into another: an exact or verified near duplicate, and `why` it is taken for one."""
 
     record_id: str
-    into: str
-    reason: str
-    why: str | None = None
-    origin: Origin
+    into: str = Field(description="id of the record that stays")
+    reason: str = Field(description="exact or near duplicate")
+    why: str | None = Field(default=None, description="the evidence")
+    origin: Origin = Field(description="raw file, line and tokens of the senders")
 
 
 def _without_nobody(dumped: dict[str, Any]) -> dict[str, Any]:
