@@ -4,8 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
+SEED ?= $(shell shuf -i 0-9999 -n 1)
+MINUTES ?= 30
+# on two cores: a test often waits
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --long-seed $(SEED)
 
-.PHONY: setup system-packages demo test check docs docs-reference lint-docs clean-demo
+.PHONY: setup system-packages demo test test-fast test-long check docs docs-reference lint-docs clean-demo
 
 setup: $(STAMP)
 
@@ -25,8 +30,17 @@ demo: $(STAMP)
 	@$(BIN)/plumbline init $(DEMO)
 	@$(BIN)/plumbline retrain -C $(DEMO)
 
+# All but the long part, and a slice of that, which a seed draws and prints: `make test SEED=7` repeats it.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(PYTEST) --long slice
+
+# No server, no training, nothing beyond about a second.
+test-fast: $(STAMP)
+	@$(PYTEST) --long slice -m "not (long or server or training or slow)"
+
+# Campaigns, whole retrainings, simulations: in an order of the seed, until the time is spent.
+test-long: $(STAMP)
+	@$(PYTEST) --minutes $(MINUTES) --hypothesis-seed=$(SEED)
 
 check: $(STAMP) lint-docs
 	@$(BIN)/ruff check .

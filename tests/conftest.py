@@ -16,6 +16,7 @@ import pytest
 
 from plumbline.flows.graph import environment
 
+pytest_plugins = ["tests.support.parts"]
 environment.prepare(threads=1)
 os.environ["HF_HUB_OFFLINE"] = "1"
 _CONFIG = tempfile.TemporaryDirectory(prefix="plumbline-config-")  # the signing key of the tests, not the person's own
