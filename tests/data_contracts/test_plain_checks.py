@@ -65,6 +65,7 @@ def record(kind: type[Any], number: int, fields: dict[str, Any]) -> Any:
     return kind(source="s", origin=Origin(file="f", line=number), **fields)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(st.lists(PAIRS, min_size=20, max_size=60))
 def test_pairs_are_judged_alike(rows: list[dict[str, Any]]) -> None:
@@ -72,6 +73,7 @@ def test_pairs_are_judged_alike(rows: list[dict[str, Any]]) -> None:
     assert check_pairs(pairs, plainly=True) == check_pairs(pairs)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(st.lists(RESPONSES, min_size=20, max_size=60))
 def test_single_responses_are_judged_alike(rows: list[dict[str, Any]]) -> None:

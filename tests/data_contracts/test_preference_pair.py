@@ -20,6 +20,8 @@ from plumbline.data_contracts.plain_checks import is_iso8601, normalise_whitespa
 from plumbline.data_contracts.preference_pair import REASONS, SUITE, KnownIds, check_pairs, excerpt
 from plumbline.data_contracts.records import Message, Origin, PreferencePair
 
+pytestmark = pytest.mark.slow
+
 
 def turns(roles: str, content: str = "text") -> tuple[Message, ...]:
     return tuple(Message.model_validate({"role": role, "content": content}) for role in roles.split())

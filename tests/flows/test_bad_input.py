@@ -209,6 +209,7 @@ def copy(built: Place, tmp_path: Path) -> Place:
 # Feedback that cannot be read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ingest", "validate"])
 @pytest.mark.parametrize(
     ("content", "words"),
@@ -233,6 +234,7 @@ def test_a_file_that_holds_no_rows(
         refused(run(empty, command, "human_pairs", file), USAGE, "feedback.jsonl", *words)
 
 
+@pytest.mark.slow
 def test_a_file_without_permission(empty: Place, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "feedback.jsonl", pairs(4, 1))
     file.chmod(0)
@@ -349,6 +351,7 @@ def test_what_stopped_a_run_can_be_allowed(run: Run, fresh: Place, tmp_path: Pat
     assert read_artifact(place.root / "data/validated").facts["accepted"] == 12
 
 
+@pytest.mark.long
 def test_a_whole_retraining_stops_with_the_report(
     run: Run, fresh: Place, built: Place, tmp_path: Path, server: str
 ) -> None:
@@ -454,6 +457,7 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pad", [None, "<|end|>"], ids=["no pad", "pad is eos"])
 def test_a_tokenizer_without_a_pad_token_of_its_own_goes_through_every_training_stage(
     run: Run, built: Place, copy: Place, tmp_path: Path, pad: str | None
@@ -564,6 +568,7 @@ def test_what_only_the_sample_world_has(
 # Params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -612,6 +617,7 @@ PPO = "finetune.methods=[ppo]"
 NOWHERE = "[{kind: function, function: nowhere_at_all:f}]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -699,6 +705,7 @@ def test_a_classifier_is_looked_at_without_its_weights_being_read(
         check_teachers(tmp_path, params)
 
 
+@pytest.mark.slow
 def test_what_a_variant_trains_by_is_looked_at_for_a_comparison_alone(run: Run, empty: Place) -> None:
     from plumbline.flows.graph.preflight import settle_params
 
@@ -822,6 +829,8 @@ def fill(folder: Path, leave_kib: int) -> Path:
 TRAINING = [stage.name for stage in STAGES.values() if stage.trains]
 
 
+@pytest.mark.slow
+@pytest.mark.long(keep=2)
 @pytest.mark.parametrize(
     ("stage", "leave_kib"),
     [("sample_world", 0), *((name, 64) for name in STAGES), *((name, 200) for name in TRAINING)],
@@ -842,6 +851,7 @@ def test_a_full_disk(run: Run, built: Place, small_disk: Callable[[int], Path], 
     assert run(place, "stage", stage).code == DONE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ingest", "retrain", "validate"])
 def test_a_full_disk_outside_of_stages(
     run: Run, built: Place, small_disk: Callable[[int], Path], tmp_path: Path, command: str
@@ -868,6 +878,7 @@ def test_a_limit_on_the_size_of_files(run: Run, copy: Place, stage: str) -> None
         refused(ended, FAILED, "could not be written", "Free disk space")
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_during_a_whole_retraining(
     built: Place, small_disk: Callable[[int], Path], server: str
 ) -> None:

@@ -31,6 +31,7 @@ def _loaded(*arguments: str) -> tuple[int, set[str]]:
     return done.returncode, {part for name in names.split() for part in (name, name.partition(".")[0])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("question", "light"),
     [
@@ -56,6 +57,7 @@ def test_help_loads_no_library_that_it_does_not_need() -> None:
     assert loaded & (HEAVY | {"dvc", "numpy", "pydantic", "sqlalchemy"}) == set()
 
 
+@pytest.mark.slow
 def test_an_ingest_loads_no_prefect_to_check_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own process is part of the time from a file to a running flow."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody listens: the event stays pending

@@ -16,6 +16,8 @@ from plumbline.tasks.params.document import load_params
 from plumbline.tasks.registry.store.client import Store
 from tests.flows.conftest import Done, Trained, Workspace
 
+pytestmark = pytest.mark.slow
+
 METHODS = Path(__file__).with_name("methods.yaml")
 VARIANTS = (
     "compare.preset=null",
@@ -110,6 +112,7 @@ def test_runs_are_children_of_one_comparison(compared: Compared) -> None:
     assert "curve/loss" in hot.data.metrics
 
 
+@pytest.mark.long
 def test_again_nothing_is_redone_and_another_evaluation_keeps_the_policies_that_are_whole(compared: Compared) -> None:
     """`broken` is mended, and trained; people read the same facts."""
     before = _stamps(compared, "policy")

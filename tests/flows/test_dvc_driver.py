@@ -41,6 +41,7 @@ def test_both_drivers_write_the_same_bytes(reproduced: Workspace, trained: Train
     assert read_lock(reproduced.root) == read_lock(trained.root)
 
 
+@pytest.mark.long
 def test_after_dvc_a_flow_reuses_everything(reproduced: Workspace, trained: Trained) -> None:
     done = reproduced.run("retrain", "--json")
     assert done.redone == []
@@ -48,6 +49,7 @@ def test_after_dvc_a_flow_reuses_everything(reproduced: Workspace, trained: Trai
     assert done.payload["alias_uris"] == ["models:/assistant@candidate", "models:/assistant@champion"]
 
 
+@pytest.mark.long
 def test_a_clone_pulls_the_same_objects_and_reuses_everything(copy: Workspace, trained: Trained) -> None:
     """git carries the record, the DVC remote the objects; nothing else reaches the second folder."""
     commit_git(copy.root, "Trained")

@@ -13,6 +13,8 @@ import pytest
 
 from tests.flows.conftest import TINY, Workspace, write_hh_pairs
 
+pytestmark = pytest.mark.long
+
 ROWS = 6
 MOST = 12  # batches
 

@@ -17,7 +17,7 @@ from plumbline.tasks.params.document import load_params, save_params
 from tests.flows.conftest import BIN, TINY, until
 
 MARK = "PLUMBLINE_TEST_INTERRUPTS"
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

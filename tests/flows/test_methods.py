@@ -9,6 +9,8 @@ import pytest
 from plumbline.data_contracts.artifact import read_artifact
 from tests.flows.conftest import Trained, Workspace
 
+pytestmark = pytest.mark.long
+
 _SHORT = {"log_every": 1, "eval_every": 2, "eval_batch_size": 32}
 _MEETING = {"prompts": 8, "max_new_tokens": 8}
 _OFFLINE = {**_SHORT, "epochs": 0.1, "validation": {**_MEETING, "pairs": 16}}

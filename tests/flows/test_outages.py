@@ -42,6 +42,7 @@ def test_a_registry_that_does_not_answer_is_named_before_any_training(copy: Work
     assert copy.hashes() == before
 
 
+@pytest.mark.long
 def test_a_remote_that_does_not_answer_is_named_before_any_training(copy: Workspace) -> None:
     """Else it would be found by the push, when all is trained. Without a push nothing needs it."""
     before = copy.hashes()
@@ -64,6 +65,7 @@ def test_a_ledger_of_another_registry_is_named_before_any_training(copy: Workspa
     assert copy.hashes() == before
 
 
+@pytest.mark.long
 def test_a_registry_that_dies_behind_training_costs_no_training(
     copy: Workspace, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.storage.database import open_database, reading, writing
 from tests.flows.cli.test_services import Services, _free_ports, _workspace
 
+pytestmark = pytest.mark.slow
+
 BIN = Path("/usr/lib/postgresql/15/bin")
 
 

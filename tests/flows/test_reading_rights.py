@@ -75,6 +75,7 @@ def reader(request: pytest.FixtureRequest, read_only: Workspace) -> Iterator[Rea
         yield run
 
 
+@pytest.mark.long
 def test_every_command_that_looks_works(reader: Reader) -> None:
     for command in COMMANDS:
         done = reader(*command, *([] if "--format" in command else ["--json"]))
@@ -86,6 +87,7 @@ def test_every_command_that_looks_works(reader: Reader) -> None:
             assert Path(orjson.loads(done.stdout)["quarantine_path"]).is_file()
 
 
+@pytest.mark.long
 def test_doctor_and_status_look_without_writing(reader: Reader) -> None:
     found = {item["name"]: item for item in orjson.loads(reader("doctor", "--json").stdout)["findings"]}
     assert found["workspace"]["ok"]

@@ -41,6 +41,7 @@ def test_every_stage_really_ran(reproduced: tuple[Path, dict[str, Any]]) -> None
     assert logs == set(STAGES)
 
 
+@pytest.mark.long
 def test_the_first_stage_that_differs_is_named_with_how_much(
     trained: Trained, reproduced: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

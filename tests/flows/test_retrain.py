@@ -58,6 +58,7 @@ def test_people_read_the_same_facts(trained: Trained) -> None:
     assert all(name in text for name in STAGES)
 
 
+@pytest.mark.long
 def test_one_prompt_has_no_interval_and_its_result_is_shown_all_the_same(copy: Workspace) -> None:
     done = copy.run("retrain", "--set", "evaluation.max_prompts=1")
     assert done.code == 1, done.err
@@ -138,10 +139,10 @@ def test_exactly_the_leaks_are_cut_and_the_text_is_whole_again(
     ("setting", "redone"),
     [
         ("gate.min_prompts=17", ["gate"]),
-        ("finetune.dpo.beta=0.3", ["finetune", "evaluate", "gate"]),
+        pytest.param("finetune.dpo.beta=0.3", ["finetune", "evaluate", "gate"], marks=pytest.mark.long),
         # No prompt is that long: curation gives the same bytes, and all that follows stays.
         ("curation.limits.max_prompt=15000", ["curate"]),
-        ("curation.contradictions.resolve=keep_latest", AFTER_CURATION),
+        pytest.param("curation.contradictions.resolve=keep_latest", AFTER_CURATION, marks=pytest.mark.long),
     ],
 )
 def test_a_changed_param_redoes_what_depends_on_it_and_nothing_else(
@@ -153,6 +154,7 @@ def test_a_changed_param_redoes_what_depends_on_it_and_nothing_else(
     assert {path for path, digest in copy.hashes().items() if digest != before[path]} <= changed
 
 
+@pytest.mark.long
 def test_going_back_to_earlier_params_reuses_their_results(copy: Workspace, trained: Trained) -> None:
     copy.run("retrain", "--set", "gate.min_prompts=17", "--json")
     back = copy.run("retrain", "--set", "gate.min_prompts=16", "--json")
@@ -161,6 +163,7 @@ def test_going_back_to_earlier_params_reuses_their_results(copy: Workspace, trai
     assert copy.hashes() == trained.hashes()
 
 
+@pytest.mark.long
 def test_a_model_that_fails_the_gate_is_registered_as_rejected(copy: Workspace) -> None:
     done = copy.run("retrain", "--set", "gate.min_preference_accuracy=1.0", "--json")
     assert done.code == 1
@@ -175,6 +178,7 @@ def test_a_model_that_fails_the_gate_is_registered_as_rejected(copy: Workspace) 
     assert copy.run("audit", "models:/assistant@champion", "--json").payload["model_uri"] == "models:/assistant/1"
 
 
+@pytest.mark.long
 def test_a_new_batch_joins_and_is_redone_from_validation_on(copy: Workspace, trained: Trained, tmp_path: Path) -> None:
     """12 new rows in another format, one of them a tie: 534 + 12 rows read, 474 + 11 accepted."""
     pairs = [orjson.loads(line) for line in write_hh_pairs(tmp_path / "hh.jsonl", 12, seed=2).read_bytes().splitlines()]
@@ -230,6 +234,7 @@ def test_a_batch_stored_by_a_killed_ingest_is_versioned_by_the_next(copy: Worksp
     assert orjson.loads(copy.shell("dvc", "status", "--json", "data/raw.dvc").out) == {}
 
 
+@pytest.mark.long
 def test_a_file_edited_by_hand_is_refused_and_kept(copy: Workspace) -> None:
     train = copy.root / "data/curated/train.jsonl"
     train.chmod(0o644)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import orjson
+import pytest
 
 from tests.flows.conftest import Workspace
 
@@ -12,6 +13,7 @@ from tests.flows.conftest import Workspace
 LENIENT = ("--set", "judge.min_kappa=-1", "--set", "judge.max_position_bias=1")
 
 
+@pytest.mark.long
 def test_a_judged_batch_is_ingested_once_and_retrained_on(copy: Workspace) -> None:
     before = copy.hashes()
     first = copy.run("self-play", "--prompts", 120, *LENIENT, "--json")

@@ -83,6 +83,7 @@ def ask(url: str, **settings: Any) -> Any:
     return client.chat.completions.create(model="assistant", messages=messages, **settings)
 
 
+@pytest.mark.long
 def test_an_alias_that_moves_is_followed_and_both_versions_are_logged_and_harvested(copy: Workspace) -> None:
     second_version(copy)
     move(copy, "challenger", "2", None)
@@ -126,6 +127,7 @@ def test_an_alias_that_moves_is_followed_and_both_versions_are_logged_and_harves
     assert [again_[source]["counts"]["interactions"] for source in again_] == [0, 0]
 
 
+@pytest.mark.long
 def test_a_tampered_version_is_not_loaded_and_the_champion_goes_on(copy: Workspace, tmp_path: Path) -> None:
     second_version(copy)
     params, _ = load_params(copy.root)

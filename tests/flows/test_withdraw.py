@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.flows.conftest import Workspace
+
+pytestmark = pytest.mark.long
 
 
 def test_a_withdrawn_batch_is_out_of_the_next_run_and_its_models_are_named(copy: Workspace) -> None:

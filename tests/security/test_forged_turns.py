@@ -16,6 +16,8 @@ from tests.tasks.models.test_control_tokens import byte_level, stories
 from tests.tasks.models.tiny_llama import build_model, build_tokenizer
 from tests.tasks.operations.serving.conftest import engine, serving  # noqa: F401 (fixtures)
 
+pytestmark = pytest.mark.slow
+
 DEFAULTS = Defaults(temperature=0.0, top_p=1.0, tokens=4, most_tokens=8)
 
 

@@ -22,6 +22,8 @@ from plumbline.tasks.registry.signing.trust import TRUSTED, load_trust, state
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 from tests.tasks.registry.conftest import Registry
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -89,6 +89,7 @@ def test_nothing_of_a_workspace_is_open_under_umask_0(made: Path) -> None:
     assert {"operations.db", "raw", "dry-run", ".done", "tokens.json"} <= seen
 
 
+@pytest.mark.slow
 def test_nor_under_the_usual_umask(home: Path) -> None:
     plumbline(home, "init", "workspace", umask=0o022)
     assert open_ones(home / "workspace") == {}
@@ -110,6 +111,7 @@ def test_another_user_reads_nothing(made: Path, as_stranger: None) -> None:
     assert any(SECRET.encode() in path.read_bytes() for path in files)
 
 
+@pytest.mark.slow
 def test_an_earlier_workspace_is_found_open_and_put_right(made: Path, home: Path, as_stranger: None) -> None:
     workspace = home / "workspace"
     shutil.copytree(made, workspace)

@@ -147,6 +147,7 @@ def test_an_audit_needs_a_model_or_a_record(trained: Trained) -> None:
 # --- restore ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_restored_folder_is_the_workspace_that_made_the_model(trained: Trained, tmp_path: Path) -> None:
     to = tmp_path / "restored"
     done = trained.run("restore", "models:/assistant@champion", "--to", to, "--json")
@@ -280,6 +281,7 @@ def test_outside_a_workspace_a_command_says_how_to_make_one(tmp_path: Path, comm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_outside_a_workspace_the_process_ends_without_a_traceback(tmp_path: Path) -> None:
     done = Workspace(tmp_path, "http://127.0.0.1:9/api").shell("plumbline", "retrain", "--json")
     assert (done.code, done.payload["error"]["exit_code"]) == (2, 2)
@@ -287,6 +289,7 @@ def test_outside_a_workspace_the_process_ends_without_a_traceback(tmp_path: Path
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_command_line_never_shows_a_password(tmp_path: Path) -> None:
     """Refused wherever it would be kept, and masked in the refusal: params, and DVC's remote."""
     place = Workspace(tmp_path, "http://127.0.0.1:9/api")
@@ -355,6 +358,7 @@ def test_doctor_looks_at_everything(trained: Trained, monkeypatch: pytest.Monkey
     assert findings["dvc remote"]["found"] == str(trained.root / ".plumbline/remote")
 
 
+@pytest.mark.slow
 def test_doctor_finds_a_store_that_is_down_and_a_remote_that_is_gone(tmp_path: Path) -> None:
     place = Workspace(tmp_path, "http://127.0.0.1:9/api")
     assert place.run("init", ".").code == 0
@@ -382,6 +386,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path, monkeypatch: p
     assert "start the server" in ill["prefect"]
 
 
+@pytest.mark.slow
 def test_init_is_repeatable_and_keeps_what_is_there(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, "http://127.0.0.1:9/api")
     first = workspace.run("init", "new", "--json")

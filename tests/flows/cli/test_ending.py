@@ -195,6 +195,7 @@ def test_bytes_in_a_path_that_are_no_utf8_are_replaced_in_utf8_too() -> None:
     assert printing("text", {"PYTHONUTF8": "1"}).stdout.decode() == "π_ref ✓ caf? \n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "command"), [(POSIX, "doctor"), (POSIX, "history"), ({"PYTHONIOENCODING": "latin-1"}, "doctor")]
 )
@@ -206,6 +207,7 @@ def test_commands_print_on_any_terminal(workspace: Path, environment: dict[str, 
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_failure(workspace: Path) -> None:
     for form in ("text", "json"):
         reading, writing = os.pipe()
@@ -231,6 +233,7 @@ def test_the_exit_code_stays_where_nobody_reads(run: Callable[..., tuple[int, st
     assert (done.returncode, done.stderr) == (CheckFailed.exit_code, b"plumbline: no\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
 def test_closed_streams_end_nothing_and_take_no_files_place(workspace: Path, closed: str) -> None:
     """SQLite's file would get number 1, and what is printed would be written into it."""
@@ -252,6 +255,8 @@ _STRANGER = ("setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"
 _READING = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")  # Python itself lies under /root
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
 @pytest.mark.parametrize("home", [None, "/proc/none"])
 def test_a_user_that_the_system_does_not_know_and_no_home(home: str | None) -> None:

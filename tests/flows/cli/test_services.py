@@ -29,6 +29,8 @@ from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import all_versions
 from tests.flows.conftest import TINY, Done, Trained, Workspace, is_gone, until, writers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -191,6 +193,7 @@ def test_status_as_json(services: Services) -> None:
 # --- what is killed comes back ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_killed_servers_are_started_again(services: Services) -> None:
     for name in ("prefect", "mlflow"):
         psutil.Process(services.pids()[name]).kill()
@@ -200,6 +203,7 @@ def test_killed_servers_are_started_again(services: Services) -> None:
     assert {service_of(process) for process in marked(services.plan.folder)} == {None, *after}
 
 
+@pytest.mark.long
 def test_after_the_supervisor_was_killed_up_ends_what_it_left(services: Services) -> None:
     before = services.pids()
     supervisor = int((services.plan.folder / "supervisord.pid").read_text())
@@ -229,6 +233,7 @@ def test_a_changed_port_starts_that_service_alone_again(services: Services) -> N
     assert services.well()
 
 
+@pytest.mark.long
 def test_a_run_under_way_is_made_good_when_all_around_it_is_killed(services: Services, trained: Trained) -> None:
     """Server and MLflow: the run goes on. The worker: the run ends with it, trainer and all; the next one goes on."""
     workspace = Workspace(services.root, str(services.plan.prefect_api_url))
@@ -262,6 +267,7 @@ def test_a_run_under_way_is_made_good_when_all_around_it_is_killed(services: Ser
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_port_in_use_is_named_with_its_holder(tmp_path: Path, taken: int) -> None:
     made = _workspace(tmp_path, f"services.mlflow_port={taken}")
     with pytest.raises(UsageError) as refused:

@@ -191,6 +191,7 @@ def test_what_the_file_deploys_is_what_apply_wants(
         assert apply(tmp_path, load_params(tmp_path)[0]) == []
 
 
+@pytest.mark.long
 def test_a_schedule_yields_a_run_that_a_worker_completes(
     empty: Workspace, server: str, client: SyncPrefectClient, tmp_path: Path
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_schedule_yields_a_run_that_a_worker_completes(
     assert empty.run("deploy").code == 0
 
 
+@pytest.mark.long
 def test_an_event_gives_one_run_also_when_it_is_sent_again(
     ready: Workspace, worker: None, client: SyncPrefectClient
 ) -> None:
@@ -241,6 +243,7 @@ def test_an_event_gives_one_run_also_when_it_is_sent_again(
     assert [run.outcome for run in runs(open_outbox(ready.root, params))] == ["completed"]
 
 
+@pytest.mark.long
 def test_a_lost_event_costs_a_poll_not_a_run(ready: Workspace, worker: None, client: SyncPrefectClient) -> None:
     """No server was there when it was told: the poll sends the event and starts the run, once."""
     assert ready.run("deploy").code == 0
@@ -263,6 +266,7 @@ def _outcomes(engine: Any, after: int) -> list[str | None]:
     return [run.outcome for run in runs(engine)[after:]]
 
 
+@pytest.mark.long
 def test_a_cancel_ends_the_trainer_and_the_next_run_goes_on(
     trained: Trained, server: str, client: SyncPrefectClient, tmp_path: Path
 ) -> None:
@@ -314,6 +318,7 @@ def short_silence(client: SyncPrefectClient) -> Iterator[float]:
     list(settle_automation(client, AutomationCore.model_validate(zombie_spec())))
 
 
+@pytest.mark.long
 def test_a_run_killed_outside_a_worker_is_marked_as_crashed(
     server: str, client: SyncPrefectClient, short_silence: float
 ) -> None:

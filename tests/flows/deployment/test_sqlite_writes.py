@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # `first` reads and then writes; `second` writes in between.
 _WRITERS = """
 import asyncio, sys

@@ -13,6 +13,8 @@ from plumbline.data_contracts.errors import UsageError, VersioningError, Workspa
 from plumbline.flows.graph.workspaces import exclusive_run, find_workspace, init_workspace
 from plumbline.tasks.storage.versioning.git import run_git
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_second_run_is_refused_and_the_next_one_let_in(tmp_path: Path) -> None:
     with (

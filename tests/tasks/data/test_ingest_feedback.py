@@ -104,6 +104,7 @@ POINTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_any_point_loses_nothing(tmp_path: Path, root: Path, point: str) -> None:
     """Two batches; the child dies in the place named (in the second call of `_move`). The next command completes it."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from plumbline.data_contracts.artifact import writing
 from plumbline.data_contracts.records import CuratedPair, Merged, Quarantined, UnpairedResponse, load_jsonl
@@ -51,6 +52,7 @@ def through(root: Path) -> tuple[dict[str, Any], Path]:
     return facts, root / "data" / "curated"
 
 
+@pytest.mark.slow
 def test_both_kinds_side_by_side_balance_and_no_test_prompt_is_learned(tmp_path: Path) -> None:
     """40 pairs, and 42 thumbs: one on the prompt of each pair, one that repeats another, one that is broken."""
     pairs = [pair(number) for number in range(40)]
@@ -80,6 +82,7 @@ def test_both_kinds_side_by_side_balance_and_no_test_prompt_is_learned(tmp_path:
     assert facts["reasons"]["empty_text"] == 1
 
 
+@pytest.mark.slow
 def test_an_index_of_the_dataset_finds_them(tmp_path: Path) -> None:
     store(tmp_path, "human_pairs", [pair(number) for number in range(30)])
     store(tmp_path, "unpaired_responses", [thumb(1), thumb(2, thumb="down")])

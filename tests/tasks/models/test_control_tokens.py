@@ -180,6 +180,7 @@ def test_texts_without_control_tokens_have_the_ids_of_one_plain_call(
         assert rendered == expected
 
 
+@pytest.mark.training
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), texts, texts)
 def test_no_content_yields_a_control_token(tokenizer: Any, data: st.DataObject, one: str, two: str) -> None:

@@ -130,6 +130,7 @@ def test_what_rows_begin_with_is_packed_once_by_hand() -> None:
     assert tokens.tolist() == [3, 4, 3, 4, 3, 4, 0, 1]
 
 
+@pytest.mark.training
 @given(
     rows=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=6), min_size=1, max_size=40),
     kept=st.integers(1, 6),

@@ -78,6 +78,7 @@ def test_log_probabilities_equal_a_full_forward(tiny: tuple[Any, Any], temperatu
         torch.testing.assert_close(torch.tensor(completion.logps), logps, atol=1e-4, rtol=0)
 
 
+@pytest.mark.training
 def test_greedy_equals_generate_of_transformers(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
     found = run(model, tokenizer, temperature=0.0)
@@ -86,6 +87,7 @@ def test_greedy_equals_generate_of_transformers(tiny: tuple[Any, Any]) -> None:
         assert list(completion.token_ids) == expected
 
 
+@pytest.mark.training
 def test_independent_of_batch_size_and_of_later_prompts(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
     tokens = [[row.token_ids for row in run(model, tokenizer, batch_size=size)] for size in (1, 2, 6)]
@@ -94,6 +96,7 @@ def test_independent_of_batch_size_and_of_later_prompts(tiny: tuple[Any, Any]) -
     assert [row.token_ids for row in run(model, tokenizer, seed=4)] != tokens[0]
 
 
+@pytest.mark.training
 def test_a_row_ends_at_any_stop_token_and_its_text_leaves_it_out(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
     found = run(model, tokenizer, prompts=PROMPTS * 8, max_new_tokens=60)
@@ -107,6 +110,7 @@ def test_a_row_ends_at_any_stop_token_and_its_text_leaves_it_out(tiny: tuple[Any
         assert "</s>" not in row.text
 
 
+@pytest.mark.training
 def test_frequencies_follow_the_distribution(tiny: tuple[Any, Any]) -> None:
     """4,000 first tokens of one prompt: each frequency within 4 standard deviations of its probability."""
     model, tokenizer = tiny
@@ -131,6 +135,7 @@ def test_the_context_ends_a_row_and_a_prompt_that_fills_it_is_refused(tiny: tupl
         run(model, tokenizer, prompts=[(Message(role="user", content="one " * 200),), PROMPTS[0]])
 
 
+@pytest.mark.training
 def test_the_story_model_samples_words_and_stops_at_either_of_its_ends(stories_folder: Any) -> None:
     from plumbline.tasks.models.loading import load_policy, load_tokenizer
 
@@ -154,6 +159,7 @@ def test_absolute_positions_count_from_the_prompt_not_from_the_padding(tiny: tup
     assert [list(completion.token_ids) for completion in found] == expected
 
 
+@pytest.mark.training
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 1e-7, 0.1, 0.5, 3.0]), min_size=1, max_size=8), st.floats(0, 1, exclude_max=True))
 def test_inverse_cdf_never_picks_a_token_without_mass(weights: list[float], draw: float) -> None:

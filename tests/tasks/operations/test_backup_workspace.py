@@ -25,6 +25,8 @@ from plumbline.tasks.registry.signing.keys import default_key_path
 from plumbline.tasks.storage.versioning.git import head_commit
 from plumbline.tasks.storage.versioning.workspace import Versions
 
+pytestmark = pytest.mark.slow
+
 PARAMS = Params()
 
 

@@ -20,6 +20,8 @@ from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 from plumbline.tasks.storage.database import open_database
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.tasks.conftest import World
 

@@ -31,6 +31,8 @@ from plumbline.tasks.registry.signing.signatures import SIGNATURE
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, all_versions, resolve
 
+pytestmark = pytest.mark.slow
+
 # What the small world measures: only a win rate over π_ref.
 LENIENT = PromotionParams(
     min_win_rate_vs_champion_low=None,

@@ -80,6 +80,7 @@ def test_params_that_contradict_one_another_are_refused(given: dict[str, Any], n
     assert ServingParams.model_validate({"host": "0.0.0.0", "token": "$T"}).host == "0.0.0.0"
 
 
+@pytest.mark.slow
 def test_a_registered_checkpoint_is_verified_loaded_and_answers_and_a_changed_one_is_not(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_registered_checkpoint_is_verified_loaded_and_answers_and_a_changed_on
         serve_model.build_service(world.root, params, "challenger")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["candidate", "shadow", "previous", "no-such"])
 def test_only_aliases_behind_the_gates_of_what_answers_people_are_served(
     world: World, loaded: None, alias: str
@@ -136,6 +138,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_model.LocalBackend, "load", lambda spec: backend)
 
 
+@pytest.mark.slow
 def test_an_alias_that_was_moved_outside_the_ledger_is_not_followed(world: World, loaded: None) -> None:
     world.register()
     world.set(finetune={"dpo": {"beta": 0.2}})
@@ -156,6 +159,7 @@ def test_an_alias_that_was_moved_outside_the_ledger_is_not_followed(world: World
     service.close()
 
 
+@pytest.mark.slow
 def test_a_version_behind_a_url_is_verified_and_its_server_is_not_vouched_for(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,8 @@ from plumbline.tasks.params.document import load_params
 from plumbline.tasks.storage.versioning.lock import current_hashes
 from tests.tasks.conftest import World
 
+pytestmark = pytest.mark.slow
+
 BATCH = "data/raw/human_pairs/0123456789abcdef.jsonl"
 
 

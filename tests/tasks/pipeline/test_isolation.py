@@ -25,6 +25,8 @@ from plumbline.tasks.pipeline import isolation
 from plumbline.tasks.pipeline.isolation import run_isolated
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
+pytestmark = pytest.mark.slow
+
 
 class Toy(Section):
     word: str = "hello"

@@ -75,6 +75,7 @@ def test_an_untouched_version_is_verified_down_to_the_raw_batch(registered_world
     assert {("dvc.lock", "manifest"), ("params.yaml", "manifest"), ("workspace commit", "git")} <= places
 
 
+@pytest.mark.slow
 def test_a_changed_byte_in_any_copy_of_any_object_is_found_and_named(registered_world: Any) -> None:
     """Every row of the report in turn, where it has a file of its own (texts lie in the manifest)."""
     uri = "models:/assistant/3"
@@ -180,6 +181,7 @@ def _text(renderable: Any) -> str:
     return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_a_byte_anywhere_in_any_object_is_found(registered_world: Any) -> None:
     """Every kind of object, flipped at random places: files of the version, of cache, remote, workspace and git."""
     uri, random = "models:/assistant/3", Random(4)
@@ -293,6 +295,7 @@ def test_a_changed_weight_marks_its_node_and_the_version(registered_world: Any) 
     assert changed == {"version", "path:models/reward"}
 
 
+@pytest.mark.slow
 def test_figures_and_aliases_that_mlflow_alone_shows_are_findings(registered_world: Any) -> None:
     """A metric raised in the database, and an alias moved in MLflow: each is named, re-hashed or not, and put back."""
     uri, store = "models:/assistant/3", Store(registered_world.root, registered_world.registry)

@@ -29,6 +29,7 @@ def test_passed_rejected_and_passed_again(registered_world: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_registering_the_same_results_again_gives_the_same_version(world: Any) -> None:
     first, second = world.register(), world.register()
     assert first.model_uri == second.model_uri == "models:/assistant/1"
@@ -91,6 +92,7 @@ def test_the_card_tells_the_facts(registered_world: Any) -> None:
     assert "- The gate said no: win rate 0.68 ≥ 0.5" in card
 
 
+@pytest.mark.slow
 def test_another_registered_name_leaves_the_first_one_untouched(world: Any) -> None:
     world.register()
     before = stored(world, "models:/assistant/1")
@@ -111,6 +113,7 @@ def test_a_dirty_workspace_is_refused_where_params_say_so(world: Any) -> None:
     refuse_dirty(world.root, strict)
 
 
+@pytest.mark.slow
 def test_a_batch_that_came_after_its_reading_is_not_named_as_trained_on(world: Any) -> None:
     """Admission takes a batch of the manifest for spent, so that a run which trained without it would lose it."""
     records = world.bring_up_to_date()

@@ -11,6 +11,8 @@ from plumbline.tasks.registry.reproduce_version import open_reproduction
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.tasks.conftest import World
 

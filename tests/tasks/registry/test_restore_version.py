@@ -15,6 +15,8 @@ from plumbline.tasks.storage.versioning.lock import current_hashes
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 from plumbline.tasks.storage.versioning.workspace import Versions
 
+pytestmark = pytest.mark.slow
+
 UNITS = (
     "data/raw",
     "data/validated",

@@ -67,6 +67,7 @@ def test_capital_of_counts_is_the_capital_of_ones_and_zeros() -> None:
     assert float(log_capital_of_counts(7, 20, 0.4)) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_interval_is_the_naive_one() -> None:
     values = np.random.default_rng(3).beta(2, 5, size=80).round(3).tolist()
     found = bounded_mean_sequence(values, alpha=ALPHA)
@@ -141,6 +142,7 @@ def test_the_true_mean_stays_inside_at_all_looks_together(rate: float) -> None:
     assert covered < 1.0  # an interval that is never wrong would be too wide to be of use
 
 
+@pytest.mark.slow
 def test_the_difference_of_rates_covers_and_is_narrower_than_two_intervals() -> None:
     rng, missed = np.random.default_rng(13), 0
     for _ in range(60):
@@ -168,6 +170,7 @@ def test_sums_of_shares_never_pay_more_than_the_shares_themselves() -> None:
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", [0.5, 0.05])
 @pytest.mark.parametrize("one_after_another", [False, True])
 def test_users_who_ask_again_and_again_raise_no_false_alarms(mean: float, one_after_another: bool) -> None:
@@ -263,6 +266,7 @@ def test_a_restarting_test_is_the_weighted_mean_of_its_starts() -> None:
     assert test.e_value == pytest.approx(first / 2 + second / 6 + 1 / 3)
 
 
+@pytest.mark.slow
 def test_restarts_find_a_late_change_that_one_long_bet_misses() -> None:
     rng = np.random.default_rng(23)
     good, bad = (rng.random(6000) < 0.6).astype(float), (rng.random(1500) < 0.4).astype(float)
@@ -279,6 +283,7 @@ def test_restarts_find_a_late_change_that_one_long_bet_misses() -> None:
     assert not once.decided
 
 
+@pytest.mark.slow
 def test_no_more_than_alpha_of_unchanged_streams_are_ever_decided() -> None:
     rng, decided = np.random.default_rng(29), 0
     for _ in range(300):

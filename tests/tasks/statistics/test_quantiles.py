@@ -83,6 +83,7 @@ def test_the_difference_is_the_naive_range_of_kept_pairs(paired: bool) -> None:
     assert (found.low, found.high) == (low, high)
 
 
+@pytest.mark.slow
 def test_equal_streams_are_not_found_different_however_often_one_looks() -> None:
     rng, wrong = np.random.default_rng(11), 0
     for _ in range(60):

@@ -63,6 +63,7 @@ def moved(registered_world: Any, tmp_path: Path) -> Iterator[Any]:
         kept.rename(home)
 
 
+@pytest.mark.slow
 def test_an_audit_says_moved_and_verifies(moved: Any, registered_world: Any) -> None:
     before = snapshot(moved.root)
     report = audit_model(moved.root, "models:/assistant@champion", moved.registry)
@@ -75,6 +76,7 @@ def test_an_audit_says_moved_and_verifies(moved: Any, registered_world: Any) -> 
     assert audit_model(moved.root, "models:/assistant/2", moved.registry).moved_from == str(registered_world.root)
 
 
+@pytest.mark.slow
 def test_a_moved_workspace_goes_on(moved: Any, tmp_path: Path) -> None:
     params = Params()
     assert restore_version(moved.root, "models:/assistant/1", tmp_path / "back", moved.registry)["objects"]
@@ -90,6 +92,7 @@ def test_a_moved_workspace_goes_on(moved: Any, tmp_path: Path) -> None:
     assert "in sync" in moved.dvc("status", "--cloud")
 
 
+@pytest.mark.slow
 def test_a_copy_never_writes_into_nor_reads_its_original(registered_world: Any, tmp_path: Path) -> None:
     original = snapshot(registered_world.root)
     copy = copy_of(registered_world, tmp_path / NAME)
@@ -119,6 +122,7 @@ def test_a_byte_changed_in_the_copy_is_found_there(registered_world: Any, tmp_pa
     assert audit_model(registered_world.root, "assistant", registered_world.registry).verified
 
 
+@pytest.mark.slow
 def test_an_older_workspace_is_moved_as_well(registered_world: Any, tmp_path: Path) -> None:
     """One without a record of its folder, whose remote is an absolute path."""
     copy = copy_of(registered_world, tmp_path / "copy")

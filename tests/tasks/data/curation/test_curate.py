@@ -67,6 +67,7 @@ def _accepted(curated):
     return [pair for pairs in _splits(curated).values() for pair in pairs]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(_batches(), st.sampled_from(["majority", "drop", "keep_latest"]), st.integers(0, 3))
 def test_nothing_disappears_and_curating_again_changes_nothing(pairs, resolve, seed):
@@ -85,6 +86,7 @@ def test_nothing_disappears_and_curating_again_changes_nothing(pairs, resolve, s
         assert {one.id for one in kept} == {one.id for one in _splits(once)[split]}
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(_batches(), st.randoms(use_true_random=False))
 def test_prompt_clusters_do_not_depend_on_the_order(pairs, random):
@@ -179,6 +181,7 @@ def test_progress_reaches_its_end(make_pair):
     assert calls[-1] == (6, 6, "curated")
 
 
+@pytest.mark.slow
 def test_hh_harmless(read_shared):
     """1,586 rows, two of them with an empty response."""
     report = curate(read_shared("hh_harmless_test"), CurationParams(), 0).report
@@ -187,6 +190,7 @@ def test_hh_harmless(read_shared):
     assert report["splits"]["test"]["pairs"] == 238
 
 
+@pytest.mark.slow
 def test_ukp_convarg(read_shared):
     """8,278 rows: 126 repeat another, four pairs of rows oppose one another (counted by brute force on raw text);
     the longer response is chosen in 78 % of what is left.

@@ -109,6 +109,7 @@ def test_several_leaks_are_all_cut_and_a_second_call_changes_nothing(make_pair):
     assert clean_leaks([again]).kept[0].cleaned == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hh_harmless_test", "ukp_convarg_pairs"])
 def test_no_false_positive_on_public_sets(read_shared, name):
     """No pattern fires on these files. A keyword-filtered sample of suspicious texts was read, not every text:

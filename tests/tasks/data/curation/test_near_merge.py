@@ -26,6 +26,7 @@ def _report(pairs):
     return curate(pairs, PARAMS, 0).report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(SOUND))
 def test_sound_sets_stay(kind):
     """At least 99 % of pairs that differ in one thing that matters, whatever it is; none is a contradiction."""
@@ -135,6 +136,7 @@ def test_an_edit_in_a_response_of_one_prompt_has_to_be_proved_by_that_response(m
     assert _report(long)["reasons"] == {"near_duplicate": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_the_pairs_does_not_matter(seed):
     """How many go, and what is kept of each group, but not which of two copies is the first."""

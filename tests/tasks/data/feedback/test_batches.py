@@ -116,6 +116,7 @@ def test_a_pipe_without_rows_leaves_nothing(tmp_path: Path, content: bytes) -> N
     assert not (tmp_path / "raw").exists()
 
 
+@pytest.mark.slow
 def test_standard_input_is_read_once(tmp_path: Path) -> None:
     script = f"""
         from pathlib import Path
@@ -224,6 +225,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert earlier.path.read_bytes() == LINES
 
 
+@pytest.mark.slow
 def test_a_write_that_really_fails_midway_leaves_nothing(tmp_path: Path) -> None:
     """A limit of 1 MiB on the size of a file makes the system refuse the rest of a larger batch."""
     (tmp_path / "f").write_bytes(LINES * 40_000)

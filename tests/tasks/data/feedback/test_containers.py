@@ -152,6 +152,7 @@ def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 ROW = b'{"a": 1}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", PACK)
 def test_a_huge_line_costs_a_second_and_no_memory(tmp_path: Path, container: str) -> None:
     """100 MB in one line, between rows that come as ever. Splitting chunk after chunk anew took minutes."""
@@ -167,6 +168,7 @@ def test_a_huge_line_costs_a_second_and_no_memory(tmp_path: Path, container: str
     assert [(line, len(row)) for line, row in rows] == [(1, 8), (2, 1001), (3, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["jsonl.gz", "jsonl.zst"])
 def test_a_file_that_grows_without_bound_is_refused(tmp_path: Path, container: str) -> None:
     (tmp_path / "f").write_bytes(PACK[container]((ROW + b"\n") * 400_000))
@@ -175,6 +177,7 @@ def test_a_file_that_grows_without_bound_is_refused(tmp_path: Path, container: s
     assert len(list(read_lines(tmp_path / "f", limits=Limits().of_stored()))) == 400_000
 
 
+@pytest.mark.slow
 def test_a_large_value_that_parquet_stores_once(tmp_path: Path) -> None:
     """2,000 rows that share one text of 10 MB, flat and in messages: 20 GB, were each row to hold it."""
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * 10_000_000]))

@@ -43,12 +43,14 @@ def test_hh_harmless_stops_by_default(shared: Path, tmp_path: Path) -> None:
         facts_of(shared, "hh_harmless_test", tmp_path, FeedbackParams())
 
 
+@pytest.mark.slow
 def test_ukp_convarg_pairs(shared: Path, tmp_path: Path) -> None:
     facts = facts_of(shared, "ukp_convarg_pairs", tmp_path)
     assert (facts["read"], facts["accepted"], facts["quarantined"]) == (8278, 8278, 0)
     assert facts["label_counts"] == {"a": 4184, "b": 4094}
 
 
+@pytest.mark.slow
 def test_ties_of_the_crowd(shared: Path, tmp_path: Path) -> None:
     """The ties are counted here from the file itself."""
     facts = facts_of(shared, "ukp_convarg_crowd", tmp_path)

@@ -139,6 +139,7 @@ def test_ids_conflict_within_a_file_over_pieces(tmp_path: Path, monkeypatch: pyt
     assert facts["read"] == 5
 
 
+@pytest.mark.slow
 def test_ids_that_each_export_starts_anew_are_those_of_their_file(tmp_path: Path) -> None:
     """Files 1 and 2 number other rows alike; file 3 repeats a row of each, one under the same id."""
     weeks = [[row(week * 100 + n, id=str(n)) for n in range(3)] for week in (1, 2)]
@@ -189,6 +190,7 @@ def test_unknown_fields_of_a_file_are_named_at_once(tmp_path: Path) -> None:
     assert "all unknown fields, with their rows: mood 2, age 1, zeal 1" in describe(report)
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [row(n, **({"chosen": ""} if n % 3 == 0 else {})) for n in range(20)]
     outputs = []
@@ -243,6 +245,7 @@ def test_the_report_outlives_the_draft(tmp_path: Path) -> None:
     assert orjson.loads((kept / "report.json").read_bytes())["quarantined"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["a", "b"])
 def test_one_class_only_stops(tmp_path: Path, label: str) -> None:
     lines = [labelled(n, label) for n in range(8)]
@@ -256,6 +259,7 @@ def test_one_class_only_stops(tmp_path: Path, label: str) -> None:
     assert "one class only" in report["warnings"][0]
 
 
+@pytest.mark.slow
 def test_one_class_is_judged_file_by_file_and_not_on_a_handful(tmp_path: Path) -> None:
     only_a = [labelled(n, "a") for n in range(7)]
     mixed = [labelled(n, "ab"[n % 2]) for n in range(20)]
@@ -329,6 +333,7 @@ def corrupt(lines: list[bytes], seed: int, damage: int) -> bytes:
     return bytes(text)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32), damage=st.integers(0, 30), blank=st.integers(0, 2))
 def test_accounting_identity_on_corrupted_files(

@@ -35,6 +35,7 @@ def spin(context: Context, *, seconds: float, **facts: Any) -> dict[str, Any]:
     return facts
 
 
+@pytest.mark.slow
 def test_the_body_runs_unchanged_and_its_seconds_are_kept_beside_it(tmp_path: Path) -> None:
     account = tmp_path / "cost" / "cost.json"
     facts = Metered(spin, account)(Context(tmp_path), seconds=0.2, tokens={"seen": 7, "generated": 3})
@@ -46,6 +47,7 @@ def test_the_body_runs_unchanged_and_its_seconds_are_kept_beside_it(tmp_path: Pa
     assert (cost.sessions, cost.tokens_seen, cost.tokens_generated) == (1, 7, 3)
 
 
+@pytest.mark.slow
 def test_a_session_that_was_cut_short_is_paid_for_by_the_next(tmp_path: Path) -> None:
     account = tmp_path / "cost.json"
     with pytest.raises(RuntimeError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from plumbline.data_contracts.records import CuratedPair, Message, Origin
 from plumbline.tasks.evaluation.compare_policies import refused_by
@@ -44,6 +45,7 @@ def shared() -> Shared:
     return Shared(train, audit, {"models/reference": "abc"}, seed=1, confidence=0.95, resamples=200, reward_seconds=1.5)
 
 
+@pytest.mark.slow
 def test_a_report_is_a_table_a_recommendation_and_plots(make_trial: Callable[..., Trial], tmp_path: Path) -> None:
     wins = {str(number): float(number < 80) for number in range(100)}
     more = {str(number): float(number < 95) for number in range(100)}
@@ -82,6 +84,7 @@ def test_a_report_is_a_table_a_recommendation_and_plots(make_trial: Callable[...
     assert names == {"win_rate_kl.png", "reliability.png", "training_time.png", "win_rate_time.png"}
 
 
+@pytest.mark.slow
 def test_the_same_trials_give_the_same_bytes(make_trial: Callable[..., Trial], tmp_path: Path) -> None:
     trials = [make_trial("dpo", {"a": 1.0, "b": 0.0})]
     for name in ("one", "other"):
@@ -137,6 +140,7 @@ def test_what_the_gate_would_refuse_is_left_out_and_the_reason_is_told(make_tria
     assert "0.363 > 0.25" in text
 
 
+@pytest.mark.slow
 def test_one_prompt_is_reported_without_intervals_and_nothing_is_recommended(
     make_trial: Callable[..., Trial], tmp_path: Path
 ) -> None:
@@ -155,6 +159,7 @@ def nodes(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
             yield from nodes(value, (*above, name))
 
 
+@pytest.mark.slow
 def test_any_figure_of_any_trial_may_be_null(make_trial: Callable[..., Trial], tmp_path: Path) -> None:
     wins = {str(number): float(number < 80) for number in range(20)}
     whole = make_trial("dpo", wins)

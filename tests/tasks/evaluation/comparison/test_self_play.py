@@ -111,6 +111,7 @@ def test_the_judge_sees_positions_as_they_are_recorded(played: Played, judge: Le
     assert {row["meta"]["shown_first"] for row in played.rows} == {"policy", "reference"}
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_rows_and_another_policy_meets_other_prompts(
     played: Played, sides: tuple[Side, Side], judge: LengthJudge
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_prompt_left_out_moves_no_other_position() -> None:
     assert [each.shown for each in fewer] == [each.shown for each in whole][1:]
 
 
+@pytest.mark.slow
 def test_a_judge_that_sees_only_ties_leaves_nothing(sides: tuple[Side, Side]) -> None:
     class Undecided(LengthJudge):
         def judge(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> Verdicts:

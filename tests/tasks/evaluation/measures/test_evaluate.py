@@ -11,6 +11,8 @@ from plumbline.tasks.evaluation.measures.gate import decide
 from plumbline.tasks.evaluation.measures.gold import Gold
 from plumbline.tasks.params.evaluation import EvaluationParams, GateParams
 
+pytestmark = pytest.mark.training
+
 PARAMS = EvaluationParams(max_prompts=20, max_new_tokens=12, batch_size=8, resamples=200)
 GOLD = Gold(
     reward=lambda prompt, response: -abs(len(response) - 20.0),

@@ -76,6 +76,7 @@ def test_each_reward_term_has_a_panel_of_its_own_above_the_held_out_judge(curve)
     ]
 
 
+@pytest.mark.training
 def test_what_did_not_sample_has_no_such_plots(curve, tmp_path):
     on_policy_plots.draw(curve({"loss": 1.0, "validation_response_tokens": 3.0}), {}, tmp_path / "dpo")
     assert not (tmp_path / "dpo").exists()
@@ -83,6 +84,7 @@ def test_what_did_not_sample_has_no_such_plots(curve, tmp_path):
     assert {path.name for path in (tmp_path / "grpo").iterdir()} == {"rewards.png", "on_policy.png"}
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("changed", "target", "moved"),
     [

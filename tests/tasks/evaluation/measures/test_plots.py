@@ -20,6 +20,7 @@ def test_a_missing_curve_is_an_artifact_error(tmp_path):
     assert not (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.training
 def test_a_row_a_stage(tmp_path):
     (tmp_path / "t.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}')
     for count in (1, 3):
@@ -29,6 +30,7 @@ def test_a_row_a_stage(tmp_path):
     assert three[1] - one[1] == pytest.approx(2 * 2.3 * 120, abs=2)
 
 
+@pytest.mark.training
 def test_the_stages_of_a_stack_are_lines_of_their_own(tmp_path):
     rows = [b'{"step": 1, "loss": 2.0, "stage": "1-dpo"}', b'{"step": 2, "loss": 9.0, "stage": "2-ppo"}']
     (tmp_path / "stack.jsonl").write_bytes(b"\n".join(rows))
@@ -47,6 +49,7 @@ def test_every_reward_falls_into_a_bar_and_few_values_each_have_their_own(values
     assert counts.tolist() == np.unique(found, return_counts=True)[1].tolist()
 
 
+@pytest.mark.training
 def test_plots_of_nothing_and_of_constants_are_drawn(tmp_path):
     plots.reliability_diagram([], None, tmp_path / "empty.png")
     plots.reward_distribution({"judge": (np.zeros(3), np.zeros(3))}, tmp_path / "constant.png")

@@ -50,6 +50,7 @@ def test_a_judge_with_a_leaning_is_averaged_out():
     assert not judged.consistent.any()
 
 
+@pytest.mark.training
 @given(st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6)), min_size=1, max_size=20))
 def test_swapping_the_policies_mirrors_the_win_rate(texts):
     prompts = [(Message(role="user", content=str(number)),) for number in range(len(texts))]
@@ -114,6 +115,7 @@ def test_length_control_takes_out_what_length_explains():
     assert found["value"] == pytest.approx(0.5, abs=0.04)
 
 
+@pytest.mark.training
 def test_length_control_interval_equals_that_of_the_bootstrap():
     generator = np.random.default_rng(2)
     difference = generator.normal(2, 8, size=500)

@@ -128,6 +128,7 @@ def until_sealed(endpoint: Any, wanted: set[str]) -> list[str]:
     return ids
 
 
+@pytest.mark.slow
 def test_a_record_keeps_the_token_that_sent_it_whatever_it_claims(endpoint: Any) -> None:
     """A second token sends rows that claim to be the first's."""
     stranger = create_token(token_file(endpoint.root), "stranger")
@@ -147,6 +148,7 @@ def test_a_record_keeps_the_token_that_sent_it_whatever_it_claims(endpoint: Any)
     assert all(sent.values())
 
 
+@pytest.mark.slow
 def test_accepted_rows_land_and_quarantined_ones_are_named(endpoint: Any) -> None:
     bad = {"id": "bad-1", "prompt": "q?", "chosen": " ", "rejected": "no"}
     answer = send(endpoint, ndjson(pair("v1"), bad, {"prompt": "x"}), "verdicts")
@@ -161,6 +163,7 @@ def test_accepted_rows_land_and_quarantined_ones_are_named(endpoint: Any) -> Non
     assert ids.count("r-v1") == 1 and "bad-1" not in ids
 
 
+@pytest.mark.slow
 def test_json_lists_and_gzip_are_understood(endpoint: Any) -> None:
     listed = orjson.dumps([pair("l1"), pair("l2")])
     assert send(endpoint, listed, "list", content_type="application/json").json()["accepted"] == 2
@@ -168,6 +171,7 @@ def test_json_lists_and_gzip_are_understood(endpoint: Any) -> None:
     assert {"r-l1", "r-l2", "r-g1"} <= set(until_sealed(endpoint, {"r-l1", "r-l2", "r-g1"}))
 
 
+@pytest.mark.slow
 def test_the_same_key_is_answered_the_same_and_taken_once(endpoint: Any) -> None:
     body = ndjson(pair("same"))
     with ThreadPoolExecutor(12) as pool:
@@ -345,6 +349,7 @@ async def attack(
     return statuses, rate
 
 
+@pytest.mark.slow
 def test_an_attack_gets_nothing_in_and_keeps_nothing_out(endpoint: Any, record_property: Any) -> None:
     accepted: set[str] = set()
     statuses, rate = asyncio.run(attack(endpoint, 800, 200, seed=5, accepted=accepted))
@@ -357,6 +362,7 @@ def test_an_attack_gets_nothing_in_and_keeps_nothing_out(endpoint: Any, record_p
     assert sorted(attacked) == sorted(accepted)  # each once, and none but what was answered 202
 
 
+@pytest.mark.slow
 def test_what_was_answered_before_a_kill_lands_after_the_restart(tmp_path: Path) -> None:
     root = tmp_path / "workspace"
     token = make_workspace(root)

@@ -16,6 +16,8 @@ from plumbline.tasks.operations.services import health
 from plumbline.tasks.operations.services.plan import Plan, Service
 from plumbline.tasks.params.services import ServicesParams
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from plumbline.tasks.operations.services.processes import MARK, end_all, marked
 from plumbline.tasks.operations.services.supervisor import end_children
+
+pytestmark = pytest.mark.slow
 
 POLITE = "import signal,sys,time; signal.signal(15, lambda *_: (open({0!r},'w').write('ended'), sys.exit(0)));"
 READY = "print('up', flush=True); time.sleep(600)"

@@ -72,6 +72,7 @@ def test_ctrl_c_is_for_its_starter_and_sigkill_of_the_starter_ends_it(started: S
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_one_that_cannot_start_says_why_and_where_its_log_is(tmp_path: Path) -> None:
     broken = {"PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////proc/none/prefect.db"}
     server = temporary.start(tmp_path / "home", tmp_path / "server.log", broken)

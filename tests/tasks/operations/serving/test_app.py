@@ -94,6 +94,7 @@ def test_what_is_not_supported_is_refused_by_name(serving: Start, changed: dict[
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
 
 
+@pytest.mark.slow
 def test_abuse_is_refused_and_the_server_goes_on(serving: Start) -> None:
     running = serving(limits={"body_bytes": 2048})
     url = f"{running.url}/v1/chat/completions"
@@ -117,6 +118,7 @@ def test_a_body_that_never_ends_is_cut_off(serving: Start) -> None:
         assert b"408" in raw.recv(4096).split(b"\r\n")[0]
 
 
+@pytest.mark.slow
 def test_a_token_is_asked_for(serving: Start) -> None:
     running = serving(token="secret")
     with pytest.raises(openai.AuthenticationError):
@@ -158,6 +160,7 @@ def test_a_client_that_leaves_ends_the_work_and_is_no_error_of_the_model(serving
     assert (interaction.answers[0].finish_reason, interaction.answers[0].error) == ("error", "the client left")
 
 
+@pytest.mark.slow
 def test_a_slow_reader_holds_up_nobody_and_is_cut_off(serving: Start) -> None:
     running = serving(Scripted(words=["x" * 20_000] * 500, lanes=1), limits={"answer_s": 1.0})
     body = json.dumps({**ASK, "stream": True}).encode()
@@ -178,6 +181,7 @@ def test_an_error_of_the_backend_is_told_and_logged(serving: Start) -> None:
     assert [item.answers[0].error for item, _ in running.logged()] == ["no room", "no room"]
 
 
+@pytest.mark.slow
 def test_feedback_counts_once_and_names_a_known_request(serving: Start) -> None:
     running = serving()
     name = post(running).headers["x-request-id"]
@@ -210,6 +214,7 @@ def test_health_says_starting_without_a_version(serving: Start) -> None:
     assert post(running).status_code == 503
 
 
+@pytest.mark.slow
 def test_a_version_that_hangs_is_an_error_of_its_own_not_a_reader_who_left(serving: Start) -> None:
     gate = threading.Event()
     running = serving(Scripted(gate=gate), limits={"answer_s": 0.3})

@@ -20,6 +20,8 @@ from plumbline.tasks.statistics.anytime import rate_difference_sequence
 from plumbline.tasks.storage.database import writing
 from tests.tasks.operations.serving.conftest import Clock, Registry, Scripted
 
+pytestmark = pytest.mark.slow
+
 ONE, TWO = "models:/a/1", "models:/a/2"
 PARAMS = CanaryParams(share=0.5)
 

@@ -80,6 +80,7 @@ def test_nothing_comes_after_a_cancel(folder: Path) -> None:
     assert list(backend.pieces(ChatRequest(TURNS), cancelled)) == []
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_says_the_same_at_low_priority_and_ends_when_killed(folder: Path) -> None:
     import psutil
 
@@ -109,6 +110,7 @@ def test_a_mirrored_answer_crosses_in_its_first_bit_and_the_rest() -> None:
     assert list(in_two([])) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_own_error(tmp_path: Path) -> None:
     from plumbline.data_contracts.errors import ModelError
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, insert
 
 from plumbline.data_contracts.errors import OperationsError
@@ -77,6 +78,7 @@ def test_an_id_that_another_interaction_had_is_kept_beside_it(engine: Engine) ->
     assert (len(names), names[0], names[1][:2]) == (2, "r", "r.")
 
 
+@pytest.mark.slow
 def test_times_bound_what_is_read_in_order_over_pages_and_zones(engine: Engine) -> None:
     batch = [interaction(f"r{number:04}", START + timedelta(seconds=number)) for number in range(1201)]
     log.record_all(engine, batch[::-1])
@@ -97,6 +99,7 @@ def test_feedback_counts_once_a_kind_and_annotator(engine: Engine) -> None:
     assert [(item.kind, item.annotator) for item in feedback] == [("click", "ann"), ("click", None)]
 
 
+@pytest.mark.slow
 def test_a_writer_writes_all_it_took_before_it_ends(engine: Engine) -> None:
     writer = LogWriter(lambda batch: log.record_all(engine, batch), 1000)
     for number in range(500):

@@ -66,6 +66,7 @@ def three(registry: Any) -> Any:
     return registry
 
 
+@pytest.mark.slow
 def test_registration_writes_who_when_why_on_what_evidence(registry: Any) -> None:
     version = registry.register("a")
     registry.register("a")
@@ -308,6 +309,7 @@ def test_a_genuine_line_of_another_ledger_does_not_fit(tmp_path: Path) -> None:
     assert "does not follow the line before" in problem
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_single_changed_field_is_found_at_its_line(chain: Any, data: st.DataObject) -> None:
@@ -323,6 +325,7 @@ def test_any_single_changed_field_is_found_at_its_line(chain: Any, data: st.Data
     assert problem.startswith(f"ledger line {named} ")
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_of_a_text_is_found(chain: Any, data: st.DataObject) -> None:
@@ -335,6 +338,7 @@ def test_any_flipped_bit_of_a_text_is_found(chain: Any, data: st.DataObject) -> 
     assert chain_problems([*rows[:place], {**rows[place], name: after}, *rows[place + 1 :]], key)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_lines_removed_or_reordered_are_found(chain: Any, data: st.DataObject) -> None:
@@ -369,6 +373,7 @@ def _race(root: Path, name: str, number: str, start: Any, answers: Any) -> None:
         answers.put((number, str(error)))
 
 
+@pytest.mark.slow
 def test_of_two_promotions_at_once_exactly_one_wins(three: Any) -> None:
     """Two processes, both seeing champion 1, each promoting its own."""
     context = multiprocessing.get_context("spawn")

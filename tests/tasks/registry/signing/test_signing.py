@@ -204,6 +204,7 @@ def test_a_machine_that_can_only_verify_makes_no_key(tmp_path: Path, key: Signin
 # Versions
 
 
+@pytest.mark.slow
 def test_a_registered_version_is_signed_and_sealed(registry: Any) -> None:
     version = registry.register("a")
     folder = verified_version(registry.store, version, registry.root)
@@ -211,6 +212,7 @@ def test_a_registered_version_is_signed_and_sealed(registry: Any) -> None:
     assert SEAL_TAG in version.tags
 
 
+@pytest.mark.slow
 def test_manifest_tag_and_file_rewritten_together_are_caught(registry: Any) -> None:
     """What stood in the known limits: every hash agrees with every other, only the key's signature does not."""
     version = registry.register("a")
@@ -235,6 +237,7 @@ def _swap(registry: Any, first: Any, second: Any) -> None:
         (one / name).write_bytes((two / name).read_bytes())
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_another_version_does_not_fit(registry: Any) -> None:
     first, second = registry.register("a"), registry.register("b")
     _swap(registry, first, second)
@@ -265,6 +268,7 @@ def test_registering_again_seals_no_verdict_that_was_turned(registry: Any) -> No
     assert (SEAL_TAG in found.tags, found.aliases) == (False, ())
 
 
+@pytest.mark.slow
 def test_aliases_are_given_to_verified_versions_alone(registry: Any) -> None:
     """The seal is genuine, of a rejected version; its tag says passed."""
     version = registry.register("a", passed=False)
@@ -289,6 +293,7 @@ def test_a_verdict_changed_in_an_unsigned_manifest_is_not_signed(registry: Any) 
         registry.register("a", passed=False)
 
 
+@pytest.mark.slow
 def test_the_seal_pins_the_bytes_of_the_signature(registry: Any) -> None:
     version = registry.register("a")
     with (registry.stored(version).folder / SIGNATURE).open("ab") as file:
@@ -297,6 +302,7 @@ def test_the_seal_pins_the_bytes_of_the_signature(registry: Any) -> None:
         registry.stored(version).require_signed()
 
 
+@pytest.mark.slow
 def test_a_seal_of_a_program_before_that_still_holds(registry: Any) -> None:
     version = registry.register("a")
     old = seal(signing_key(registry.root, registry.params), seal_facts(version))
@@ -304,6 +310,7 @@ def test_a_seal_of_a_program_before_that_still_holds(registry: Any) -> None:
     registry.stored(version).require_signed()
 
 
+@pytest.mark.slow
 def test_a_lost_signature_is_made_again_with_its_seal(registry: Any) -> None:
     version = registry.register("a")
     (registry.stored(version).folder / SIGNATURE).unlink()
@@ -311,6 +318,7 @@ def test_a_lost_signature_is_made_again_with_its_seal(registry: Any) -> None:
     registry.stored(version).require_signed()
 
 
+@pytest.mark.slow
 def test_registering_again_signs_what_was_left_unsigned(registry: Any) -> None:
     version = registry.register("a")
     (registry.stored(version).folder / SIGNATURE).unlink()
@@ -321,6 +329,7 @@ def test_registering_again_signs_what_was_left_unsigned(registry: Any) -> None:
     registry.stored(version).require_signed()
 
 
+@pytest.mark.slow
 def test_registering_again_signs_nothing_that_was_changed(registry: Any) -> None:
     version = registry.register("a")
     folder = registry.stored(version).folder
@@ -331,6 +340,7 @@ def test_registering_again_signs_nothing_that_was_changed(registry: Any) -> None
     assert not (folder / SIGNATURE).exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_must_hold_all_that_its_answers_need(registry: Any) -> None:
     version = registry.register("a")
     with pytest.raises(SignatureError, match=r"without the model's configuration, a tokenizer, .*generation settings"):

@@ -84,6 +84,7 @@ def test_a_run_of_a_killed_process_is_closed_and_that_of_a_living_one_is_not(roo
     assert statuses == ["KILLED", "RUNNING"]
 
 
+@pytest.mark.slow
 def test_a_stage_whose_process_was_killed_while_it_was_logged_is_closed_and_tells_no_time(
     root: Path, artifact: Artifact
 ) -> None:

@@ -233,6 +233,7 @@ CLIENT: dict[str, tuple[Callable[[Any, dict[str, str]], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", [True, False], ids=["tables", "client"])
 @pytest.mark.parametrize("change", CLIENT)
 def test_what_somebody_changed_through_the_client_is_named_with_both_values(

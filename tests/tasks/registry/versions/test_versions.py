@@ -8,6 +8,8 @@ from plumbline.data_contracts.errors import RegistryError
 from plumbline.tasks.registry.versions import registered as versions
 from plumbline.tasks.registry.versions.registered import StoredFiles, all_versions, resolve
 
+pytestmark = pytest.mark.slow
+
 
 def aliases(registry: Any) -> dict[str, tuple[str, ...]]:
     return {version.number: version.aliases for version in all_versions(registry.store, registry.name)}

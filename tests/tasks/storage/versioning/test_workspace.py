@@ -24,6 +24,8 @@ from plumbline.tasks.storage.versioning.lock import current_hashes, read_lock
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning
 
+pytestmark = pytest.mark.slow
+
 DVC_YAML = """\
 stages:
   upper:

@@ -24,6 +24,8 @@ from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraPara
 from plumbline.tasks.training.finetuning import dpo, offline, reference_logps
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 
+pytestmark = pytest.mark.training
+
 RECORDED = Path(__file__).parent / "recorded" / "dpo.json"
 QUICK = DpoParams(
     beta=0.1,

@@ -45,6 +45,7 @@ def test_a_record_keeps_its_format_when_others_come_or_go(ids: list[str], seed: 
     assert all(record == whole[record.id] for record in randomise(some, BOTH, seed)[0])
 
 
+@pytest.mark.training
 def test_formats_are_drawn_evenly_and_apart_and_counted() -> None:
     """8,000 records, 4 system prompts by 2 templates: each of 8 cells expects 1,000 with deviation
     sqrt(8000 * 1/8 * 7/8) = 29.6, so within 150 (5 deviations); another seed draws otherwise."""

@@ -51,11 +51,13 @@ def thumbs(count: int, desirable: bool, words: str = "yes") -> list[UnpairedResp
     ]
 
 
+@pytest.mark.training
 @pytest.mark.usefixtures("only_packed")
 def test_training_reads_packed_sequences(inputs: FinetuneInputs) -> None:
     assert kto.run(inputs, ONE_STEP)["steps"]["run"] > 0
 
 
+@pytest.mark.training
 def test_first_loss_at_the_reference_is_a_half(inputs: FinetuneInputs) -> None:
     """Where policy = reference each r is 0, and so is z: 1 - sigmoid(0) = 1/2 for either kind, weights 1."""
     row = first_row(inputs)
@@ -64,6 +66,7 @@ def test_first_loss_at_the_reference_is_a_half(inputs: FinetuneInputs) -> None:
     assert "kl" not in row
 
 
+@pytest.mark.training
 def test_first_loss_for_known_ratios(inputs: FinetuneInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     """π_ref's log-probabilities lowered by 2 nats for responses in their place and by 0.5 for mismatched ones: each
     r is 2 and z is 0.5. Desirable: 1 - sigmoid(0.1 * 1.5) = 0.462570; undesirable: 1 - sigmoid(-0.15) = 0.537430.
@@ -76,6 +79,7 @@ def test_first_loss_for_known_ratios(inputs: FinetuneInputs, monkeypatch: pytest
     assert row["reward_chosen"] == pytest.approx(0.2, abs=1e-5)
 
 
+@pytest.mark.training
 def test_first_loss_of_a_drifted_start_is_the_naive_one(
     inputs: FinetuneInputs, drifted: Path, naive_logps: Callable[..., list[float]]
 ) -> None:
@@ -100,6 +104,7 @@ def test_first_loss_of_a_drifted_start_is_the_naive_one(
     assert row["kl_per_sequence"] == pytest.approx(z, abs=1e-4)
 
 
+@pytest.mark.training
 def test_apo_has_no_reference_point(inputs: FinetuneInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     """r = 2 for all: desirable 1 - sigmoid(0.2) = 0.450166, undesirable sigmoid(0.2) = 0.549834; the mean is 1/2, with
     weights 3 and 1 (3 * 0.450166 + 0.549834) / 2 = 0.950166."""
@@ -157,6 +162,7 @@ def test_a_pair_gives_two_examples_and_batches_hold_each_once(inputs: FinetuneIn
         assert rows == kto.in_batches(examples, params, 3) != kto.in_batches(examples, params, 4)
 
 
+@pytest.mark.training
 def test_unpaired_responses_alone_are_enough(inputs: FinetuneInputs) -> None:
     """30 thumbs up and 10 down need λ_U = (30 / 10) / (4 / 3) = 2.25; of the two long ones one is counted a kind."""
     unpaired = [*thumbs(30, True), *thumbs(10, False, "no"), *thumbs(2, True, "yes " * 80)]
@@ -167,6 +173,7 @@ def test_unpaired_responses_alone_are_enough(inputs: FinetuneInputs) -> None:
     assert facts["implied_beta"] == 0.1
 
 
+@pytest.mark.training
 def test_unpaired_responses_join_the_pairs_and_are_part_of_the_runs_key(
     inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs]
 ) -> None:

@@ -28,6 +28,8 @@ from plumbline.tasks.training.finetuning import offline
 from plumbline.tasks.training.finetuning.arena import Arena
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 
+pytestmark = pytest.mark.training
+
 QUICK: dict[str, Any] = {
     "lr": 1e-2,
     "epochs": 1,

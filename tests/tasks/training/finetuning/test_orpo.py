@@ -19,6 +19,8 @@ from plumbline.tasks.training.finetuning import orpo
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.orpo import OddsValidation
 
+pytestmark = pytest.mark.training
+
 ONE_STEP = OrpoParams(
     lr=1e-9,
     batch_size=48,

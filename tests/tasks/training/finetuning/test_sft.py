@@ -85,6 +85,7 @@ def test_loss_is_on_assistant_tokens_and_their_end(reference: Path) -> None:
     assert [token for token, label in zip(ids, labels, strict=True) if label != IGNORED] == labels[5:]
 
 
+@pytest.mark.training
 def test_first_loss_is_the_mean_over_assistant_tokens(
     reference: Path, build: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:
@@ -100,6 +101,7 @@ def test_first_loss_is_the_mean_over_assistant_tokens(
     assert first["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
+@pytest.mark.training
 def test_facts_and_learning(build: Callable[..., tuple[dict[str, Any], Path]]) -> None:
     facts, folder = build("a")
     assert json.loads(json.dumps(facts)) == facts
@@ -111,6 +113,7 @@ def test_facts_and_learning(build: Callable[..., tuple[dict[str, Any], Path]]) -
     assert facts["final_loss"] == rows[-1]["loss"] < rows[0]["loss"] / 2
 
 
+@pytest.mark.training
 def test_a_killed_run_resumes_to_the_same_bytes(
     build: Callable[..., tuple[dict[str, Any], Path]], tmp_path: Path
 ) -> None:
@@ -138,6 +141,7 @@ def test_disabled_takes_the_base_as_it_is(reference: Path, build: Callable[..., 
     assert (folder / "training.jsonl").read_bytes() == b""
 
 
+@pytest.mark.training
 def test_long_conversations_are_set_aside_and_counted(build: Callable[..., tuple[dict[str, Any], Path]]) -> None:
     """Two turns of each side are 5 + 3 + 4 + 3 tokens, one more in words; eight of `please` cross a limit of 16."""
     long = [*CONVERSATIONS[0][:3], Message(role="assistant", content="please " * 8)]
@@ -147,6 +151,7 @@ def test_long_conversations_are_set_aside_and_counted(build: Callable[..., tuple
         build("b", QUICK.model_copy(update={"max_length": 16}), conversations=[long])
 
 
+@pytest.mark.training
 def test_max_examples_draws_with_the_seed(build: Callable[..., tuple[dict[str, Any], Path]]) -> None:
     facts, _ = build("a", QUICK.model_copy(update={"max_examples": 16}))
     assert facts["examples"] == {"given": 40, "used": 16, "too_long": 0}
@@ -187,6 +192,7 @@ ONE_STEP = ImitationParams(
 )
 
 
+@pytest.mark.training
 def test_the_method_imitates_chosen_responses(
     inputs: FinetuneInputs, drifted: Path, naive_logps: Callable[..., list[float]]
 ) -> None:
@@ -203,6 +209,7 @@ def test_the_method_imitates_chosen_responses(
     assert "implied_beta" not in facts
 
 
+@pytest.mark.training
 def test_the_method_draws_and_sets_aside(inputs: FinetuneInputs, pairs: Callable[..., list[CuratedPair]]) -> None:
     long = [pair.model_copy(update={"chosen": "yes " * 70}) for pair in pairs(2, seed=3)]
     facts = sft.run(dataclasses.replace(inputs, train=[*inputs.train, *long]), ONE_STEP)

@@ -107,6 +107,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.training
 def test_a_stack_of_one_is_the_method_itself(inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs]) -> None:
     alone = elsewhere("alone")
     facts = dpo.run(alone, REAL.dpo)
@@ -116,6 +117,7 @@ def test_a_stack_of_one_is_the_method_itself(inputs: FinetuneInputs, elsewhere: 
     assert sorted(path.name for path in inputs.work.iterdir()) == sorted(path.name for path in alone.work.iterdir())
 
 
+@pytest.mark.training
 def test_stages_train_on_and_a_killed_stack_goes_on_with_its_stage(
     inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs]
 ) -> None:
@@ -321,6 +323,7 @@ def test_what_a_later_method_refuses_is_refused_before_the_first_trains(inputs: 
     assert not inputs.work.exists()
 
 
+@pytest.mark.training
 def test_adapters_of_a_stack_are_merged_and_not_kept(inputs: FinetuneInputs) -> None:
     """DPO's adapter has the policy of SFT as its base, which no workspace holds."""
     lora = REAL.model_copy(update={"dpo": DpoParams(**QUICK, lora=LoraParams(r=2))})

@@ -38,6 +38,7 @@ def test_stages_add_up() -> None:
     assert in_all([{"seen": 3, "generated": 0}, {"seen": 4, "generated": 2}]) == {"seen": 7, "generated": 2}
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("method", "params", "sides"),
     [

@@ -80,6 +80,7 @@ def test_calibration_by_hand() -> None:
     assert (high["n"], high["confidence"], high["frequency"]) == (10, pytest.approx(0.8), pytest.approx(0.7))
 
 
+@pytest.mark.training
 @given(st.lists(st.floats(-6, 6).filter(lambda margin: abs(margin) > 1e-3), min_size=1, max_size=60))
 def test_ece_equals_the_naive_one_on_the_confidence(margins: list[float]) -> None:
     """Bins are closed above on (½, 1]; mirrored ones are closed below, which no drawn margin sits on but by chance."""
@@ -90,6 +91,7 @@ def test_ece_equals_the_naive_one_on_the_confidence(margins: list[float]) -> Non
         assert found == pytest.approx(naive_confidence_ece(inner), abs=1e-9)
 
 
+@pytest.mark.training
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=30), st.floats(-100, 100))
 def test_a_reward_has_no_origin(rewards: list[float], shift: float) -> None:
     """Adding a constant to all rewards changes neither accuracy nor calibration, beyond rounding."""

@@ -20,6 +20,8 @@ from plumbline.tasks.training.rewards import bradley_terry
 from plumbline.tasks.training.rewards.bradley_terry import train_reward
 from plumbline.tasks.training.rewards.scoring import RewardModel, padding_id
 
+pytestmark = pytest.mark.training
+
 Pairs = tuple[list[CuratedPair], list[CuratedPair]]
 PARAMS = RewardParams(epochs=4, batch_size=8, lr=5e-3, log_every=3, eval_every=9)
 

@@ -90,6 +90,7 @@ def test_both_models_learn_from_pairs_of_their_own_under_seeds_of_their_own(
     assert RewardModel.load(folder).digest != RewardModel.load(folder / "held_out").digest
 
 
+@pytest.mark.training
 def test_the_seed_alone_makes_another_judge(policy_folder: Path, splits: Splits, tmp_path: Path) -> None:
     """With the very same pairs the two still differ, so their errors are not one."""
     same = Splits(splits.training[:16], splits.training[:16], splits.validation, splits.test)
@@ -98,6 +99,7 @@ def test_the_seed_alone_makes_another_judge(policy_folder: Path, splits: Splits,
     assert found[0] != found[1]
 
 
+@pytest.mark.training
 def test_who_judges(both: tuple[Path, dict[str, Any]], policy_folder: Path, splits: Splits, tmp_path: Path) -> None:
     assert choose_judge(both[0]) == ("held_out", both[0] / "held_out")
     alone = Splits(splits.training, [], splits.validation, splits.test)
@@ -120,6 +122,7 @@ def _kill_at(step: int, of_judge: bool) -> tuple[list[tuple[int, str]], Callable
     return seen, watch
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("of_judge", [False, True], ids=["in the first", "in the second"])
 def test_a_kill_in_either_training_resumes_to_the_same_bytes(
     both: tuple[Path, dict[str, Any]], policy_folder: Path, splits: Splits, tmp_path: Path, of_judge: bool

@@ -26,6 +26,8 @@ from plumbline.tasks.training.rewards.mixture import Mixture
 from plumbline.tasks.training.rewards.scoring import RewardModel
 from plumbline.tasks.training.rewards.terms import build_term
 
+pytestmark = pytest.mark.training
+
 
 @dataclasses.dataclass(frozen=True)
 class Served:

@@ -23,6 +23,8 @@ from plumbline.tasks.params.on_policy import HackingMonitorParams, KlParams
 from plumbline.tasks.training.finetuning.grpo import run as grpo
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 
+pytestmark = pytest.mark.training
+
 RECORDED = Path(__file__).parents[1] / "recorded" / "grpo.json"
 STEPS = 12
 

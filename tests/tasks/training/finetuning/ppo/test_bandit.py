@@ -19,6 +19,8 @@ from plumbline.tasks.params.on_policy import KlParams, ShapingParams
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
 
+pytestmark = pytest.mark.training
+
 PROMPT = [{"role": "user", "content": "please"}]
 YES, NO = 15, 16
 

@@ -17,6 +17,8 @@ from plumbline.data_contracts.records import dump_jsonl
 from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 
+pytestmark = [pytest.mark.long, pytest.mark.training]
+
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 METHOD = Path(__file__).with_name("distributed_method.py")
 ROOT = Path(__file__).parents[5]

@@ -50,12 +50,14 @@ def hacked(seed: int, start: int = 6, slope: float = 0.04, evaluations: int = 20
     return [0.1 * step + draw.gauss(0, 0.1) for step in steps], held_out
 
 
+@pytest.mark.training
 def test_healthy_runs_are_rarely_suspected() -> None:
     """The stated rate: at most 5 of 100 runs of 20 evaluations. Over 200 seeds that is 10 expected at most."""
     suspected = sum(bool(run(*healthy(seed))) for seed in range(200))
     assert suspected <= 10
 
 
+@pytest.mark.training
 def test_hacks_are_found_within_a_few_evaluations() -> None:
     """All of 50 noisy hacks that start at evaluation 6 are found: half of them within 6 evaluations, all within 9."""
     delays = []
@@ -206,6 +208,7 @@ def test_trend_change_is_the_median_slope_over_the_series() -> None:
     assert trend_change([0.0, 1.0, 2.0, 30.0]) == pytest.approx(16.5)
 
 
+@pytest.mark.training
 @given(st.lists(st.lists(st.integers(0, 4), max_size=20), min_size=1, max_size=4), st.integers(1, 4))
 def test_repeated_share_equals_a_loop(responses: list[list[int]], n: int) -> None:
     shares = []

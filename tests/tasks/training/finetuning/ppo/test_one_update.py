@@ -28,6 +28,8 @@ from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.experience import Episodes
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
 
+pytestmark = pytest.mark.training
+
 PROMPTS = ["red cat", "one", "blue dog please two", "two bird three", "yes no", "green", "three three cat one", "dog"]
 KL = KlParams(beta=0.3, target=0.05, horizon=16, stop_at=None, beta_max=5.0, ramp_at=None)
 SHAPING = ShapingParams(clip=1.5, missing_eos="subtract", missing_eos_penalty=0.7)

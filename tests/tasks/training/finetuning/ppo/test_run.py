@@ -26,6 +26,8 @@ from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from plumbline.tasks.training.finetuning.ppo import run as ppo
 
+pytestmark = pytest.mark.training
+
 RECORDED = Path(__file__).parents[1] / "recorded" / "ppo.json"
 STEPS = 12
 Elsewhere = Callable[..., FinetuneInputs]

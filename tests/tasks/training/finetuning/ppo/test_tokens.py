@@ -9,6 +9,8 @@ from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.ppo import run as ppo
 from plumbline.tasks.training.finetuning.ppo.rollouts import RolloutMaker
 
+pytestmark = pytest.mark.training
+
 
 def test_every_epoch_reads_prompts_and_responses_once(
     ppo_inputs: FinetuneInputs, quick: PpoParams, monkeypatch: pytest.MonkeyPatch

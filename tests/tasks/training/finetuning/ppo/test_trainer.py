@@ -17,6 +17,8 @@ from plumbline.tasks.models.loading import load_policy, load_reward, load_tokeni
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
 
+pytestmark = pytest.mark.training
+
 
 class Words:
     """Reward: the number of words."""

@@ -119,6 +119,7 @@ def test_usage_may_be_missing() -> None:
     assert found == Reply(content="x", refusal=None, finish_reason=None, prompt_tokens=0, completion_tokens=0)
 
 
+@pytest.mark.training
 @given(st.text(max_size=40))
 @settings(max_examples=200, deadline=None)
 def test_only_the_three_objects_are_verdicts(content: str) -> None:
