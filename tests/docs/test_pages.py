@@ -16,7 +16,7 @@ import pytest
 from plumbline.data_contracts.preference_pair import check_pairs
 from plumbline.data_contracts.records import PreferencePair, UnpairedResponse
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.data.feedback.limits import LIMITS
+from plumbline.tasks.params.feedback_limits import LIMITS
 
 ROOT = Path(__file__).resolve().parents[2]
 _ROW = re.compile(r"^```json\n(\{.*\})\n```$", re.MULTILINE)
