@@ -1,12 +1,17 @@
-"""Options that commands share, and the workspace they stand in."""
+"""Options that commands share, and the workspace that a command works in."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from plumbline.flows.cli import completion
+
+if TYPE_CHECKING:
+    from plumbline.tasks.params.whole import Params
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 # Not `readable`: asked with the real user's rights alone, and what may not be read names itself when it is.
@@ -17,18 +22,41 @@ Overlays = Annotated[
     list[Path] | None, typer.Option("--params", help="A YAML file merged over params.yaml. Repeatable.")
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="KEY=VALUE over params.yaml, dotted key. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", help="KEY=VALUE over params.yaml, dotted key. Repeatable.", autocompletion=completion.settings
+    ),
 ]
+Model = Annotated[
+    str,
+    typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or NAME.", autocompletion=completion.models),
+]
+Why = Annotated[str, typer.Option(help="Why; kept with your name and the time.")]
 HERE = Path()
 
 
-def workspace_root(workspace: Path) -> Path:
-    """The workspace at or above a folder, its own Prefect server in use. Raises `UsageError` where there is none."""
+def workspace_root(workspace: Path, *, use_services: bool = True) -> Path:
+    """The workspace at or above a folder. Raises `UsageError` where there is none.
+
+    `use_services`: talk to the Prefect server that `plumbline up` started here, unless the user named another.
+    """
     from plumbline.data_contracts.private_files import keep_private
-    from plumbline.flows.graph.environment import use_services
+    from plumbline.flows.graph import environment
     from plumbline.flows.graph.workspaces import find_workspace
 
     root = find_workspace(Path(os.path.abspath(workspace)))
     keep_private(root)
-    use_services(root)
+    if use_services:
+        environment.use_services(root)
     return root
+
+
+def loaded(
+    workspace: Path, overlays: list[Path] | None = None, settings: list[str] | None = None
+) -> tuple[Path, Params]:
+    """The workspace and its params, with overlays and settings for this command alone."""
+    from plumbline.tasks.params.document import load_params, resolve_overlays
+
+    root = workspace_root(workspace)
+    params, _ = load_params(root, resolve_overlays(root, overlays or []), settings or [])
+    return root, params

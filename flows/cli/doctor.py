@@ -9,15 +9,17 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-import httpx
-from packaging.requirements import Requirement
+import typer
 from rich.table import Table
 
 from plumbline.data_contracts.errors import CheckFailed, PlumblineError, RegistryError, UsageError
 from plumbline.data_contracts.secrets import mask
+from plumbline.flows.cli.arguments import HERE, Directory, Json
 from plumbline.flows.cli.output import Output
 
+app = typer.Typer()
 _MIN_FREE_GB = 2.0
 RAW = "data/raw"
 
@@ -32,10 +34,19 @@ class DoctorFinding:
     advice: str = ""
 
 
-def doctor(folder: Path, output: Output, *, fix: bool = False) -> None:
-    """Print every finding; raise `CheckFailed` when something needed is not well. `fix`: mend the modes of
-    files, and bring back batches of the raw store that were changed or removed by hand.
+@app.command(epilog="Example: plumbline doctor --fix")
+def doctor(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Close files to other users, and bring back changed batches of raw feedback.")
+    ] = False,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Check versions, services, disk, GPU and file rights.
+
+    The table says what to do. Exit code 1 when something needed is not well.
     """
+    folder, output = workspace.resolve(), Output(json)
     if fix:
         _close_to_others(folder)
         _mend_raw(folder)
@@ -50,6 +61,8 @@ def doctor(folder: Path, output: Output, *, fix: bool = False) -> None:
 
 
 def _versions(folder: Path) -> Iterator[DoctorFinding]:
+    from packaging.requirements import Requirement
+
     for text in importlib.metadata.requires("plumbline") or []:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -74,8 +87,8 @@ def _git(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _workspace(folder: Path) -> Iterator[DoctorFinding]:
-    from plumbline.flows.graph.workspaces import find_workspace
     from plumbline.tasks.params.document import load_params
+    from plumbline.flows.graph.workspaces import find_workspace
 
     try:
         root = find_workspace(folder)
@@ -136,8 +149,8 @@ def _mend_raw(folder: Path) -> None:
 
 def _places(folder: Path) -> tuple[Path, Path]:
     """The workspace and its inbox."""
-    from plumbline.flows.graph.workspaces import find_workspace
     from plumbline.tasks.params.document import load_params
+    from plumbline.flows.graph.workspaces import find_workspace
 
     root = find_workspace(folder)
     return root, root / load_params(root)[0].intake.inbox
@@ -150,6 +163,8 @@ def _disk(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _prefect(folder: Path) -> Iterator[DoctorFinding]:
+    import httpx
+
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
         yield DoctorFinding("prefect", True, "no PREFECT_API_URL: a temporary server a run")
@@ -164,8 +179,8 @@ def _prefect(folder: Path) -> Iterator[DoctorFinding]:
 def _access(folder: Path) -> Iterator[DoctorFinding]:
     """Whether files with credentials are private, and every service that runs asks for some."""
     from plumbline.flows.cli.access_checks import open_services, public_files
-    from plumbline.flows.graph.workspaces import find_workspace
     from plumbline.tasks.params.document import load_params
+    from plumbline.flows.graph.workspaces import find_workspace
 
     try:
         root = find_workspace(folder)
@@ -183,8 +198,10 @@ def _access(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _mlflow(folder: Path) -> Iterator[DoctorFinding]:
-    from plumbline.flows.graph.workspaces import find_workspace
+    import httpx
+
     from plumbline.tasks.params.document import load_params
+    from plumbline.flows.graph.workspaces import find_workspace
     from plumbline.tasks.registry.store.client import Store, store_uri
 
     try:

@@ -1,86 +1,85 @@
-"""`plumbline retrain` and `plumbline stage`: run the flow or one stage from the command line and report."""
+"""Flows and stages in this process: params settled, a Prefect server found or started, the stages on display."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from rich.console import Group, RenderableType
+from typing import TYPE_CHECKING
 
 from plumbline.data_contracts.errors import UsageError
-from plumbline.flows.cli.comparison_report import comparison_payload, comparison_view
 from plumbline.flows.cli.output import Output
-from plumbline.flows.cli.report import payload_of, tables_of
 from plumbline.flows.cli.temporary_server import naming_its_end, temporary_server
 from plumbline.flows.graph import environment
+from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.whole import Params
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.stages import STAGES
-from plumbline.tasks.params.document import load_params
+
+if TYPE_CHECKING:
+    from plumbline.tasks.evaluation.compare_policies import Compared
+    from plumbline.tasks.evaluation.self_play import SelfPlayed
+    from plumbline.tasks.operations.settle_champion import Settled
 
 
-@dataclass(frozen=True, slots=True)
-class CompareReport:
-    """What `plumbline compare` prints, and the labels of the variants that failed."""
-
-    failed: list[str]
-    payload: dict[str, Any]
-    view: Callable[[], RenderableType]
-
-
-@dataclass(frozen=True, slots=True)
-class RetrainReport:
-    """What `plumbline retrain` prints, and whether the gate passed."""
-
-    passed: bool
-    payload: dict[str, Any]
-    view: Callable[[], RenderableType]
-
-
-def retrain_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> RetrainReport:
-    """Validate params, write them to `params.yaml`, run the flow and report on it."""
+def retrain_here(
+    root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output
+) -> tuple[Settled, float]:
+    """Write params to `params.yaml` and run the flow; what it registered, and the seconds it took."""
     started = time.monotonic()
-    _, changed = settle_params(root, overlays, settings)
-    for line in changed:
-        output.remark(f"params.yaml: {line}")
-    environment.quiet_prefect()
-    with temporary_server(root):
-        from plumbline.tasks.pipeline.isolation import warm_up
-
-        warm_up()
+    _settled(root, overlays, settings, output)
+    with _server(root):
         from plumbline.flows.cli.display import Display
         from plumbline.flows.retrain import retrain
 
-    _require_server()
     with Display(list(STAGES.values())), naming_its_end():
-        registered = retrain(root=str(root))
-    seconds = time.monotonic() - started
-    return RetrainReport(
-        registered.passed, payload_of(registered, seconds), lambda: Group(*tables_of(registered, seconds, root))
-    )
+        return retrain(root=str(root)), time.monotonic() - started
 
 
-def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> CompareReport:
-    """Validate params and variants, write params to `params.yaml`, run the comparison and report on it."""
-    params, changed = settle_params(root, overlays, settings, comparing=True)
+def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> Compared:
+    """Write params to `params.yaml` and run the comparison."""
+    params = _settled(root, overlays, settings, output, comparing=True)
+    with _server(root):
+        from plumbline.flows.cli.display import Display
+        from plumbline.flows.compare import compare, shown_stages
+
+    with Display(shown_stages(params)), naming_its_end():
+        return compare(root=str(root))
+
+
+def self_play_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> SelfPlayed:
+    """Write params to `params.yaml`, answer, judge and ingest; no Prefect server is needed."""
+    from plumbline.flows.cli.display import Display
+    from plumbline.flows.graph.workspaces import exclusive_run
+    from plumbline.tasks.evaluation import self_play as verb
+
+    with exclusive_run(root):
+        params = _settled(root, overlays, settings, output)
+        with Display([verb.STAGE]):
+            return verb.self_play(root, params)
+
+
+def _settled(
+    root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output, *, comparing: bool = False
+) -> Params:
+    params, changed = settle_params(root, overlays, settings, comparing=comparing)
     for line in changed:
         output.remark(f"params.yaml: {line}")
+    return params
+
+
+@contextmanager
+def _server(root: Path) -> Iterator[None]:
+    """Inside, a temporary server starts unless one is configured: import there. Afterwards the server answers."""
     environment.quiet_prefect()
     with temporary_server(root):
         from plumbline.tasks.pipeline.isolation import warm_up
 
         warm_up()
-        from plumbline.flows.cli.display import Display
-        from plumbline.flows.compare import compare, shown_stages
-
-        shown = shown_stages(params)
+        yield
     _require_server()
-    with Display(shown), naming_its_end():
-        compared = compare(root=str(root))
-    return CompareReport(list(compared.failed), comparison_payload(compared), lambda: comparison_view(compared))
 
 
 def stage_here(root: Path, name: str) -> None:

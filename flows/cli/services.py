@@ -1,4 +1,4 @@
-"""What `plumbline up`, `down` and `status` do: params to a plan, the plan to processes, and a table of how they are."""
+"""`plumbline up`, `down` and `status`: the services of a workspace, supervised on loopback."""
 
 from __future__ import annotations
 
@@ -7,32 +7,45 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
 from plumbline.data_contracts.errors import CheckFailed, UsageError
 from plumbline.data_contracts.private_files import close_to_others
+from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
 from plumbline.flows.cli.output import Output
-from plumbline.tasks.operations.services.credentials import credentials_file, find_credentials
-from plumbline.tasks.operations.services.operate import ServiceStatus, bring_down, bring_up, look
-from plumbline.tasks.operations.services.plan import IntakeEndpoint, Plan, plan_services
-from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
-from plumbline.tasks.params.whole import Params
+
+if TYPE_CHECKING:
+    from plumbline.tasks.params.whole import Params
+    from plumbline.tasks.operations.services.operate import ServiceStatus
+    from plumbline.tasks.operations.services.plan import Plan
+
+app = typer.Typer()
 
 
-def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> None:
-    """`plumbline up`: start, wait until healthy, register the deployments, and show what runs."""
-    params, document = load_params(root, resolve_overlays(root, overlays), settings)
-    _settle_location(root, params)
-    plan = planned(root, params)
+@app.command(epilog="Example: plumbline up --set services.mlflow=false")
+def up(params: Overlays = None, settings: Settings = None, workspace: Directory = HERE, json: Json = False) -> None:
+    """Start Prefect, a worker and MLflow on loopback.
+
+    Registers the deployments. Ends when all services are healthy.
+    """
+    from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
+    from plumbline.tasks.operations.services.operate import bring_up, look
+
+    root, output = _root(workspace), Output(json)
+    read, document = load_params(root, resolve_overlays(root, params or []), settings or [])
+    _settle_location(root, read)
+    plan = planned(root, read)
     for line in save_params(root, document):
         output.remark(f"params.yaml: {line}")
-    _close_to_others(root, params, output)
+    _close_to_others(root, read, output)
     with output.working("starting services"):
-        _make_registry(root, params)
+        _make_registry(root, read)
         deployments: list[str] = []
-        for remark in bring_up(plan, lambda: deployments.extend(_register(plan, params))):
+        for remark in bring_up(plan, lambda: deployments.extend(_register(plan, read))):
             output.remark(remark)
     rows = look(plan)
     table = _table(root, rows)
@@ -41,8 +54,16 @@ def up(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Ou
     _require_all(rows)
 
 
-def down(root: Path, output: Output) -> None:
-    """`plumbline down`: end the services; running flow runs get SIGTERM."""
+@app.command(epilog="Example: plumbline down")
+def down(workspace: Directory = HERE, json: Json = False) -> None:
+    """End the services of this workspace.
+
+    Running flow runs get SIGTERM first.
+    """
+    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.operations.services.operate import bring_down
+
+    root, output = _root(workspace), Output(json)
     params, _ = load_params(root)
     with output.working("stopping services"):
         left = bring_down(root, params.services.stop_timeout_s)
@@ -50,20 +71,39 @@ def down(root: Path, output: Output) -> None:
     output.result({"workspace": str(root), "left_over": left}, f"Nothing of {root} runs any more.{note}")
 
 
-def status(root: Path, output: Output) -> None:
-    """`plumbline status`: each service; raises `CheckFailed` when one that should run does not."""
+@app.command(epilog="Example: plumbline status --credentials")
+def status(
+    credentials: Annotated[
+        bool, typer.Option("--credentials", help="Show the user and password of each server instead, for its pages.")
+    ] = False,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Show each service: state, uptime, health, log.
+
+    Exit code 1 when one that should run does not.
+    """
+    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.operations.services.operate import look
+
+    root, output = _root(workspace), Output(json)
     params, _ = load_params(root)
+    if credentials:
+        return _show_credentials(planned(root, params), output)
     rows = look(planned(root, params))
     table = _table(root, rows)
     table.caption = "The pages ask for credentials: plumbline status --credentials"
     output.result({"ok": all(row.ok for row in rows), "services": [asdict(row) for row in rows]}, table)
-    _require_all(rows)
+    return _require_all(rows)
 
 
-def show_credentials(root: Path, output: Output) -> None:
-    """`plumbline status --credentials`: what a person types into the pages of Prefect and MLflow."""
-    params, _ = load_params(root)
-    plan = planned(root, params)
+def _root(workspace: Path) -> Path:
+    return workspace_root(workspace, use_services=False)  # these commands change the services
+
+
+def _show_credentials(plan: Plan, output: Output) -> None:
+    from plumbline.tasks.operations.services.credentials import credentials_file, find_credentials
+
     found, file = find_credentials(plan.folder), credentials_file(plan.folder)
     if not found:
         raise UsageError(f"{file}: expected the services' credentials, found none yet. `plumbline up` makes them.")
@@ -80,6 +120,7 @@ def show_credentials(root: Path, output: Output) -> None:
 
 def planned(root: Path, params: Params) -> Plan:
     """The services that these params ask for."""
+    from plumbline.tasks.operations.services.plan import IntakeEndpoint, plan_services
     from plumbline.tasks.registry.store.client import store_uri
 
     given = params.registry.tracking_uri
@@ -116,6 +157,7 @@ def _settle_location(root: Path, params: Params) -> None:
     from plumbline.tasks.operations.announce import workspace_id
     from plumbline.tasks.operations.services.addresses import planned_for
     from plumbline.tasks.operations.services.credentials import credentials_file
+    from plumbline.tasks.operations.services.operate import bring_down
     from plumbline.tasks.operations.services.plan import services_folder
     from plumbline.tasks.operations.services.relocation import names_another, rename_in_prefect
     from plumbline.tasks.storage.database.location import record_location

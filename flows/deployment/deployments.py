@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plumbline.data_contracts.errors import OperationsError
-from plumbline.flows.deployment.servers import connected
+from plumbline.flows.deployment.servers import Server, connected
 from plumbline.flows.graph.environment import ENVIRONMENT
 from plumbline.tasks.operations.announce import EVENTS, workspace_id
 from plumbline.tasks.operations.services.plan import WORK_POOL
@@ -302,3 +302,28 @@ def settle_automation(client: SyncPrefectClient, wanted: AutomationCore) -> Iter
         told = wanted.model_dump(exclude={"owner_resource"}) | {"enabled": found[0].enabled}  # the owner cannot change
         client.update_automation(found[0].id, type(wanted).model_validate(told))
         yield f"changed automation {wanted.name}"
+
+
+def deployed(root: Path, params: Params) -> tuple[Server, list[dict[str, Any]]]:
+    """The server, and each deployment of the workspace as it stands there."""
+    with connected(root, params) as (client, server):
+        return server, [_shown(client, described, workspace_id(root)) for described in describe(params, str(root))]
+
+
+def _shown(client: SyncPrefectClient, described: DescribedDeployment, workspace: str) -> dict[str, Any]:
+    found = client.read_deployment_by_name(f"{described.name}/{deployment_name(described.name, workspace)}")
+    return {
+        "name": described.name,
+        "id": str(found.id),
+        "cron": described.cron,
+        "events": ", ".join(trigger.event for trigger in described.triggers),
+        "paused": found.paused,
+        "url": page_of("deployment", found.id),
+    }
+
+
+def page_of(kind: str, of: Any) -> str | None:
+    """Address of a page of Prefect's UI; None without one."""
+    from prefect.utilities.urls import url_for
+
+    return url_for(kind, obj_id=of)

@@ -147,7 +147,7 @@ def test_the_command_writes_page_bill_and_events(trained: Trained, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("assistant", "--format", "pdf"), "expected one of tree, json, html"),
+        (("assistant", "--format", "pdf"), "'pdf' is not one of 'tree', 'json', 'html'"),
         (("assistant", "--format", "html", "--out", "/no/such/folder/a.html"), "expected its folder to exist"),
         (("--annotator", "a", "--batch", "b"), "one of them alone"),
         (("--commit", "not a hash"), "expected a hash"),

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from plumbline.data_contracts.errors import CheckFailed, UsageError
-from plumbline.tasks.operations.promote_model import champion_of
 from plumbline.tasks.params.document import load_params
+from plumbline.tasks.operations.promote_model import champion_of
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 
@@ -122,8 +122,7 @@ def test_the_reason_in_the_history_is_the_persons() -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(verb, "promote", promote)
-        patched.setattr("plumbline.flows.cli.promote_cli.workspace_root", lambda _: Path())
-        patched.setattr("plumbline.tasks.params.whole.load_params", lambda _: (None, None))
+        patched.setattr("plumbline.flows.cli.promotion.loaded", lambda _: (Path(), None))
         for options in (["--override", "ann", "--override-reason", "outage"], ["--reason", "weekly"], []):
             CliRunner().invoke(app, ["promote", *options])
     assert given == ["outage", "weekly", "asked for on the command line"]

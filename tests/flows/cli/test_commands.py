@@ -8,28 +8,13 @@ from pathlib import Path
 
 import orjson
 import pytest
-import typer
 
 from plumbline.data_contracts.artifact import verify_artifact
-from plumbline.flows.cli.main import app
-from plumbline.flows.graph.stages import STAGES
 from plumbline.tasks.params.document import load_params
+from plumbline.flows.graph.stages import STAGES
 from plumbline.tasks.storage.versioning.objects import ObjectStore
+from tests.flows.cli.test_main import COMMANDS
 from tests.flows.conftest import Trained, Workspace, write_hh_pairs
-
-
-def _commands(of: typer.Typer, before: str = "") -> Iterator[str]:
-    """Every command as it is typed: `audit`, `intake serve`."""
-    for command in of.registered_commands:
-        if command.callback:
-            yield before + (command.name or command.callback.__name__)
-    for group in of.registered_groups:
-        assert group.typer_instance is not None
-        yield from _commands(group.typer_instance, f"{before}{group.name or group.typer_instance.info.name} ")
-
-
-COMMANDS = list(_commands(app))
-
 
 # --- audit -----------------------------------------------------------------------------------------------------------
 
@@ -311,15 +296,6 @@ def test_a_folder_that_cannot_be_made_is_named(trained: Trained, command: str, p
     done = trained.run(*(("init", path) if command == "init" else ("restore", "assistant", "--to", path)))
     assert done.code == 2
     assert f"{path}: cannot write there" in done.err
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(tmp_path: Path, command: str) -> None:
-    done = Workspace(tmp_path, "http://127.0.0.1:9/api").run(*command.split(), "--help")
-    assert done.code == 0
-    assert "Usage: plumbline" in done.out
-    undocumented = [line for line in done.out.splitlines() if line.strip().startswith("--") and len(line.split()) < 2]
-    assert undocumented == []
 
 
 def test_a_command_works_from_a_folder_inside_the_workspace(trained: Trained) -> None:

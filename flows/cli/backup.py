@@ -8,16 +8,13 @@ from typing import Annotated
 
 import typer
 
-from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
+from plumbline.flows.cli.arguments import HERE, Directory, Json, loaded
 from plumbline.flows.cli.output import Output
 
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    app.command("backup")(backup)
-    app.command("restore-workspace")(restore_workspace)
+app = typer.Typer()
 
 
+@app.command(epilog="Example: plumbline backup /mnt/safe/assistant --keys")
 def backup(
     directory: Annotated[Path, typer.Argument(help="The new or empty folder to save into, outside of the workspace.")],
     keys: Annotated[
@@ -27,18 +24,22 @@ def backup(
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
-    """Save the workspace: databases, raw feedback, models, ledger, git and DVC. Services may go on running."""
-    from plumbline.tasks.operations.backup_workspace import backup_workspace
-    from plumbline.tasks.params.document import load_params
+    """Save the whole workspace into a folder.
 
-    root, output = workspace_root(workspace), Output(json)
+    Databases, feedback, models, ledger, git and DVC are saved. Services may go on running.
+    """
+    from plumbline.tasks.operations.backup_workspace import backup_workspace
+
+    root, params = loaded(workspace)
+    output = Output(json)
     with output.working(f"saving {root}"):
-        report = backup_workspace(root, directory.resolve(), load_params(root)[0], keys=keys)
+        report = backup_workspace(root, directory.resolve(), params, keys=keys)
     lines = [f"{report.to}: saved {report.files} files, {report.bytes:,} bytes.", *report.left_out]
     lines.append(f"Bring it back with `plumbline restore-workspace {directory} NEW_FOLDER`.")
     output.result(asdict(report), "\n".join(lines))
 
 
+@app.command("restore-workspace", epilog="Example: plumbline restore-workspace /mnt/safe/assistant assistant --keys")
 def restore_workspace(
     directory: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that `plumbline backup` made.")],
     to: Annotated[Path, typer.Argument(metavar="NEW_FOLDER", help="The new or empty folder of the workspace.")],
@@ -47,7 +48,7 @@ def restore_workspace(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Make a workspace out of a backup, after verifying every file of it."""
+    """Make a workspace out of a backup, verified first."""
     from plumbline.data_contracts.private_files import keep_private
     from plumbline.tasks.operations.restore_workspace import restore_workspace as verb
 

@@ -2,72 +2,64 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import logging
+import sys
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
+from plumbline.flows.cli import completion
+from plumbline.flows.cli.arguments import HERE, Directory, Json, loaded, workspace_root
 from plumbline.flows.cli.ending import until_ended
+from plumbline.flows.cli.feedback import require_source
 from plumbline.flows.cli.output import Output
 
-if TYPE_CHECKING:
-    from plumbline.tasks.params.whole import Params
-
-_inbox = typer.Typer(no_args_is_help=True, help="Files that are dropped into a folder.")
-_intake = typer.Typer(no_args_is_help=True, help="Feedback over HTTP.")
-_outbox = typer.Typer(no_args_is_help=True, help="What is told to the Prefect server, and what came of it.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    app.add_typer(_inbox, name="inbox")
-    app.add_typer(_intake, name="intake")
-    app.add_typer(_outbox, name="outbox")
+app = typer.Typer()
+_inbox = typer.Typer(no_args_is_help=True, help="Take files that are dropped into a folder.")
+_intake = typer.Typer(no_args_is_help=True, help="Take feedback over HTTP; make and revoke tokens.")
+_outbox = typer.Typer(no_args_is_help=True, help="Show and send the events that start runs.")
+app.add_typer(_inbox, name="inbox")
+app.add_typer(_intake, name="intake")
+app.add_typer(_outbox, name="outbox")
 
 
-@_inbox.command("watch")
+@_inbox.command("watch", epilog="Example: plumbline inbox watch")
 def inbox_watch(workspace: Directory = HERE, json: Json = False) -> None:
     """Take files from <inbox>/<source>/ as they come, until interrupted."""
     from plumbline.flows.deployment.servers import told_server
     from plumbline.tasks.operations.watch_inbox import watch_inbox
 
-    root = workspace_root(workspace)
-    params, output = _params(root), Output(json)
+    root, params = loaded(workspace)
+    output = Output(json)
     output.remark(f"watching {root / params.intake.inbox}")
     output.remark(f"events go to: {told_server(root) or 'no Prefect server; they wait in the outbox'}")
     with until_ended():
         watch_inbox(root, params, output.remark)
 
 
-@_inbox.command("scan")
+@_inbox.command("scan", epilog="Example: plumbline inbox scan --json")
 def inbox_scan(workspace: Directory = HERE, json: Json = False) -> None:
     """Take the files that are whole now, and end."""
-    from dataclasses import asdict
-
-    from rich.markup import escape
-    from rich.table import Table
-
     from plumbline.tasks.operations.watch_inbox import scan_inbox
 
-    root, output = workspace_root(workspace), Output(json)
-    handled = scan_inbox(root, _params(root), output.remark)
+    root, params = loaded(workspace)
+    output = Output(json)
+    handled = scan_inbox(root, params, output.remark)
     table = Table("file", "source", "outcome", "", box=None)
     for item in handled:
         table.add_row(escape(repr(item.name)), escape(item.source), item.outcome, escape(item.detail))
     output.result({"handled": [asdict(item) for item in handled]}, table)
 
 
-@_intake.command("serve")
+@_intake.command("serve", epilog="Example: plumbline intake serve")
 def intake_serve(workspace: Directory = HERE, json: Json = False) -> None:
     """Answer POST /v1/feedback/{source} on intake.host and intake.port, until ended."""
-    import logging
-    import sys
-
     from plumbline.tasks.operations.serve_intake import serve
 
-    root = workspace_root(workspace)
-    params = _params(root)
+    root, params = loaded(workspace)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("plumbline.intake").setLevel(logging.INFO)
     Output(json).remark(f"taking feedback on http://{params.intake.host}:{params.intake.port}/v1/feedback/SOURCE")
@@ -75,23 +67,23 @@ def intake_serve(workspace: Directory = HERE, json: Json = False) -> None:
         serve(root, params)
 
 
-@_intake.command("token")
+@_intake.command("token", epilog="Example: plumbline intake token crowd-a --source human_pairs")
 def intake_token(
     name: Annotated[str, typer.Argument(help="Who sends with it; it stands in log lines.")],
-    source: Annotated[list[str] | None, typer.Option(help="Only this kind of feedback. Repeatable.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this kind of feedback. Repeatable.", autocompletion=completion.sources),
+    ] = None,
     revoke: Annotated[bool, typer.Option("--revoke", help="Forget the token of this name instead.")] = False,
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
     """Make a bearer token and print it once; its hash alone is kept, in a file of mode 0600."""
-    from plumbline.data_contracts.errors import UsageError
-    from plumbline.tasks.data.feedback import SOURCES
     from plumbline.tasks.operations.intake.tokens import create_token, revoke_token, token_file
 
     path = token_file(workspace_root(workspace))
-    unknown = [item for item in source or [] if item not in SOURCES]
-    if unknown:
-        raise UsageError(f"{unknown[0]}: unknown source of feedback; expected one of {', '.join(SOURCES)}.")
+    for item in source or []:
+        require_source(item)
     if revoke:
         revoke_token(path, name)
         Output(json).result({"name": name, "revoked": True}, f"Token {name} is revoked.")
@@ -100,18 +92,15 @@ def intake_token(
     Output(json).result({"name": name, "sources": source or [], "token": token}, token)
 
 
-@_outbox.command("list")
+@_outbox.command("list", epilog="Example: plumbline outbox list")
 def outbox_list(workspace: Directory = HERE, json: Json = False) -> None:
-    """Every batch and finding: told or pending, and which run it had."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    """List every batch and finding: sent or pending, and the run that it had."""
     from plumbline.tasks.operations.announce import read_outbox
     from plumbline.tasks.operations.freshness.outbox import standings
 
-    root = workspace_root(workspace)
+    root, params = loaded(workspace)
     table, rows = Table("key", "event", "state", "attempts", "note", box=None), []
-    for item in standings(read_outbox(root, _params(root))):
+    for item in standings(read_outbox(root, params)):
         told = item.entry.emitted_at.isoformat(timespec="seconds") if item.entry.emitted_at else "pending"
         table.add_row(escape(item.entry.key), told, item.state, str(item.attempts), escape(item.note or ""))
         rows.append(
@@ -131,15 +120,14 @@ def outbox_list(workspace: Directory = HERE, json: Json = False) -> None:
     Output(json).result({"entries": rows}, table)
 
 
-@_outbox.command("drain")
+@_outbox.command("drain", epilog="Example: plumbline outbox drain")
 def outbox_drain(workspace: Directory = HERE, json: Json = False) -> None:
     """Send every event that the server has not confirmed; batches without a row are entered first."""
     from plumbline.flows.deployment.servers import told_server
     from plumbline.tasks.operations.announce import drain_outbox, open_outbox
     from plumbline.tasks.operations.freshness.outbox import pending
 
-    root = workspace_root(workspace)
-    params = _params(root)
+    root, params = loaded(workspace)
     told, server = drain_outbox(root, params), told_server(root)
     left = pending(open_outbox(root, params))
     Output(json).result(
@@ -151,9 +139,3 @@ def outbox_drain(workspace: Directory = HERE, json: Json = False) -> None:
         f"Prefect server: {server or 'none'}. Told: {', '.join(entry.key for entry in told) or 'nothing'}. "
         f"Pending: {len(left)}.",
     )
-
-
-def _params(root: Path) -> Params:
-    from plumbline.tasks.params.document import load_params
-
-    return load_params(root)[0]

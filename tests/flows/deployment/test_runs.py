@@ -7,8 +7,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from plumbline.data_contracts.errors import CheckFailed, ContractViolation, ParamsError, PlumblineError, StageError
-from plumbline.flows.cli.deployment_commands import _require_good_end
 from plumbline.flows.deployment.deployments import REJECTED
+from plumbline.flows.deployment.runs import require_good_end
 from plumbline.flows.fresh import NOT_STARTED
 
 RAISED = "Flow run encountered an exception:"
@@ -31,11 +31,11 @@ def test_a_run_that_was_waited_for_gives_its_exit_code(
     state: State[None], kind: type[PlumblineError], code: int
 ) -> None:
     with pytest.raises(PlumblineError) as raised:
-        _require_good_end("retrain", state, None)
+        require_good_end("retrain", state, None)
     assert (type(raised.value), raised.value.exit_code) == (kind, code)
     assert (state.message or "its log says why") in str(raised.value)
 
 
 def test_a_good_end_raises_nothing() -> None:
-    _require_good_end("retrain", Completed(), None)
-    _require_good_end("poll-freshness", Completed(name=NOT_STARTED, message="nothing is due"), None)
+    require_good_end("retrain", Completed(), None)
+    require_good_end("poll-freshness", Completed(name=NOT_STARTED, message="nothing is due"), None)

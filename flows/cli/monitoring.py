@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from plumbline.data_contracts.errors import CheckFailed, UsageError
-from plumbline.flows.cli.arguments import HERE, Directory, Json, workspace_root
+from plumbline.flows.cli.arguments import HERE, Directory, Json, loaded, workspace_root
 from plumbline.flows.cli.output import Output
 from plumbline.flows.graph import environment
 
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    app.command()(monitor)
-    app.command()(live)
+app = typer.Typer()
 
 
+@app.command(epilog="Example: plumbline monitor --look 2026-05-01")
 def monitor(
     look: Annotated[
         str | None, typer.Option(help="Name of the look; the day (UTC) by default. What it saw counts once.")
@@ -27,7 +26,10 @@ def monitor(
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
-    """Look at the champion's traffic, fresh labels and drift; a finding asks for a retraining run, once."""
+    """Check the champion's traffic, fresh labels and drift.
+
+    Each finding asks once for a retraining run. Exit code 1 when there is one.
+    """
     environment.quiet_prefect()
     from plumbline.flows.cli.temporary_server import temporary_server
 
@@ -41,23 +43,27 @@ def monitor(
         raise CheckFailed(f"found: {', '.join(report['findings'])}; the reasons are above and in {report['path']}.")
 
 
+@app.command(epilog="Example: plumbline live --since 2026-05-01 --html live.html")
 def live(
     since: Annotated[str | None, typer.Option(help="Requests from this time on, ISO 8601, UTC by default.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
-    """Compare challenger and champion over the traffic they served, each figure with an anytime-valid interval."""
+    """Compare challenger and champion on served traffic.
+
+    Each figure has an anytime-valid interval.
+    """
     from plumbline.data_contracts.artifact import write_bytes
     from plumbline.tasks.operations.monitoring.live_report import as_html
     from plumbline.tasks.operations.report_live import report_live
     from plumbline.tasks.params.document import load_params
 
-    root, output = workspace_root(workspace), Output(json)
     start = None if since is None else _moment(since)
     if html is not None and not html.resolve().parent.is_dir():
         raise UsageError(f"--html {html}: expected a file in a folder that exists.")
-    params, _ = load_params(root)
+    root, params = loaded(workspace)
+    output = Output(json)
     with output.working("comparing"):
         report = report_live(root, params, since=start)
     if html is not None:
@@ -75,10 +81,7 @@ def _moment(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _monitor_view(report: dict[str, Any]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _monitor_view(report: dict[str, Any]) -> Table:
     table = Table("monitor", "verdict", "why", box=None, title=f"{report['champion'] or 'no champion'}")
     for reading in report["readings"]:
         table.add_row(reading["name"], reading["verdict"], escape(reading["why"]))
@@ -87,10 +90,7 @@ def _monitor_view(report: dict[str, Any]) -> Any:
     return table
 
 
-def _live_view(report: dict[str, Any]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _live_view(report: dict[str, Any]) -> Table:
     from plumbline.tasks.operations.monitoring.live_report import table, title
 
     view = Table(

@@ -1,0 +1,194 @@
+"""`plumbline validate`, `ingest` and `withdraw`: feedback files, checked, taken in, and taken out of later runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from plumbline.data_contracts.errors import ContractViolation, OperationsError, UsageError
+from plumbline.flows.cli import completion
+from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, loaded
+from plumbline.flows.cli.output import Output
+
+if TYPE_CHECKING:
+    from plumbline.tasks.data.feedback.withdrawals import Kind
+    from plumbline.tasks.operations.withdraw_feedback import Withdrawn
+
+app = typer.Typer()
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Kind of feedback: human_pairs, judged_pairs, unpaired_responses.", autocompletion=completion.sources
+    ),
+]
+Files = Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")]
+
+
+@app.command(epilog="Example: plumbline validate human_pairs pairs.jsonl")
+def validate(
+    source: Source,
+    files: Files,
+    params: Overlays = None,
+    settings: Settings = None,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Check feedback files and curate them; ingest nothing.
+
+    Exit code 1 when a run would stop.
+    """
+    from plumbline.tasks.data.dry_run import dry_run
+    from plumbline.tasks.data.feedback.ledger import describe_notes
+
+    require_source(source)
+    output = Output(json)
+    root, read = loaded(workspace, params, settings)
+    with output.working("validating and curating"):
+        report = dry_run(
+            root,
+            source,
+            files,
+            read.feedback,
+            read.curation,
+            read.seed,
+            trust_remote_code=read.reference.trust_remote_code,
+        )
+    for line in describe_notes(report):
+        output.remark(line)
+    output.result(report, lambda: _validated(report))
+    if report["stopped"] is not None:
+        raise ContractViolation(report["stopped"])
+
+
+def _validated(report: Mapping[str, Any]) -> Table:
+    from plumbline.tasks.data.feedback.shares import percent
+
+    table = Table("rows", "", "share", box=None)
+    table.columns[1].overflow = "fold"  # a path is read whole, or not at all
+    for name in ("read", "accepted", "merged", "quarantined"):
+        table.add_row(name, str(report[name]), percent(report[name] / max(report["read"], 1)))
+    for name, count in report["reasons"].items():
+        table.add_row(f"  {name}", str(count), percent(report["shares"]["reasons"][name]))
+    for name, count in report.get("refused_by_template", {}).items():
+        table.add_row(f"refused by the chat template: {name}", str(count))
+    for token, count in report.get("control_tokens", {"tokens": {}})["tokens"].items():
+        table.add_row(f"spell {token}, read as text", str(count))
+    table.add_row("quarantine", report["quarantine_path"])
+    return table
+
+
+@app.command(epilog="Example: plumbline ingest human_pairs pairs.jsonl")
+def ingest(source: Source, files: Files, workspace: Directory = HERE, json: Json = False) -> None:
+    """Take feedback files into the append-only raw store.
+
+    They are versioned by DVC and announced to the Prefect server.
+    """
+    from plumbline.tasks.data.ingest_feedback import count_rows, ingest_feedback
+    from plumbline.tasks.operations.announce import announce_batches
+
+    require_source(source)
+    output = Output(json)
+    root, params = loaded(workspace)
+    with output.working("ingesting"):
+        batches = ingest_feedback(root, source, files, params.feedback.limits())
+    pending = None
+    try:
+        entries = announce_batches(root, params, source, batches, count_rows(batches))
+        announced = {entry.payload["sha256"]: entry.emitted_at is not None for entry in entries}
+    except OperationsError as error:  # the batch is safe and versioned; a later drain or poll announces it
+        announced, pending = {}, str(error)
+    table = Table("file", "batch", "", "event", box=None)
+    rows = []
+    for name, batch in zip(files, batches, strict=True):
+        path, told = batch.path.relative_to(root).as_posix(), announced.get(batch.digest, False)
+        standing = "new" if batch.new else "already there"
+        if waits := not batch.path.is_file():
+            standing += ", comes in when the run under way has ended"
+        table.add_row(escape(name), escape(path), standing, "announced" if told else "pending")
+        rows.append(
+            {"file": name, "batch": path, "sha256": batch.digest, "new": batch.new, "waits": waits, "announced": told}
+        )
+    if pending is not None:
+        output.remark(f"ingested, not announced: {pending}")
+    output.result({"batches": rows, "pending": pending}, table)
+
+
+def require_source(source: str) -> None:
+    """Raise `UsageError` for a kind of feedback that does not exist."""
+    from plumbline.tasks.data.feedback import SOURCES
+
+    if source not in SOURCES:
+        raise UsageError(f"{source}: unknown source of feedback; expected one of {', '.join(SOURCES)}.")
+
+
+@app.command(epilog='Example: plumbline withdraw --annotator ann --reason "asked to be forgotten"')
+def withdraw(
+    batch: Annotated[str | None, typer.Option(help="A raw batch: its path or digest.")] = None,
+    token: Annotated[str | None, typer.Option(help="All that was or will be sent with the token of this name.")] = None,
+    annotator: Annotated[str | None, typer.Option(help="All that names this annotator, now or later.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; kept with your name and the time.")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take a withdrawal back, on record too.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show every withdrawal instead.")] = False,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Take feedback out of all later runs, on record.
+
+    Lists the versions that used it. The raw store keeps it.
+    """
+    root, params = loaded(workspace)
+    output = Output(json)
+    named = {kind: name for kind, name in (("batch", batch), ("token", token), ("annotator", annotator)) if name}
+    if listed and not named:
+        return _list_withdrawals(root, output)
+    if len(named) != 1 or listed or reason is None:
+        raise UsageError(
+            "withdraw: expected one of --batch, --token and --annotator, and --reason; or --list alone. "
+            "Name one thing at a time, and say why."
+        )
+    from plumbline.tasks.operations.promote_model import current_actor
+    from plumbline.tasks.operations.withdraw_feedback import withdraw as verb
+
+    ((kind, name),) = named.items()
+    with output.working("looking for it in all feedback"):
+        done = verb(root, params.registry, cast("Kind", kind), name, reason=reason, by=current_actor(root), undo=undo)
+    for problem in done.problems:
+        output.remark(problem)
+    output.result(asdict(done), lambda: _withdrawn(done, undo))
+    if kind == "token" and not undo:
+        output.remark(f"The token itself may still send; `plumbline intake token {name} --revoke` ends that.")
+
+
+def _withdrawn(done: Withdrawn, undo: bool) -> Table:
+    table = Table("version", "aliases", "gate", "use", box=None, title=escape(_sentence(done, undo)))
+    for row in done.versions:
+        verdict = "passed" if row["passed"] else "rejected"
+        table.add_row(row["model_uri"], ", ".join(row["aliases"]), verdict, escape(row["use"]))
+    return table
+
+
+def _sentence(done: Withdrawn, undo: bool) -> str:
+    entry = done.entry
+    what = f"{entry.kind} {entry.name} ({done.rows} rows)"
+    if done.changed:
+        return f"{what}: {'back in' if undo else 'out of'} all later runs. Versions that used it:"
+    standing = "it is not withdrawn" if undo else f"it was withdrawn at {entry.at} by {entry.by}: {entry.reason}"
+    return f"{what}: nothing changed, {standing}. Versions that used it:"
+
+
+def _list_withdrawals(root: Path, output: Output) -> None:
+    from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
+    from plumbline.tasks.data.validate_feedback import RAW
+
+    entries = load_withdrawals(root / RAW).entries
+    table = Table("when", "who", "", "what", "why", box=None)
+    for entry in entries:
+        action = "taken back" if entry.undone else "withdrawn"
+        table.add_row(entry.at, escape(entry.by), action, escape(f"{entry.kind} {entry.name}"), escape(entry.reason))
+    output.result({"withdrawals": [asdict(entry) for entry in entries]}, table)
