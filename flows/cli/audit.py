@@ -209,9 +209,9 @@ def reproduce(
     Starts from raw feedback. Says which stage is the first that differs.
     """
     from plumbline.flows.cli.display import Display
-    from plumbline.tasks.params.document import load_params
     from plumbline.flows.graph.stages import STAGES
     from plumbline.flows.graph.workspaces import exclusive_run
+    from plumbline.tasks.params.document import load_params
     from plumbline.tasks.pipeline.isolation import warm_up
     from plumbline.tasks.registry.reproduce_version import open_reproduction, render_reproduction, reproduce_version
 

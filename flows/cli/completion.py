@@ -52,8 +52,8 @@ def answering_aliases() -> list[str]:
 
 def models(ctx: typer.Context) -> list[str]:
     """The workspace's model, by name and by each alias; nothing outside a workspace."""
-    from plumbline.tasks.params.document import load_params
     from plumbline.flows.graph.workspaces import find_workspace
+    from plumbline.tasks.params.document import load_params
 
     folder = Path(os.path.abspath(ctx.params.get("workspace") or ""))
     try:

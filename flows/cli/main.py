@@ -13,7 +13,6 @@ from plumbline.flows.cli import (
     audit,
     backup,
     deployments,
-    doctor,
     feedback,
     intake,
     keys,
@@ -29,7 +28,7 @@ from plumbline.flows.cli.ending import exit_code_of
 from plumbline.flows.graph import environment
 
 AREAS = {
-    "Start": (workspace, doctor),
+    "Start": (workspace,),
     "Feedback": (feedback, intake),
     "Train": (training,),
     "Promote": (promotion, keys),

@@ -57,7 +57,6 @@ def live(
     from plumbline.data_contracts.artifact import write_bytes
     from plumbline.tasks.operations.monitoring.live_report import as_html
     from plumbline.tasks.operations.report_live import report_live
-    from plumbline.tasks.params.document import load_params
 
     start = None if since is None else _moment(since)
     if html is not None and not html.resolve().parent.is_dir():

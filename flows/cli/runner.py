@@ -13,10 +13,10 @@ from plumbline.data_contracts.errors import UsageError
 from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.temporary_server import naming_its_end, temporary_server
 from plumbline.flows.graph import environment
-from plumbline.tasks.params.document import load_params
-from plumbline.tasks.params.whole import Params
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.whole import Params
 
 if TYPE_CHECKING:
     from plumbline.tasks.evaluation.compare_policies import Compared

@@ -19,9 +19,9 @@ from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Setti
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
-    from plumbline.tasks.params.whole import Params
     from plumbline.tasks.operations.services.operate import ServiceStatus
     from plumbline.tasks.operations.services.plan import Plan
+    from plumbline.tasks.params.whole import Params
 
 app = typer.Typer()
 
@@ -32,8 +32,8 @@ def up(params: Overlays = None, settings: Settings = None, workspace: Directory 
 
     Registers the deployments. Ends when all services are healthy.
     """
-    from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
     from plumbline.tasks.operations.services.operate import bring_up, look
+    from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
 
     root, output = _root(workspace), Output(json)
     read, document = load_params(root, resolve_overlays(root, params or []), settings or [])
@@ -60,8 +60,8 @@ def down(workspace: Directory = HERE, json: Json = False) -> None:
 
     Running flow runs get SIGTERM first.
     """
-    from plumbline.tasks.params.document import load_params
     from plumbline.tasks.operations.services.operate import bring_down
+    from plumbline.tasks.params.document import load_params
 
     root, output = _root(workspace), Output(json)
     params, _ = load_params(root)
@@ -83,8 +83,8 @@ def status(
 
     Exit code 1 when one that should run does not.
     """
-    from plumbline.tasks.params.document import load_params
     from plumbline.tasks.operations.services.operate import look
+    from plumbline.tasks.params.document import load_params
 
     root, output = _root(workspace), Output(json)
     params, _ = load_params(root)

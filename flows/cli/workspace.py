@@ -1,13 +1,16 @@
-"""`plumbline init`: make a workspace."""
+"""`plumbline init` and `doctor`: make a workspace, and find what is missing."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from plumbline.flows.cli.arguments import Json
+from plumbline.data_contracts.errors import CheckFailed
+from plumbline.flows.cli.arguments import HERE, Directory, Json
 from plumbline.flows.cli.output import Output
 
 app = typer.Typer()
@@ -29,3 +32,30 @@ def init(
         f"Workspace {root}: wrote {', '.join(written) or 'nothing, it was whole'}.\n"
         f"Next: cd {directory} && plumbline retrain",
     )
+
+
+@app.command(epilog="Example: plumbline doctor --fix")
+def doctor(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Close files to other users, and bring back changed batches of raw feedback.")
+    ] = False,
+    workspace: Directory = HERE,
+    json: Json = False,
+) -> None:
+    """Check versions, services, disk, GPU and file rights.
+
+    The table says what to do. Exit code 1 when something needed is not well.
+    """
+    from plumbline.flows.cli.doctor_checks import examine, mend
+
+    folder = workspace.resolve()
+    if fix:
+        mend(folder)
+    findings = examine(folder)
+    table = Table("", "what", "found", "what to do", title="plumbline doctor", box=None)
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "!!", finding.name, finding.found, finding.advice)
+    ill = [finding.name for finding in findings if not finding.ok]
+    Output(json).result({"ok": not ill, "findings": [asdict(finding) for finding in findings]}, table)
+    if ill:
+        raise CheckFailed(f"not well: {', '.join(ill)}; the table says what to do.")

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.artifact import verify_artifact
-from plumbline.tasks.params.document import load_params
 from plumbline.flows.graph.stages import STAGES
+from plumbline.tasks.params.document import load_params
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 from tests.flows.cli.test_main import COMMANDS
 from tests.flows.conftest import Trained, Workspace, write_hh_pairs

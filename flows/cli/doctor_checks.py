@@ -1,4 +1,4 @@
-"""`plumbline doctor`: versions, services, disk and GPU; what is missing and what to do."""
+"""What `plumbline doctor` looks at: versions, services, disk, GPU and file rights."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.table import Table
+import httpx
+from packaging.requirements import Requirement
 
-from plumbline.data_contracts.errors import CheckFailed, PlumblineError, RegistryError, UsageError
+from plumbline.data_contracts.errors import PlumblineError, RegistryError, UsageError
+from plumbline.data_contracts.private_files import close_to_others, open_to_others
 from plumbline.data_contracts.secrets import mask
-from plumbline.flows.cli.arguments import HERE, Directory, Json
-from plumbline.flows.cli.output import Output
+from plumbline.flows.cli.access_checks import open_services, public_files
+from plumbline.flows.graph.workspaces import find_workspace
+from plumbline.tasks.params.document import load_params
+from plumbline.tasks.registry.store.client import Store, store_uri
+from plumbline.tasks.storage.versioning.objects import ObjectStore
+from plumbline.tasks.storage.versioning.workspace import Versions
 
-app = typer.Typer()
 _MIN_FREE_GB = 2.0
 RAW = "data/raw"
 
@@ -34,35 +37,19 @@ class DoctorFinding:
     advice: str = ""
 
 
-@app.command(epilog="Example: plumbline doctor --fix")
-def doctor(
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Close files to other users, and bring back changed batches of raw feedback.")
-    ] = False,
-    workspace: Directory = HERE,
-    json: Json = False,
-) -> None:
-    """Check versions, services, disk, GPU and file rights.
+def examine(folder: Path) -> list[DoctorFinding]:
+    """Every finding."""
+    return [finding for look in _LOOKS for finding in look(folder)]
 
-    The table says what to do. Exit code 1 when something needed is not well.
-    """
-    folder, output = workspace.resolve(), Output(json)
-    if fix:
-        _close_to_others(folder)
-        _mend_raw(folder)
-    findings = [finding for look in _LOOKS for finding in look(folder)]
-    table = Table("", "what", "found", "what to do", title="plumbline doctor", box=None)
-    for finding in findings:
-        table.add_row("ok" if finding.ok else "!!", finding.name, finding.found, finding.advice)
-    ill = [finding.name for finding in findings if not finding.ok]
-    output.result({"ok": not ill, "findings": [asdict(finding) for finding in findings]}, table)
-    if ill:
-        raise CheckFailed(f"not well: {', '.join(ill)}; the table says what to do.")
+
+def mend(folder: Path) -> None:
+    """Close files to other users. Bring back batches of the raw store that were changed or removed by hand."""
+    root, inbox = _places(folder)
+    close_to_others(root, inbox)
+    Versions(root).mend_tracked(RAW, root / ".plumbline" / "set-aside")
 
 
 def _versions(folder: Path) -> Iterator[DoctorFinding]:
-    from packaging.requirements import Requirement
-
     for text in importlib.metadata.requires("plumbline") or []:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -87,9 +74,6 @@ def _git(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _workspace(folder: Path) -> Iterator[DoctorFinding]:
-    from plumbline.tasks.params.document import load_params
-    from plumbline.flows.graph.workspaces import find_workspace
-
     try:
         root = find_workspace(folder)
         load_params(root)
@@ -101,8 +85,6 @@ def _workspace(folder: Path) -> Iterator[DoctorFinding]:
 
 def _private_files(folder: Path) -> Iterator[DoctorFinding]:
     """Whether prompts, feedback, traffic and models are open to other users of this machine."""
-    from plumbline.data_contracts.private_files import open_to_others
-
     try:
         root, inbox = _places(folder)
     except PlumblineError as error:
@@ -118,17 +100,8 @@ def _private_files(folder: Path) -> Iterator[DoctorFinding]:
     )
 
 
-def _close_to_others(folder: Path) -> None:
-    from plumbline.data_contracts.private_files import close_to_others
-
-    close_to_others(*_places(folder))
-
-
 def _raw_store(folder: Path) -> Iterator[DoctorFinding]:
     """Whether the batches of the append-only raw store are as they came in."""
-    from plumbline.flows.graph.workspaces import find_workspace
-    from plumbline.tasks.storage.versioning.workspace import Versions
-
     try:
         changed = Versions(find_workspace(folder)).changed_tracked(RAW)
     except PlumblineError as error:
@@ -139,19 +112,8 @@ def _raw_store(folder: Path) -> Iterator[DoctorFinding]:
     yield DoctorFinding("raw store", not changed, found, advice)
 
 
-def _mend_raw(folder: Path) -> None:
-    from plumbline.flows.graph.workspaces import find_workspace
-    from plumbline.tasks.storage.versioning.workspace import Versions
-
-    root = find_workspace(folder)
-    Versions(root).mend_tracked(RAW, root / ".plumbline" / "set-aside")
-
-
 def _places(folder: Path) -> tuple[Path, Path]:
     """The workspace and its inbox."""
-    from plumbline.tasks.params.document import load_params
-    from plumbline.flows.graph.workspaces import find_workspace
-
     root = find_workspace(folder)
     return root, root / load_params(root)[0].intake.inbox
 
@@ -163,8 +125,6 @@ def _disk(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _prefect(folder: Path) -> Iterator[DoctorFinding]:
-    import httpx
-
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
         yield DoctorFinding("prefect", True, "no PREFECT_API_URL: a temporary server a run")
@@ -178,10 +138,6 @@ def _prefect(folder: Path) -> Iterator[DoctorFinding]:
 
 def _access(folder: Path) -> Iterator[DoctorFinding]:
     """Whether files with credentials are private, and every service that runs asks for some."""
-    from plumbline.flows.cli.access_checks import open_services, public_files
-    from plumbline.tasks.params.document import load_params
-    from plumbline.flows.graph.workspaces import find_workspace
-
     try:
         root = find_workspace(folder)
         params, _ = load_params(root)
@@ -198,12 +154,6 @@ def _access(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _mlflow(folder: Path) -> Iterator[DoctorFinding]:
-    import httpx
-
-    from plumbline.tasks.params.document import load_params
-    from plumbline.flows.graph.workspaces import find_workspace
-    from plumbline.tasks.registry.store.client import Store, store_uri
-
     try:
         root = find_workspace(folder)
         registry = load_params(root)[0].registry
@@ -223,9 +173,6 @@ def _mlflow(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _remote(folder: Path) -> Iterator[DoctorFinding]:
-    from plumbline.flows.graph.workspaces import find_workspace
-    from plumbline.tasks.storage.versioning.objects import ObjectStore
-
     try:
         url = ObjectStore(find_workspace(folder)).remote_url
     except PlumblineError as error:
