@@ -54,7 +54,7 @@ def test_an_audit_loads_no_library_that_it_does_not_need(
 def test_help_loads_no_library_that_it_does_not_need() -> None:
     code, loaded = _loaded("--help")
     assert code == 0
-    assert loaded & (HEAVY | {"dvc", "numpy", "pydantic", "sqlalchemy"}) == set()
+    assert loaded & (HEAVY | {"dvc", "httpx", "numpy", "pydantic", "sqlalchemy"}) == set()
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from plumbline.flows.cli import services as commands
-from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.services import planned
 from plumbline.tasks.operations.intake.tokens import create_token, token_file
 from plumbline.tasks.operations.services import operate
@@ -75,7 +74,7 @@ def up() -> Iterator[Up]:
         token = create_token(token_file(root), "crowd")
         plan = planned(root, load_params(root)[0])
         try:
-            commands.up(root, [], [], Output(json=False))
+            commands.up(workspace=root)
             patch.setenv("PREFECT_API_URL", "")
             patch.setenv("PREFECT_API_AUTH_STRING", "")
             yield Up(root, plan, token)
