@@ -16,7 +16,7 @@ from plumbline.flows.cli.output import Output
 app = typer.Typer()
 
 
-@app.command(epilog="Example: plumbline init my-assistant --remote s3://bucket/my-assistant")
+@app.command(epilog="Example: plumbline init my-assistant")
 def init(
     directory: Annotated[Path, typer.Argument(help="The folder to make or complete.")],
     remote: Annotated[str | None, typer.Option(help="DVC remote URL; a local folder by default.")] = None,
