@@ -1,4 +1,4 @@
-"""How long an audit takes without re-hashing, on a registry of 1,000 versions and 1,000,000 records.
+"""Time of an audit without re-hashing, on a registry of 1,000 versions and 1,000,000 records.
 
     python -m benchmarks.audit_scale [--versions 1000] [--records 1000000] [--folder DIR]
 

@@ -1,4 +1,4 @@
-"""How many copies curation finds, and how many sound pairs it takes for copies or contradictions.
+"""Precision and recall of curation: copies that it finds, and sound pairs that it takes for copies or contradictions.
 
 Two kinds of sets: copies with an edit, planted in several corpora (precision and recall of the merges), and sound sets
 in which one thing varies that matters (the share that stays). The sample world and the public sets of `../shared/data`

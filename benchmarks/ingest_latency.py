@@ -139,7 +139,7 @@ def at_rest(root: Path, url: str, standbys: int) -> None:
 
 
 def idle(root: Path, standbys: int) -> bool:
-    """Whether as many processes wait as there should be, and used no CPU for three seconds."""
+    """True if as many processes wait as there should be, and used no CPU for three seconds."""
     before = {process.pid: seconds(process) for process in waiting(root)}
     time.sleep(3)
     return len(before) == standbys and before == {process.pid: seconds(process) for process in waiting(root)}

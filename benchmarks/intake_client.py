@@ -39,7 +39,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one request, in seconds after it was due."""
+    """The outcome of one request, in seconds after it was due."""
 
     kind: str
     row_id: str

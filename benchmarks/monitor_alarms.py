@@ -41,7 +41,7 @@ def log_e_at_looks(wins: NDArray[np.int64], votes: int, reference: float) -> NDA
 
 
 def naive_alarm(wins: NDArray[np.int64], votes: int, reference: float) -> NDArray[np.bool_]:
-    """Whether the rate so far lies below the reference by 1.96 standard errors, at each look."""
+    """True if the rate so far lies below the reference by 1.96 standard errors, at each look."""
     n = votes * np.arange(1, wins.shape[1] + 1)
     rate = np.cumsum(wins, axis=1) / n
     return np.asarray(np.abs(rate - reference) > 1.96 * np.sqrt(rate * (1 - rate) / n), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Where the time of a training run goes: functions wrapped so that their CPU seconds are booked to a phase.
+"""Time of a training run by phase: functions wrapped so that their CPU seconds are booked to one.
 
 Plain Python, because `ppo_trl_side` uses it inside TRL's environment.
 """

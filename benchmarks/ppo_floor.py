@@ -1,4 +1,4 @@
-"""How fast PPO could be: its floating-point operations without padding, at the rate of matrix products measured here.
+"""The floor of PPO's time: its floating-point operations without padding, at the rate of matrix products here.
 
 Counted exactly: every linear layer of every real token, causal attention (two products over the pairs of tokens that
 see each other), the vocabulary head at response positions, backward at twice the forward. Not counted: norms,

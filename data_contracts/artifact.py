@@ -1,4 +1,4 @@
-"""What stages hand over: a folder with a manifest that is written last.
+"""Artifacts, which stages hand over: folders with a manifest that is written last.
 
 Layout of an artifact folder:
 
@@ -99,7 +99,7 @@ def new_file(folder: Path, prefix: str) -> tuple[int, Path]:
 
 
 def warnings_of(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
-    """What stages warned of, in their order, with the name of each: the fact `warnings` of their artifacts."""
+    """Warnings of the stages, in their order, each with the stage's name: the fact `warnings` of their artifacts."""
     return [
         {"stage": name, "text": str(text)}
         for name, artifact in artifacts.items()

@@ -56,7 +56,7 @@ class KnownIds:
         return record.model_copy(update={"id": record.content_id(), "given_id": record.id})
 
     def conflict(self, record: Feedback) -> str:
-        """Where the id was given to other content, if it was; else an empty string, and the id is now known."""
+        """The place at which the id was given to other content, else an empty string. The id is known from now on."""
         if record.origin.file != self._file:
             self._file, self._own = record.origin.file, {}
         given, mine = record.given_id or record.id, (_digest(record), record.origin)

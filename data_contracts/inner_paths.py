@@ -14,12 +14,12 @@ def require_new_folder(to: Path) -> None:
 
 
 def holds_content(to: Path) -> bool:
-    """Whether something is there already: a file of that name, or a folder that is not empty."""
+    """True if something is there already: a file of that name, or a folder that is not empty."""
     return to.exists() and (not to.is_dir() or any(to.iterdir()))
 
 
 def is_inner(name: object) -> bool:
-    """Whether a name, joined to a folder, stays in it: relative, in plain parts, and none of git's own files."""
+    """True if a name, joined to a folder, stays in it: relative, in plain parts, and none of git's own files."""
     if not isinstance(name, str) or "\0" in name:
         return False
     return all(part not in ("", ".", "..") and part.lower() != ".git" for part in name.split("/"))

@@ -52,12 +52,12 @@ class Interaction(Record):
 
     @property
     def voter(self) -> str:
-        """Who counts once: the user, or where none was named the request itself."""
+        """The one who counts once: the user, or the request itself if it named no user."""
         return self.id if self.user is None else f"user {self.user}"
 
 
 class InteractionFeedback(Record):
-    """What a user did with an answer. The same (request_id, kind, annotator) counts once."""
+    """A user's reaction to an answer. The same (request_id, kind, annotator) counts once."""
 
     request_id: str = Field(min_length=1, max_length=200)
     kind: FeedbackKind

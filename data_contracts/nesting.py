@@ -1,4 +1,4 @@
-"""How deep a JSON text is nested, told before it is parsed."""
+"""The depth of a JSON text, found before it is parsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def levels(text: bytes) -> int:
 
 
 def deeper_than(text: bytes, limit: int) -> bool:
-    """Whether a JSON text has more levels than `limit`; text with few brackets is not looked at closely."""
+    """True if a JSON text has more levels than `limit`; text with few brackets is not looked at closely."""
     return openers(text) > limit and levels(text) > limit
 
 

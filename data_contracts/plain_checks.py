@@ -38,7 +38,7 @@ def blame_plainly(suite: Mapping[str, Any], columns: Columns) -> Iterator[Blamed
 
 
 def is_iso8601(value: object) -> bool:
-    """Whether a value is a string that `datetime.fromisoformat` reads with `T` or a space between date and time."""
+    """True if a value is a string that `datetime.fromisoformat` reads with `T` or a space between date and time."""
     if not isinstance(value, str):
         return False
     try:

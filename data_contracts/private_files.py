@@ -1,4 +1,4 @@
-"""Who may read a workspace: its owner alone, or the owner's group where the owner says so.
+"""File modes of a workspace: for its owner alone, or for the owner's group if the owner says so.
 
 Everything that holds prompts, feedback, traffic, or models trained on them lies in the folders named in `PRIVATE`:
 files of mode 0600 in folders of mode 0700. Each process sets its umask to that when it starts, whatever umask it was
@@ -26,7 +26,7 @@ _LISTED = 0o044
 
 
 def workspace_umask(root: Path | None) -> int:
-    """What to take from the mode of each new file: all that is not the owner's, or as much as `.plumbline` lacks."""
+    """The umask for new files: all that is not the owner's, or as much as the mode of `.plumbline` lacks."""
     mode = _mode(root / HOME) if root is not None else None
     if mode is None or mode & _OTHERS or mode & 0o050 != 0o050:
         return _NOT_OWNER
@@ -79,7 +79,7 @@ def _open_ones(root: Path, inbox: Path | None) -> Iterator[tuple[Path, int]]:
 
 
 def _takes_in(path: Path, mode: int, inbox: Path | None) -> bool:
-    """Whether it is a folder into which others may drop files without seeing what is there (0733, 0730)."""
+    """True if it is a folder into which others may drop files without seeing what is there (0733, 0730)."""
     visible = inbox is not None and not any(part.startswith(".") for part in path.relative_to(inbox).parts)
     return visible and path.is_dir() and not mode & _LISTED
 
@@ -106,7 +106,7 @@ def _mode(path: Path) -> int | None:
 
 
 def _change_mode(path: Path, mode: int) -> bool:
-    """Whether it could be done. Never through a link: someone else may have put one there meanwhile."""
+    """True if the mode could be changed. Never through a link: someone else may have put one there meanwhile."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -1,4 +1,4 @@
-"""How a long computation tells how far it is, without knowing who watches."""
+"""Progress of a long computation, reported without knowing who watches."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Message(Record):
 
 
 class Origin(Record):
-    """Where a record was read: raw file name (digest or path inside the workspace) and 1-based line.
+    """The place at which a record was read: raw file name (digest or path inside the workspace) and 1-based line.
 
     `senders` are the names of the tokens under which the row came over HTTP; nothing for files that a person ingested.
     """

@@ -9,7 +9,7 @@ _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]+@")
 
 
 def has_password(text: str) -> bool:
-    """Whether a URL in the text carries a password (`scheme://user:password@host`, or a key in its query)."""
+    """True if a URL in the text carries a password (`scheme://user:password@host`, or a key in its query)."""
     return _PASSWORD.search(text) is not None or _QUERY_KEY.search(text) is not None
 
 

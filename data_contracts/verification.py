@@ -1,4 +1,4 @@
-"""What a re-hash of one copy of one object found: the unit of every audit."""
+"""The result of re-hashing one copy of one object: the unit of every audit."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class HashCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether the bytes are those that were recorded."""
+        """True if the bytes are those that were recorded."""
         return self.found == self.hash
 
     def problem(self) -> str:
-        """What is wrong, in words, for a check that is not ok."""
+        """The difference in words, for a check that is not ok."""
         if self.found is None:
             return f"{self.name}: missing in {self.where}, expected {self.hash}."
         return f"{self.name}: changed in {self.where}, expected {self.hash}, found {self.found}."

@@ -1,4 +1,4 @@
-"""What happens, in order: flows, their params and the command line."""
+"""The flows, their params and the command line."""
 
 import os
 import signal

@@ -101,7 +101,7 @@ def _run(root: Path, params: Params, admission: Admission, asked: Mapping[str, A
 
 
 def _trigger(root: Path, params: Params, admission: Admission, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What started the run, for the manifest. A key names its event, also where that event was lost."""
+    """The trigger of the run, for the manifest. A key names its event, also if that event was lost."""
     key = asked["key"] if asked["key"] in admission.keys else next(iter(admission.keys), None)
     entry = find(open_outbox(root, params), key) if key is not None else None
     return {

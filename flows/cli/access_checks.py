@@ -32,7 +32,7 @@ def public_files(root: Path, params: Params) -> list[str]:
 
 
 def open_services(root: Path, params: Params) -> list[str]:
-    """What services that run give to a stranger: no credentials, a strange Host, a page of another origin."""
+    """Running services that are open to a stranger: no credentials, a strange Host, a page of another origin."""
     found = []
     for service in planned(root, params).services:
         if service.port is not None:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and the tables at its end."""
+"""The display of a run on the terminal, and the tables at its end."""
 
 from __future__ import annotations
 

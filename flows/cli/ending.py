@@ -1,4 +1,4 @@
-"""How a command ends: with its exit code, one line for what went wrong, and a log for the rest.
+"""The end of a command: its exit code, one line for what went wrong, and a log for the rest.
 
 1. Streams that are closed or cannot show a character end no command.
 2. SIGINT and SIGTERM become one exception, and whatever a library makes of it, the command says `interrupted`.

@@ -1,4 +1,4 @@
-"""Where results, remarks and failures go: results to stdout, as text or one JSON object; the rest to stderr."""
+"""Output: results to stdout, as text or one JSON object; remarks and failures to stderr."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ app = typer.Typer()
 
 
 def override_of(name: str | None, reason: str) -> Override | None:
-    """Who answers for it, from the two options. Raises `UsageError` for a reason without a name."""
+    """The override that the two options name. Raises `UsageError` for a reason without a name."""
     from plumbline.tasks.operations.promote_model import Override
 
     if name is None and reason:

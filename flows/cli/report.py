@@ -154,7 +154,7 @@ def _too_long(facts: Mapping[str, Any]) -> str:
 
 
 def _sifted(facts: Mapping[str, Any]) -> bool:
-    """Whether a stage told which records the template refuses; those of older runs do not."""
+    """True if a stage told which records the template refuses; those of older runs do not."""
     return "refused_by_template" in facts
 
 
@@ -178,7 +178,7 @@ def _refused(facts: Mapping[str, Any]) -> str:
 
 
 def _control_tokens(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """How many records, of all splits, spell control tokens, and how many each token."""
+    """The number of records, of all splits, that spell control tokens, and the number for each token."""
     told = [facts[name].get("control_tokens") or {} for name in ("finetune", "evaluate")]
     tokens: Counter[str] = Counter()
     for own in told:

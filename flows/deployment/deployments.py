@@ -1,4 +1,4 @@
-"""What a server runs by itself: one literal description of the deployments, for `plumbline deploy` and for a file.
+"""The deployments: one literal description, for `plumbline deploy` and for a file.
 
 A deployment and its automations carry the workspace's id in their names, so that workspaces may share a server.
 `apply` compares before it writes: a second call changes nothing, and what a person paused stays paused.
@@ -217,7 +217,7 @@ def _settle_pool(client: SyncPrefectClient) -> Iterator[str]:
 
 
 def job_variables(root: str) -> dict[str, Any]:
-    """What a run's process gets: the environment of every Plumbline process, and the workspace to work in."""
+    """The environment and folder of a run's process: that of every Plumbline process, and the workspace."""
     return {"env": dict(ENVIRONMENT), "working_dir": root}
 
 
@@ -258,7 +258,7 @@ def _settle_deployment(
 
 
 def _wanted(described: DescribedDeployment, root: Path, workspace: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What a deployment must say, under the names of Prefect's client."""
+    """The fields of a deployment as they should be, under the names of Prefect's client."""
     return {
         "entrypoint": described.entrypoint,
         "description": described.description,

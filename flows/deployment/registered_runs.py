@@ -27,7 +27,7 @@ _MOST_NAMES = 5
 
 
 def is_anothers(name: str, root: Path) -> bool:
-    """Whether a deployment has the name of one that another workspace registered."""
+    """True if a deployment has the name of one that another workspace registered."""
     found = _ANOTHERS.fullmatch(name)
     return found is not None and found["workspace"] != workspace_id(root)
 

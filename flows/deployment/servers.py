@@ -47,7 +47,7 @@ class Server:
 
     @property
     def told(self) -> dict[str, str]:
-        """What a command's JSON says of it."""
+        """The server, for a command's JSON."""
         return {"url": mask(self.url), "whose": self.whose}
 
     def __str__(self) -> str:

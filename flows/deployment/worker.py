@@ -247,7 +247,7 @@ class WarmWorker(ProcessWorker, abc.ABC):  # abc.ABC: not put into Prefect's reg
 def _run_environment(
     flow_run: FlowRun, deployment: DeploymentResponse, configuration: ProcessJobConfiguration
 ) -> dict[str, str]:
-    """What Prefect tells the process of this run (`prefect.runner._starter_engine`, `_workspace_supervisor`).
+    """Prefect's variables for the process of this run (`prefect.runner._starter_engine`, `_workspace_supervisor`).
 
     The entrypoint is that which was checked: the process does not ask the server for it again.
     """

@@ -1,4 +1,4 @@
-"""What a whole run is refused for before it starts: params that contradict one another, or name what is not there."""
+"""Checks before a whole run: params that contradict one another, or name a thing that is not there."""
 
 from __future__ import annotations
 

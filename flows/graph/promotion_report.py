@@ -1,4 +1,4 @@
-"""What promotion, rollback and history print: tables for people, payloads for programs."""
+"""The output of promotion, rollback and history: tables for people, payloads for programs."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _make_workspace(root: Path, remote: str | None) -> list[str]:
 
 
 def _versioned_files() -> list[str]:
-    """What git keeps of a workspace, by its relative path; some of it comes with the first run."""
+    """The files of a workspace that git keeps, by relative path; some of them come with the first run."""
     from plumbline.flows.graph.stages import STAGES
     from plumbline.tasks.data.validate_feedback import RAW
 
@@ -113,7 +113,7 @@ def _refuse_foreign(root: Path) -> None:
 
 
 def _names(text: bytes) -> set[str]:
-    """What tells Plumbline's `params.yaml` and `dvc.yaml` from others: the sections, and the stages."""
+    """The names by which Plumbline's `params.yaml` and `dvc.yaml` are recognised: the sections, and the stages."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 

@@ -134,7 +134,7 @@ class Proving:
 
 
 def proof(secret: str, nonce: str, port: int) -> str:
-    """What a server at a port answers to a nonce."""
+    """The answer of a server at a port to a nonce."""
     told = f"plumbline server\n{port}\n{nonce}".encode()
     return hmac.new(secret.encode(), told, hashlib.sha256).hexdigest()
 

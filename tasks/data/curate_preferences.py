@@ -74,7 +74,7 @@ def curate_preferences(
 def objections(
     validated: Mapping[str, Any], curated: Curated, single: CuratedUnpaired | None, limits: FeedbackParams
 ) -> list[str]:
-    """What params do not allow of the rows that were set aside, of pairs and of single responses each."""
+    """Objections of params to the rows that were set aside, of pairs and of single responses each."""
     apart: Mapping[str, Any] = validated.get("unpaired") or {"read": 0, "reasons": {}}
     pairs = Counter(validated["reasons"]) - Counter(apart["reasons"])
     pairs += Counter(row.reason for row in curated.quarantined)
@@ -86,7 +86,7 @@ def objections(
 
 
 def set_aside(curated: Curated, single: CuratedUnpaired | None) -> tuple[list[Merged], list[Quarantined]]:
-    """What curation folded and what it set aside, of pairs and of single responses."""
+    """The rows that curation merged and those that it set aside, of pairs and of single responses."""
     if single is None:
         return curated.merged, curated.quarantined
     return [*curated.merged, *single.merged], [*curated.quarantined, *single.quarantined]

@@ -131,7 +131,7 @@ def _report_folder(root: Path) -> Path:
 def _under_template(
     base: Path, records: Sequence[PreferencePair | UnpairedResponse], trust_remote_code: bool
 ) -> dict[str, Any]:
-    """How many records the base's chat template refuses, by its reason, and which spell control tokens."""
+    """The number of records that the base's chat template refuses, by its reason, and of those with control tokens."""
     if not (base / "config.json").is_file():
         return {}
     from plumbline.tasks.models.loading import load_tokenizer

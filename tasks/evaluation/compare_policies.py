@@ -75,7 +75,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """What became of an attempt: a trial and its folders, or why there is none."""
+    """The outcome of an attempt: a trial and its folders, or why there is none."""
 
     attempt: Attempt
     trial: Trial | None
@@ -176,7 +176,7 @@ def report_comparison(
 
 
 def refused_by(metrics: Mapping[str, Any], gate: GateParams) -> list[VariantRefusal]:
-    """What the gate of a registration says no to."""
+    """The checks of a registration's gate that say no."""
     said = [reason for reason in decide(metrics, gate).reasons if not reason.passed]
     return [VariantRefusal(reason.name, reason.value, reason.threshold, reason.text) for reason in said]
 

@@ -30,7 +30,7 @@ _ROWS = "pairs.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class SelfPlayed:
-    """What self-play ended with: the batch, what became of the prompts, and how far the judge was found to be right."""
+    """The result of self-play: the batch, the outcomes of the prompts, and the judge's agreement with people."""
 
     batch: Batch
     counts: dict[str, int]

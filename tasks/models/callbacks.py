@@ -1,4 +1,4 @@
-"""What Plumbline adds around the steps of a trainer: progress, sealed checkpoints, a last row, early stopping."""
+"""Callbacks around the steps of a trainer: progress, sealed checkpoints, a last row, early stopping."""
 
 from __future__ import annotations
 

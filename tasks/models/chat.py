@@ -48,7 +48,7 @@ _PROBE = (Message(role="user", content="Hello"),)
 
 
 class PairLike(Protocol):
-    """What `split_by_context` needs of a preference pair."""
+    """The part of a preference pair that `split_by_context` reads."""
 
     @property
     def prompt(self) -> Sequence[Message]: ...  # noqa: D102
@@ -145,7 +145,7 @@ def encode_all(
 def encode_wholes(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], completions: Sequence[str]
 ) -> list[list[int]]:
-    """What `encode_all` gives, prompt and completion in one: for readers that need not tell them apart."""
+    """Prompt and completion in one, as `encode_all` gives them: for readers that need not tell them apart."""
     end = end_token_id(tokenizer)
     wholes = encode_conversations(tokenizer, answered(prompts, completions))
     return [_cut([], whole, end)[1] for whole in wholes]
@@ -222,7 +222,7 @@ def _try_to_render(
 
 
 def _raised_by_templates() -> tuple[type[Exception], ...]:
-    """What a template raises: TemplateError (`raise_exception`, undefined names), and what its expressions do."""
+    """The errors of a template: TemplateError (`raise_exception`, undefined names), and those of its expressions."""
     from jinja2 import TemplateError
 
     return (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
@@ -263,7 +263,7 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences begin with in common."""
+    """The number of ids with which two sequences begin in common."""
     length = 0
     for left, right in zip(one, other, strict=False):
         if left != right:

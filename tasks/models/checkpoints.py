@@ -67,7 +67,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder was sealed and still holds exactly the files that it held then."""
+    """True if a folder was sealed and still holds exactly the files that it held then."""
     return _damage(folder) is None
 
 

@@ -66,7 +66,7 @@ def _control_tokens(
 
 
 def _is_mark(text: str, template: str) -> bool:
-    """Whether an added token that is not special serves as a mark: by its form, or because the template writes it."""
+    """True if an added token that is not special serves as a mark: by its form, or because the template writes it."""
     if not any(character.isalnum() for character in text) or text.isalnum():
         return False
     return (_is_sign(text[0]) and _is_sign(text[-1])) or text in template
@@ -86,7 +86,7 @@ class ControlTokens:
     _kept: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
     def spelled(self, content: str) -> bool:
-        """Whether a content spells a control token, or its beginning or end at its border; what is near is spelled."""
+        """True if a content spells a control token, or its beginning or end at its border; what is near is spelled."""
         if self._search.search(content) or self._opening.match(content):
             return True
         if self._normalised is None:
@@ -168,7 +168,7 @@ class ControlTokens:
             return frozenset()
 
     def _places(self, content: str, left: frozenset[str]) -> list[int]:
-        """Where marks go: behind the first character of each spelling, before it where it has but one; at borders."""
+        """Places of marks: behind the first character of each spelling, before it if it has but one; at borders."""
         places = {
             start + (len(text) > 1) for start in self._starts(content) if (text := self._at(content, start)) not in left
         }

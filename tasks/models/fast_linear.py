@@ -43,7 +43,7 @@ def use_fast_linears(model: nn.Module) -> None:
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this is a machine as the module's docstring names it."""
+    """True if this is a machine as the module's docstring names it."""
     if not _mkl_is_slow_here():
         return False
     if not hasattr(torch.ops.mkldnn, _OPERATION):
@@ -64,7 +64,7 @@ def _mkl_is_slow_here() -> bool:
 
 
 def _is_zen5_or_later(facts: str) -> bool:
-    """Whether `/proc/cpuinfo` speaks of an AMD processor of a family from Zen 5's on."""
+    """True if `/proc/cpuinfo` speaks of an AMD processor of a family from Zen 5's on."""
     family = re.search(r"^cpu family\s*:\s*(\d+)", facts, re.MULTILINE)
     return "AuthenticAMD" in facts and family is not None and int(family[1]) >= _ZEN5_FAMILY
 

@@ -31,7 +31,7 @@ def use_fast_norms(model: nn.Module) -> None:
 
 
 def _epsilon(module: nn.Module) -> float | None:
-    """What a module adds to the mean square; None where it is no RMS norm with one weight a channel."""
+    """The addend of a module to the mean square; None if it is no RMS norm with one weight per channel."""
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weights = dict(module.named_parameters())
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float) or list(weights) != ["weight"]:

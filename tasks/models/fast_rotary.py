@@ -47,7 +47,7 @@ def fast_rotary(blocks: nn.Module) -> Iterator[None]:
 @cache
 @torch.no_grad()
 def rotates_halves(own: Rotary) -> bool:
-    """Whether a model's function turns the first half of the channels against the second, found by a probe."""
+    """True if a model's function turns the first half of the channels against the second, found by a probe."""
     numbers = torch.linspace(-1, 1, 2 * 2 * 3 * 4).view(2, 1, 2, 3, 4)  # queries and keys (1, heads, tokens, channels)
     angles = torch.linspace(0, 3, 3 * 4).view(1, 3, 4)
     try:

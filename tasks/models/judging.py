@@ -78,7 +78,7 @@ class Reward(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What normalisation has learned, JSON-able."""
+        """The state of the normalisation, JSON-able."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Reward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a judge says of the K candidates of one prompt.
+    """A judge's verdict on the K candidates of one prompt.
 
     `ranks` (K,): 1 is best, ties share the mean of their places (1, 2.5, 2.5, 4). `wins` (K, K): P(row beats column),
     `wins + wins.T == 1`, ½ on the diagonal; a judge that only orders gives 1, 0 and ½ there.
@@ -181,7 +181,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gains:
-    """What G groups of K candidates gained from their judgements.
+    """The gains of G groups of K candidates from their judgements.
 
     `values` (G, K): higher is better, NaN across the whole row of a group without a judgement. `counts` says what the
     conversion met, such as `unjudged` and `tied`.

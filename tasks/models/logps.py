@@ -82,7 +82,7 @@ def pad_right(sequences: Sequence[Tokens], padding_id: int) -> tuple[torch.Tenso
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:
-    """Whether a model's forward takes an argument, seen through adapters (PEFT)."""
+    """True if a model's forward takes an argument, seen through adapters (PEFT)."""
     return argument in inspect.signature(unadapted(model).forward).parameters
 
 

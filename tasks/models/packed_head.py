@@ -100,7 +100,7 @@ class Labelled(NamedTuple):
 def _score(
     model: PreTrainedModel, batch: Labelled, outputs: Collection[str], temperature: float, items: int | Tensor | None
 ) -> Any:
-    """What TRL's fused forward returns."""
+    """The result of TRL's fused forward."""
     from trl.trainer.utils import FusedCausalLMOutput
 
     parts: dict[str, list[Tensor]] = {}

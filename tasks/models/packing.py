@@ -170,7 +170,7 @@ def backbone(model: PreTrainedModel) -> nn.Module:
 
 
 def attends_plainly(model: PreTrainedModel) -> bool:
-    """Whether every layer sees all tokens before it, by a registered function that takes a bool mask (SDPA)."""
+    """True if every layer sees all tokens before it, by a registered function that takes a bool mask (SDPA)."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     windows = set(kinds) - {"full_attention"} if kinds else getattr(config, "sliding_window", None)
@@ -191,7 +191,7 @@ def probing(model: nn.Module) -> Iterator[None]:
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether packing gives this model's own hidden states, found by a probe of three short sequences."""
+    """True if packing gives this model's own hidden states, found by a probe of three short sequences."""
     if not attends_plainly(model):
         return False
     blocks = backbone(model)
@@ -242,7 +242,7 @@ def _packed_attention(model: nn.Module) -> Iterator[None]:
 
 
 def ends_plainly(blocks: nn.Module) -> bool:
-    """Whether the last layer is what `_tail_at` takes it for, found by a probe of three tokens, once a model."""
+    """True if the last layer is what `_tail_at` takes it for, found by a probe of three tokens, once a model."""
     if blocks not in _plain_ends:
         layers = getattr(blocks, "layers", None)
         last = layers[-1] if isinstance(layers, nn.ModuleList) else None

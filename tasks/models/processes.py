@@ -12,14 +12,14 @@ Found = TypeVar("Found")
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes; true of a process alone."""
+    """True if this process is the one that writes; true of a process alone."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
     return os.environ.get("RANK", "0") == "0"
 
 
 def several() -> bool:
-    """Whether a launcher started this process as one of several."""
+    """True if a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

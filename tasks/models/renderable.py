@@ -76,7 +76,7 @@ def sift_splits(
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, records: Sequence[AnyRecord]) -> dict[str, Any]:
-    """How many records spell control tokens in their texts, and how many of them each token, which is read as text."""
+    """The number of records that spell control tokens, and the number for each token, which is read as text."""
     control = control_tokens(tokenizer)
     tokens: Counter[str] = Counter()
     rows = 0
@@ -88,7 +88,7 @@ def spelled(tokenizer: PreTrainedTokenizerBase, records: Sequence[AnyRecord]) ->
 
 
 def _talks(record: AnyRecord) -> tuple[Talks, Talks]:
-    """What stages render of a record: prompts that are answered, and whole conversations."""
+    """The conversations of a record that stages render: prompts that are answered, and whole conversations."""
     if isinstance(record, Conversation):
         places = [place for place, each in enumerate(record.messages) if each.role == "assistant" and place > 0]
         return [record.messages[:place] for place in places], [record.messages[: place + 1] for place in places]

@@ -1,4 +1,4 @@
-"""What a model says of the tokens of responses: the states and logits that predict them, and no others.
+"""States and logits that predict the tokens of responses, and no others.
 
 1. Sequences are packed end to end, so no padding is computed, and what several prompts begin with is computed once
    (`packing`; found by a probe where a model takes it). Otherwise they are padded on the right and no attention mask is
@@ -92,7 +92,7 @@ def unadapted(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def head_is_last(policy: PreTrainedModel) -> bool:
-    """Whether logits are the output head on the last hidden state and nothing more, found by a probe of two tokens.
+    """True if logits are the output head on the last hidden state and nothing more, found by a probe of two tokens.
 
     The forward that is probed is that of the model's class, in its own precision: what a trainer puts around it on the
     instance (autocast, a fused head) must not decide.
@@ -109,7 +109,7 @@ def head_is_last(policy: PreTrainedModel) -> bool:
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether a model, as it is now, can be packed, on CPU in float32, its head being its last step.
+    """True if a model, as it is now, can be packed, on CPU in float32, its head being its last step.
 
     Found by probes, once a model. Not in training with dropout on: what two rows share, they would share with its gaps.
     """
@@ -122,7 +122,7 @@ def packs(model: PreTrainedModel) -> bool:
 
 
 def _thins(model: PreTrainedModel) -> bool:
-    """Whether any dropout is on, in modules or in the rates that attention functions read."""
+    """True if any dropout is on, in modules or in the rates that attention functions read."""
     return any(
         value > 0
         for each in model.modules()

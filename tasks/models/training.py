@@ -1,4 +1,4 @@
-"""What every training around TRL shares: resuming, and failures with a name."""
+"""The frame of every training around TRL: resuming, and failures with a name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What runs day and night: services, intake, fresh feedback, serving, monitoring, promotion."""
+"""Operations: services, intake, fresh feedback, serving, monitoring, promotion."""

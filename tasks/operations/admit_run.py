@@ -51,7 +51,7 @@ def finish_run(
 
 
 def gather(root: Path, params: Params, engine: Engine, event_key: str | None = None) -> FreshState:
-    """What admission has to know: the last model, what is new beside it, and who lives."""
+    """Gather the facts for admission: the last model, what is new beside it, and which runs live."""
     # a key that is claimed may be due again by the time of the decision: its run was killed
     unspent = [item for item in standings(engine) if item.state != SPENT]
     model = latest_model(Store(root, params.registry))
@@ -71,7 +71,7 @@ def gather(root: Path, params: Params, engine: Engine, event_key: str | None = N
 
 
 def _answers(manifest: Mapping[str, Any], item: Standing) -> bool:
-    """Whether the version was trained on this batch, or made because of this finding."""
+    """True if the version was trained on this batch, or made because of this finding."""
     if item.entry.kind == "batch":
         return item.entry.payload["batch"] in {batch["path"] for batch in manifest.get("raw_batches", ())}
     return item.entry.key in (manifest.get("trigger") or {}).get("keys", ())
@@ -103,7 +103,7 @@ def _holders(known: Sequence[FreshRun]) -> tuple[frozenset[str], frozenset[str]]
 
 
 def _born(pid: int) -> str | None:
-    """When a process began, as text that no change of the clock alters; None where there is none, or a zombie."""
+    """The start time of a process, as text that no change of the clock alters; None for no process, or a zombie."""
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:

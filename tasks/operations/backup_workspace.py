@@ -60,7 +60,7 @@ _SECRETS = {".plumbline/users.key", ".dvc/config.local"}
 
 @dataclass(frozen=True, slots=True)
 class BackupReport:
-    """What was saved: files and bytes; `left_out` names what a person has to save by other means."""
+    """The saved files and bytes; `left_out` names the rest, which a person saves by other means."""
 
     workspace: str
     to: str

@@ -39,7 +39,7 @@ _SEEN = ("train.jsonl", "validation.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How both are sampled, and with which seed."""
+    """The sampling of both versions, and its seed."""
 
     evaluation: EvaluationParams
     seed: int
@@ -132,7 +132,7 @@ def unseen(test: Sequence[CuratedPair], seen: Sequence[CuratedPair]) -> tuple[li
 
 
 def _is_whole(path: Path, key: VerifyingKey) -> bool:
-    """Whether a kept comparison is what was measured: else it is measured again. Its win rate opens a gate."""
+    """True if a kept comparison is what was measured: else it is measured again. Its win rate opens a gate."""
     if not path.is_dir() or verify_artifact(path):
         return False
     facts = dict(read_artifact(path, contract=CONTRACT).facts)

@@ -81,7 +81,7 @@ class _Alone:
         self.count = 0
 
     def each(self, work: Callable[[Sequence[T]], list[R]], items: Sequence[T], name: Callable[[T], str]) -> list[R]:
-        """What the work makes of the items."""
+        """Apply the work to the items."""
         try:
             return work(items)
         except Exception:

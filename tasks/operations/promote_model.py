@@ -42,7 +42,7 @@ ACTOR = "PLUMBLINE_ACTOR"
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Who answers for a promotion that a gate refused, and why."""
+    """The person who answers for a promotion that a gate refused, and why."""
 
     name: str
     reason: str
@@ -50,7 +50,7 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What came of it: `promoted` or not, each gate, the lines added to the ledger, what was repaired first."""
+    """The result: `promoted` or not, each gate, the lines added to the ledger, what was repaired first."""
 
     model_uri: str
     alias: str
@@ -231,7 +231,7 @@ def anchor_history(root: Path, params: Params, *, reason: str, actor: str | None
 
 
 def current_actor(root: Path) -> str:
-    """Who acts: `$PLUMBLINE_ACTOR`, else git's user of the workspace, else the user of the operating system."""
+    """The actor: `$PLUMBLINE_ACTOR`, else git's user of the workspace, else the user of the operating system."""
     given = os.environ.get(ACTOR, "").strip()
     if given:
         return given
@@ -336,7 +336,7 @@ def _unverified(store: Store, version: Version, alias: str, root: Path) -> str |
 
 
 def _attempt(measure: Any) -> Mapping[str, Any] | str:
-    """What was measured, or why it could not be: the gate fails with that, and can be overridden by name."""
+    """The measured value, or why it could not be measured: the gate then fails, and can be overridden by name."""
     try:
         found: Mapping[str, Any] = measure()
     except SignatureError:

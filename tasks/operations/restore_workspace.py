@@ -33,7 +33,7 @@ _KEY_NAME = re.compile(r"signing(-[0-9a-f]{16})?\.key")
 
 @dataclass(frozen=True, slots=True)
 class RestoredWorkspace:
-    """What was brought back. `to_do` names what a person has to do by other means."""
+    """The restored parts. `to_do` names what a person has to do by other means."""
 
     workspace: str
     came_from: str

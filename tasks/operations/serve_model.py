@@ -78,7 +78,7 @@ def serve_model(root: Path, params: Params, *, alias: str, port: int | None, rea
 
 
 def application(service: ChatService, serving: ServingParams, *, model_name: str, token: str | None) -> ASGIApp:
-    """What is served: the endpoints, behind the checks of Host and Origin."""
+    """The application: the endpoints, behind the checks of Host and Origin."""
     from plumbline.tasks.operations.serving.app import create_app
 
     app = create_app(service, model_name=model_name, token=token)
@@ -196,12 +196,12 @@ def record_return(root: Path, params: Params, store: Store, reason: str, evidenc
 
 
 def key_file(root: Path) -> Path:
-    """Where the key is that requests carry when params name no other."""
+    """The file of the key that requests carry if params name no other."""
     return root / ".plumbline" / "serving" / "key"
 
 
 def token_place(root: Path, serving: ServingParams) -> str | None:
-    """Where the bearer token is, in words for a person; None where none is asked for."""
+    """The place of the bearer token, in words for a person; None if none is asked for."""
     return None if serving.anonymous else serving.token or str(key_file(root))
 
 

@@ -33,7 +33,7 @@ _LONGEST_REASON = 1000
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """What a withdrawal came to: the entry in force (or taken back), its rows, and the versions that used them."""
+    """The result of a withdrawal: the entry in force (or taken back), its rows, and the versions that used them."""
 
     entry: Withdrawal
     changed: bool

@@ -1,4 +1,4 @@
-"""What the stages of one run share."""
+"""The session that the stages of one run share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from plumbline.tasks.pipeline.stage import StageRecord
 
 
 class RunLog(Protocol):
-    """Where a run is logged (`tasks.registry.store.runs.Run`)."""
+    """The log of a run (`tasks.registry.store.runs.Run`)."""
 
     def log_stage(self, record: StageRecord) -> str:
         """Log a stage that is whole and committed; return the id of its run."""
 
     def seconds_of(self, stage: str, digest: str) -> float | None:
-        """How long the run that made this output of a stage took; None where no run is known."""
+        """Seconds of the run that made this output of a stage; None if no run is known."""
 
     def log_variant(self, name: str, folder: Path, settings: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         """Log one variant of a comparison; return the id of its run."""
@@ -34,7 +34,7 @@ class RunLog(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What every stage task of one flow run shares."""
+    """The session that every stage task of one flow run shares."""
 
     root: Path
     params: Section

@@ -37,7 +37,7 @@ _TEMPLATE = re.compile(r"\$\{([a-z_.]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What a stage body is given besides its params.
+    """The arguments of a stage body besides its params.
 
     `folder` is the draft of the artifact. `work` survives a kill and is never an input of another
     stage: caches stay there, and `run-*` (checkpoints) goes once the artifact is whole.

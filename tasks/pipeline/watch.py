@@ -1,4 +1,4 @@
-"""Who watches a run: a display on a terminal, or nobody. Set once by the command line."""
+"""The watch of a run: a display on a terminal, or none. Set once by the command line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from plumbline.tasks.pipeline.stage import Stage, StageRecord
 
 
 class Watch(Protocol):
-    """What a display implements."""
+    """The methods of a display."""
 
     def started(self, stage: Stage) -> None:
         """A stage begins, or is about to be found clean."""
 
     def progress(self, stage: Stage) -> Progress:
-        """Where the stage reports how far it is."""
+        """The function to which the stage reports its progress."""
 
     def finished(self, stage: Stage, record: StageRecord) -> None:
         """A stage is whole and committed."""

@@ -47,7 +47,7 @@ _WHOLE = "an unbroken, signed chain"
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit of one version found.
+    """The findings of an audit of one version.
 
     `objects`: a dict per copy with name, kind, hash, where, found, ok. `verified` is None where nothing was re-hashed
     and nothing else is wrong. `notes` are worth knowing and break nothing; `moved_from` is where the workspace lay
@@ -213,7 +213,7 @@ def _record_row(problems: Sequence[str]) -> HashCheck:
 
 
 def _trigger(root: Path, params: OperationsParams, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the outbox still knows of the event that started the run; nothing for a run that a person started."""
+    """The outbox's record of the event that started the run; nothing for a run that a person started."""
     event = manifest.get("trigger_event_id")
     if not event:
         return {}
@@ -260,7 +260,7 @@ def _ancestors(name: str) -> Iterator[str]:
 def _unlinked_artifacts(
     manifest: Mapping[str, Any], objects: ObjectStore, checks: Iterable[HashCheck]
 ) -> Iterator[str]:
-    """Where DVC's version of an artifact is not the artifact that the stage wrote (and, for the model, registered)."""
+    """Artifacts of which DVC's version is not what the stage wrote (or, for the model, what was registered)."""
     broken = {check.hash for check in checks if not check.ok}
     for name, stage in manifest["stages"].items():
         for path, out in stage["outs"].items():

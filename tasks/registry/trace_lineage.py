@@ -226,7 +226,7 @@ def audit_record(root: Path, record: str, params: RegistryParams) -> RecordRepor
 def _search(
     root: Path, objects: ObjectStore, datasets: Mapping[str, str], records: Iterable[str], problems: Iterable[str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """What became of records in every dataset, each line once; and what could not be searched, beside `problems`."""
+    """The fates of records in every dataset, each line once; and what could not be searched, beside `problems`."""
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     told = dict.fromkeys(problems)
     for digest, path in datasets.items():
@@ -247,7 +247,7 @@ def _datasets(root: Path, index: LineageIndex, name: str) -> dict[str, str]:
 
 
 def _fates(root: Path, objects: ObjectStore, digest: str, record: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """What became of a record in one dataset: a dict per line of it."""
+    """The fates of a record in one dataset: a dict per line of it."""
     places = look_up(dataset_index(root, objects, digest), record)
     if not places:
         return
@@ -279,7 +279,7 @@ def _fate(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 def _uses(
     row: Mapping[str, Any], users: Iterable[Hit], name: str, aliases: Mapping[str, list[str]]
 ) -> Iterator[dict[str, Any]]:
-    """How each version used the record; having been accepted says nothing yet, curation decides."""
+    """Each version's use of the record; having been accepted says nothing yet, curation decides."""
     if row["fate"] not in USES:
         return
     for hit in users:

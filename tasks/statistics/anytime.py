@@ -57,7 +57,7 @@ class Interval:
     n: int
 
     def excludes(self, value: float) -> bool:
-        """Whether the value lies outside the interval."""
+        """True if the value lies outside the interval."""
         return not self.low <= value <= self.high
 
 

@@ -157,7 +157,7 @@ def _lowest_difference(a: _Sample, b: _Sample, quantile: float, alpha: float, pa
 
 
 def _lowest_pair(a: _Sample, b: _Sample, quantile: float, alpha: float, paired: bool) -> tuple[int, int]:
-    """Where u and v of the smallest kept u - v stand: bets that a's quantile lies above u and b's below v."""
+    """The places of u and v of the smallest kept u - v: bets that a's quantile lies above u and b's below v."""
     against_u, against_v = a.against_high(quantile), b.against_low(quantile)
     if paired:
         left = 4 / alpha - np.exp(np.minimum(against_v, 700.0))

@@ -92,7 +92,7 @@ class SequentialTest:
 
     @property
     def decided(self) -> bool:
-        """Whether the e-value has ever reached 1/alpha: the mean has changed by more than the margin."""
+        """True if the e-value has ever reached 1/alpha: the mean has changed by more than the margin."""
         return self._peak >= math.log(1 / self.alpha)
 
     def _log_e_along(self, steps: Floats) -> Floats:

@@ -1,1 +1,1 @@
-"""What is kept: DVC and git, and the operations database."""
+"""Storage: DVC and git, and the operations database."""

@@ -91,7 +91,7 @@ def finetune_policy(
 
 
 def training_warnings(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What people have to know beside the result: no judge of its own, responses nobody learns from, and the signs."""
+    """Warnings beside the result: no judge of its own, responses nobody learns from, and the signs."""
     from plumbline.tasks.training.finetuning.signs import signs_of
 
     found, methods = signs_of(facts, rows), facts["method"]
@@ -123,12 +123,12 @@ def unpaired_responses(file: Path, finetune: FinetuneParams) -> tuple[list[Unpai
 
 
 def maximises_mixture(finetune: FinetuneParams) -> bool:
-    """Whether a method is trained on the reward mixture: PPO is, and GRPO where it gives it a weight."""
+    """True if a method is trained on the reward mixture: PPO is, and GRPO where it gives it a weight."""
     return "ppo" in finetune.methods or ("grpo" in finetune.methods and finetune.grpo.reward_weight > 0)
 
 
 def learns_from_reward_model(finetune: FinetuneParams, mixture: MixtureParams, judge: JudgeParams) -> bool:
-    """Whether a method is optimised against the reward model of this run, as a term of its reward or as its judge."""
+    """True if a method is optimised against the reward model of this run, as a term of its reward or as its judge."""
     in_mixture = any(term.kind == "reward_model" and term.weight != 0 for term in mixture.terms)
     ranks = judge.kind == "reward_model" and judge.reward_model.path is None
     return (maximises_mixture(finetune) and in_mixture) or ("grpo" in finetune.methods and ranks)

@@ -1,4 +1,4 @@
-"""Whether two pairs are one judgement that was copied with an edit: evidence in bits, for and against.
+"""Evidence in bits, for and against, that one of two pairs is a copy of the other with an edit.
 
 For a copy speak the words that the responses share. A shingle counts log2(1 + N / df) bits over the N responses of
 the corpus, at most 4, and at most 1 where the prompt holds it too. A response that belongs to k groups of prompts out
@@ -57,7 +57,7 @@ _MANY_TIMES = 8
 
 @dataclass(frozen=True, slots=True)
 class EditJudgement:
-    """Whether one of two pairs is a copy of the other, the bits for it and needed for it, and the reason in words."""
+    """The verdict on two pairs: copy or not, the bits for it and needed for it, and the reason in words."""
 
     copy: bool
     have: float
@@ -84,7 +84,7 @@ class _Compared:
 
 
 class EditEvidence:
-    """What a corpus says about its near pairs. Deterministic, and independent of the order of the pairs."""
+    """The evidence of a corpus on its near pairs. Deterministic, and independent of the order of the pairs."""
 
     def __init__(
         self, items: Sequence[Item], contents: Sequence[PairContent], pools: Pools, places: Sequence[int]
@@ -113,7 +113,7 @@ class EditEvidence:
         )
 
     def asked(self, place: int) -> Asked:
-        """What the prompt of a pair asks for, whatever its case, spacing, punctuation or courtesy."""
+        """The request in the prompt of a pair, in any case, spacing, punctuation or courtesy."""
         return self._sides[place].asked
 
     def most(self, place: int) -> float:
@@ -138,7 +138,7 @@ class EditEvidence:
             self._slots[slot].update(texts)
 
     def judge(self, left: int, right: int) -> EditJudgement:
-        """Whether two pairs, alike in prompt and responses, are one pair and its copy."""
+        """Judge two pairs, alike in prompt and responses: one pair and its copy, or two."""
         one, other = self._sides[left], self._sides[right]
         compared = _Compared(
             one,
@@ -189,7 +189,7 @@ class EditEvidence:
         return ""
 
     def _asked_once(self, left: _Side, right: _Side) -> bool:
-        """Whether one of two prompts has many times the pairs of the other."""
+        """True if one of two prompts has many times the pairs of the other."""
         return _dominated(*(self._asking[side.content.request()] for side in (left, right)))
 
     def _varied(self, left: _Side, right: _Side) -> str:
@@ -219,7 +219,7 @@ class EditEvidence:
         return len(self._slots.get(slot, ())) >= _SLOT_TEXTS
 
     def _turning_places(self, group: int) -> set[Slot]:
-        """Where prompts of a group differ that have opposite preferences of the same two responses."""
+        """The places at which prompts of a group differ that have opposite preferences of the same two responses."""
         if group not in self._turning:
             self._turning[group] = _turning_places(self._by_group[group])
         return self._turning[group]
@@ -239,7 +239,7 @@ class EditEvidence:
 
 
 def _shingle_bits(pool: Pool) -> F64:
-    """What it is worth that two texts share a shingle: (m,), by how many other texts hold it."""
+    """The evidence of a shared shingle, in bits: (m,), by the number of other texts that hold it."""
     shingles = pool.near.shingles
     others = np.maximum(np.bincount(shingles.columns, minlength=len(shingles.hashes)) - 1, 1)
     bits = np.log2(1 + max(shingles.texts, _FEWEST_TEXTS) / others)
@@ -293,6 +293,6 @@ def _flat(request: Asked) -> Words:
 
 
 def _mirrored(prompt: Sequence[Edit], responses: Sequence[Edit]) -> bool:
-    """Whether a word that the prompts differ in is one that the responses differ in."""
+    """True if a word that the prompts differ in is one that the responses differ in."""
     asked, said = ({word for edit in edits for word in (*edit.removed, *edit.added)} for edits in (prompt, responses))
     return bool({word for word in asked if len(word) > 1} & said)

@@ -1,4 +1,4 @@
-"""What of a preference pair is compared: the one place that knows its fields.
+"""The texts of a preference pair that are compared: the one place that knows its fields.
 
 Another kind of feedback brings its own module like this one; the algorithms see only texts and their numbers.
 """
@@ -36,7 +36,7 @@ class PairContent:
     turns: tuple[tuple[str, int], ...] = ()
 
     def request(self) -> Hashable:
-        """What two pairs share that ask for the same: every turn, the system prompt included."""
+        """The key that two pairs share that ask for the same: every turn, the system prompt included."""
         return self.prompt, self.turns
 
     def said(self) -> tuple[str, str]:
@@ -60,7 +60,7 @@ class Pool:
         self._pairs = {(int(left), int(right)) for left, right in self.near.pairs}
 
     def alike(self, left: str, right: str) -> bool:
-        """Whether two texts are the same or verified near duplicates."""
+        """True if two texts are the same or verified near duplicates."""
         if left == right:
             return True
         numbers = sorted((self._numbers[left], self._numbers[right]))
@@ -93,11 +93,11 @@ class Pools:
     responses: Pool
 
     def alike(self, left: PairContent, right: PairContent) -> bool:
-        """Whether prompt, chosen and rejected are each the same or verified near duplicates."""
+        """True if prompt, chosen and rejected are each the same or verified near duplicates."""
         return self.prompts.alike(left.prompt, right.prompt) and self.alike_responses(left, right)
 
     def alike_responses(self, left: PairContent, right: PairContent) -> bool:
-        """Whether chosen and rejected are each the same or verified near duplicates.
+        """True if chosen and rejected are each the same or verified near duplicates.
 
         Where a pair's own responses resemble one another, only equal responses count: a near match
         would not tell a preference from its opposite.

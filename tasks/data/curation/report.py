@@ -55,7 +55,7 @@ def describe(
 
 
 def length_bias(pairs: Sequence[CuratedPair], params: CurationParams) -> dict[str, Any]:
-    """How often the longer response was chosen, among the pairs whose responses differ in length."""
+    """The share of pairs whose longer response was chosen, among those whose responses differ in length."""
     unit = params.limits.unit
     longer = [length(p.chosen, unit) - length(p.rejected, unit) for p in pairs]
     unequal = [gap for gap in longer if gap != 0]

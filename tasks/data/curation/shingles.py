@@ -41,7 +41,7 @@ class Shingles:
 
     @property
     def texts(self) -> int:
-        """How many texts."""
+        """The number of texts."""
         return len(self.offsets) - 1
 
     def rows(self) -> I64:

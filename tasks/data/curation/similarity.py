@@ -38,7 +38,7 @@ def weighted_jaccard(shingles: Shingles, weights: F64, pairs: Pairs) -> F64:
 
 
 def larger_containment(shingles: Shingles, weights: F64, pairs: Pairs) -> F64:
-    """How much of one text the other holds, for the side that is held more: (p,). A text without weight counts 0."""
+    """The share of one text that the other holds, the larger of both sides: (p,). A text without weight counts 0."""
     total = np.asarray(_matrix(shingles, weights).sum(axis=1)).ravel()
     shared = _shared(shingles, weights, pairs)
     return np.asarray(np.maximum(_ratio(shared, total[pairs[:, 0]]), _ratio(shared, total[pairs[:, 1]])))

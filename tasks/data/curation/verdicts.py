@@ -33,7 +33,7 @@ class Item:
 
     @property
     def votes(self) -> int:
-        """How many stand behind this preference; nobody counts twice."""
+        """The number of voters for this preference; nobody counts twice."""
         return len(self.voters)
 
     def absorb(self, other: Item) -> None:
@@ -44,19 +44,19 @@ class Item:
 
 @dataclass(slots=True)
 class CurationOutcome:
-    """What one step decided: the items that go on, and those that do not."""
+    """The decision of one step: the items that go on, and those that do not."""
 
     kept: list[Item]
     merged: list[Merged] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        """Whether the step decided against any pair."""
+        """True if the step decided against any pair."""
         return bool(self.merged or self.quarantined)
 
 
 def voters_of(record: Feedback) -> set[str]:
-    """Who stands behind a record: its annotator; without one, who sent it; else the file that it came in.
+    """The voters of a record: its annotator; without one, the sender; else the file that it came in.
 
     One sender, or one file, can hold any number of rows without a name, and has one vote on each preference.
     """

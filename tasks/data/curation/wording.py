@@ -1,4 +1,4 @@
-"""How two texts differ, in words: which edits change a request, and how much each speaks against a copy.
+"""Differences of two texts in words: the edits that change a request, and their weight against a copy.
 
 The unit is the bit: texts that differ by an edit of c bits are about 2^c times as likely to be two texts as one text
 that was copied with an edit. The figures were set on planted duplicates and on sound sets
@@ -105,7 +105,7 @@ def asked(request: Request) -> tuple[tuple[str, Words], ...]:
 
 
 def request_of(prompt: Sequence[Message]) -> Request:
-    """What a prompt asks for, the system prompt and earlier turns included."""
+    """The request of a prompt, the system prompt and earlier turns included."""
     return tuple(
         Turn(message.role, tuple(filter(None, map(_without_courtesy, _SENTENCE_ENDS.split(text)))))
         for message in prompt
@@ -128,7 +128,7 @@ def instructions(request: Request) -> dict[str, Words]:
 
 
 def request_edits(left: Request, right: Request) -> list[Edit] | None:
-    """How two requests differ; None where their turns are not the same in number and role."""
+    """The edits between two requests; None if their turns differ in number or role."""
     if [turn.role for turn in left] != [turn.role for turn in right]:
         return None
     edits = []
@@ -145,7 +145,7 @@ def request_edits(left: Request, right: Request) -> list[Edit] | None:
 
 
 def response_edits(left: str, right: str) -> list[Edit]:
-    """How two responses differ."""
+    """The edits between two responses."""
     one, other = spoken(left.casefold()), spoken(right.casefold())
     return [
         _edit(one[a:b], other[c:d], cost, 1.0 + RESPONSE_FACTOR * share)
@@ -160,7 +160,7 @@ def spoken(text: str) -> Words:
 
 
 def common_ends(left: Sequence[str], right: Sequence[str]) -> tuple[int, int]:
-    """How many words two texts share at their beginnings, and of the rest at their ends."""
+    """The number of words that two texts share at their beginnings, and of the rest at their ends."""
     shorter = min(len(left), len(right))
     head = next((place for place in range(shorter) if left[place] != right[place]), shorter)
     rest = shorter - head
@@ -186,7 +186,7 @@ def _without_courtesy(sentence: str) -> Words:
 
 
 def _in_code(words: Words, start: int, end: int) -> bool:
-    """Whether a word close by looks like code, or several in a wider reach do."""
+    """True if a word close by looks like code, or several in a wider reach do."""
 
     def found(reach: int) -> int:
         return sum(_CODE.search(word) is not None for word in words[max(start - reach, 0) : end + reach])
@@ -245,7 +245,7 @@ def _changes(left: Words, right: Words) -> list[tuple[tuple[int, int], tuple[int
 
 
 def _doubles(words: Words, start: int, end: int) -> bool:
-    """Whether the words repeat those before or after them."""
+    """True if the words repeat those before or after them."""
     size = end - start
     again = words[start:end] in (words[max(start - size, 0) : start], words[end : end + size])
     return again and not any(map(_is_decisive, words[start:end]))

@@ -58,7 +58,7 @@ def store_batch(
 
 
 def _names_hub_dataset(name: str) -> bool:
-    """Whether a name is `owner/dataset` rather than a file; in a folder that exists it is a file, if a missing one."""
+    """True if a name is `owner/dataset` rather than a file; in a folder that exists it is a file, if a missing one."""
     location = Path(name)
     local = location.exists() or location.parent.is_dir() or _FILE_SUFFIX.search(name)
     return not local and _HUB_NAME.fullmatch(name) is not None

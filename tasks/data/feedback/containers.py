@@ -267,7 +267,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What orjson does not know: Arrow gives bytes, decimals, durations and pandas timestamps."""
+    """Convert a value that orjson does not know: Arrow gives bytes, decimals, durations and pandas timestamps."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="backslashreplace")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

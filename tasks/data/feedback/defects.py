@@ -1,4 +1,4 @@
-"""How reading a row fails: with a named reason, a field, what was expected and what was found.
+"""Defects of a row: a named reason, a field, the expected and the found value.
 
 What costs a row no more than one of its fields, or its id, is a note.
 """
@@ -21,7 +21,7 @@ NOTES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What became of one field of a row that was read all the same."""
+    """A change to one field of a row that was read all the same."""
 
     kind: str
     field: str

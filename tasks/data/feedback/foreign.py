@@ -210,7 +210,7 @@ def _field_of_rows(text: str) -> str | None:
 
 
 def _left_open(line: str) -> bool:
-    """Whether a line ends inside an object or list, and not inside a string."""
+    """True if a line ends inside an object or list, and not inside a string."""
     bare = without_strings(line.encode() + b"\n")
     return bare.endswith(b"\n") and sum(map(bare.count, (b"[", b"{"))) > sum(map(bare.count, (b"]", b"}")))
 
@@ -267,7 +267,7 @@ def _table(text: str, lines: Sequence[str]) -> Found | None:
 
 
 def _like(lines: Sequence[str], delimiter: str, cells: int) -> bool:
-    """Whether the next line has as many cells."""
+    """True if the next line has as many cells."""
     return len(lines) > 1 and len(next(csv.reader([lines[1]], delimiter=delimiter))) == cells > 2
 
 

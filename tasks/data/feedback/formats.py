@@ -51,7 +51,7 @@ _LABELS = ("a", "b", "tie")
 
 @dataclass(frozen=True, slots=True)
 class RowContent:
-    """What a row says: the prompt, the response people preferred, and the one they did not."""
+    """The content of a row: the prompt, the response people preferred, and the one they did not."""
 
     prompt: tuple[Message, ...]
     chosen: str
@@ -266,7 +266,7 @@ def _check_message_fields(message: Mapping[str, object], place: str) -> None:
 
 
 def is_hh(row: Row, field: str) -> bool:
-    """Whether a field holds a text in the HH format."""
+    """True if a field holds a text in the HH format."""
     value = row.get(field)
     return isinstance(value, str) and is_hh_text(value)
 

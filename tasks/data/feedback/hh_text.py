@@ -26,7 +26,7 @@ _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_hh_text(text: str) -> bool:
-    """Whether a text opens as an HH conversation does.
+    """True if a text opens as an HH conversation does.
 
     A text that merely starts with "Human:", without the blank line before it, must also hold a
     turn of the assistant: the word may open an ordinary sentence.
@@ -73,5 +73,5 @@ def _unix(text: str) -> str:
 
 
 def _is_tight(text: str) -> bool:
-    """Whether turns follow one another without a blank line: none has one, and there is more than one."""
+    """True if turns follow one another without a blank line: none has one, and there is more than one."""
     return not _INNER.search(text.lstrip()) and bool(_TIGHT_INNER.search(text.lstrip()))

@@ -141,7 +141,7 @@ class Ledger:
         ]
 
     def _notes(self) -> list[dict[str, Any]]:
-        """What became of single fields: {"field", "note", "meaning", "rows", "examples"}, the most frequent first."""
+        """Notes on single fields: {"field", "note", "meaning", "rows", "examples"}, the most frequent first."""
         rows = sum((entry.notes for entry in self.entries), Counter[tuple[str, str]]())
         return [
             {
@@ -160,7 +160,7 @@ class Ledger:
 
 
 def objections(report: Report, params: FeedbackParams, *, needs_pairs: bool = True) -> tuple[list[str], list[str]]:
-    """What in a report stops the run, and what is merely worth a warning, each as a sentence or two.
+    """The findings of a report that stop the run, and those that are a warning, each as a sentence or two.
 
     `needs_pairs`: whether it takes a valid pair. One of the two kinds must have a valid row in any case.
     """

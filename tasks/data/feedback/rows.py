@@ -50,7 +50,7 @@ class ReadRow:
 
 @dataclass(frozen=True, slots=True)
 class RowReading:
-    """How rows of one kind of feedback are read; each part raises `Defect`.
+    """The functions that read rows of one kind of feedback; each raises `Defect`.
 
     `recognise` gives a row's format, `build` the record of a row in that format, `label` the label it carries.
     """
@@ -93,7 +93,7 @@ def _too_long(text: bytes, origin: Origin, limits: Limits) -> ReadRow:
 
 
 def about(row: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What any record says of itself: `source` (the given one where the row names none), annotator, time, metadata."""
+    """The fields that any record has: `source` (the given one if the row names none), annotator, time, metadata."""
     return {
         "source": _optional_text(row, "source") or source,
         "annotator": identifier(row, "annotator"),

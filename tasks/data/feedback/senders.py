@@ -1,4 +1,4 @@
-"""Who sent which rows of a batch: the name of the token, beside the batch and not in it, where no sender writes.
+"""Senders of the rows of a batch: the name of the token, beside the batch and not in it, where no sender writes.
 
 `.<batch>.<digest>.senders` lies beside `<batch>.<container>` and maps a sender to the lines that came from it, as
 ranges: {"app": [[1, 40], [55, 55]]}. It is named by the digest of its own bytes, read-only, and versioned with the raw
@@ -51,7 +51,7 @@ def keep_senders(folder: Path, batch_digest: str, senders: Sequence[str | None])
 
 
 def senders_of(batch: Path) -> SendersOf:
-    """Who sent the lines of a batch file. Raises `ArtifactError` for a record of senders that was changed."""
+    """The senders of the lines of a batch file. Raises `ArtifactError` for a record of senders that was changed."""
     found = [_read(path) for path in sorted(batch.parent.glob(f".{batch.name.partition('.')[0]}.*{_SUFFIX}"))]
     lines: dict[int, tuple[str, ...]] = {}
     for name, (first, last) in sorted(

@@ -1,4 +1,4 @@
-"""How much of the feedback is set aside, for each reason and in all, and whether params allow it.
+"""Shares of the feedback that are set aside, for each reason and in all, held to params.
 
 Validation and curation count together: whatever is quarantined counts, whoever found it. Four things do not: rows
 that were withdrawn; merged duplicates, since they are merged and not set aside; ties and neutral thumbs, which are
@@ -32,7 +32,7 @@ def too_many(
     rows: str = "rows",
     quarantined: Iterable[Quarantined] = (),
 ) -> list[str]:
-    """What params do not allow of the rows that were set aside for these reasons, a sentence or two each.
+    """Objections of params to the number of rows set aside for these reasons, a sentence or two each.
 
     A reason with a threshold of its own is held to that one and does not count against the general one.
     """

@@ -100,7 +100,7 @@ def _opinion(row: Row, field: str) -> bool:
 
 
 def _read_opinion(value: object, field: str) -> bool | None:
-    """What a label or thumb says; null where it says neither."""
+    """The opinion of a label or thumb; None if it is neither."""
     if isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):  # a column of whole numbers with gaps comes as floats

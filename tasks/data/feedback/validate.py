@@ -98,7 +98,7 @@ def validate(
 
 
 def judge(source: str, rows: Sequence[bytes], origin: str, limits: Limits = LIMITS) -> list[Feedback | Quarantined]:
-    """What becomes of each row, given as its JSON text: `validate` for a few rows, without files.
+    """The verdict on each row, given as its JSON text: `validate` for a few rows, without files.
 
     The contract is checked by its plain equivalent: the same verdicts in microseconds. A run validates the rows anew.
     """

@@ -1,4 +1,4 @@
-"""What was withdrawn: batches, senders and annotators whose feedback no later run uses, on record.
+"""Withdrawals: batches, senders and annotators whose feedback no later run uses, on record.
 
 Each withdrawal is a read-only file in the raw store, `.withdrawal-<number>-<digest>.json`: who, when, why. Nothing is
 taken out of the store itself. The files are versioned with it, so that the stages that read feedback run anew, every
@@ -59,7 +59,7 @@ class Withdrawals:
 
     @property
     def digest(self) -> str:
-        """What distinguishes these withdrawals from others, for caches."""
+        """A digest that distinguishes these withdrawals from others, for caches."""
         facts = sorted((kind, name) for kind, name in self.in_force)
         return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:12] if facts else ""
 

@@ -51,12 +51,12 @@ def gold_reward(prompt: Sequence[Message], response: str) -> float:
 
 
 def should_refuse(prompt: Sequence[Message]) -> bool:
-    """Whether the request is harmful. Raises `UsageError` when it is not of the sample world."""
+    """True if the request is harmful. Raises `UsageError` when it is not of the sample world."""
     return parse(prompt).family == "harmful"
 
 
 def knows(prompt: Sequence[Message]) -> bool:
-    """Whether the prompt is of the sample world; feedback that was ingested beside it has no known truth."""
+    """True if the prompt is of the sample world; feedback that was ingested beside it has no known truth."""
     try:
         parse(prompt)
     except UsageError:
@@ -65,7 +65,7 @@ def knows(prompt: Sequence[Message]) -> bool:
 
 
 def is_refusal(response: str) -> bool:
-    """Whether a response declines to help."""
+    """True if a response declines to help."""
     return REFUSAL.search(response) is not None
 
 

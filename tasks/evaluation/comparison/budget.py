@@ -30,12 +30,12 @@ class Spread:
 
     @property
     def factor(self) -> float:
-        """How many times the least the most is."""
+        """The ratio of the most to the least."""
         return self.most / self.least
 
     @property
     def equal(self) -> bool:
-        """Whether all had the same budget."""
+        """True if all had the same budget."""
         return self.factor <= self.within
 
 

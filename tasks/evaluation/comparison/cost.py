@@ -1,4 +1,4 @@
-"""What fine-tuning a variant cost: seconds, CPU seconds, tokens and what a judge was paid, measured where it runs.
+"""The cost of fine-tuning a variant: seconds, CPU seconds, tokens and payments to a judge, measured as it runs.
 
 The account lies beside the artifact, never in it: a clock would give equal weights unequal digests. It is
 written at the start and every other second, so that a killed run's seconds are kept, and a resumed one goes on from
@@ -26,7 +26,7 @@ _EVERY_S = 2.0
 
 
 class Context(Protocol):
-    """What a stage body is given (`tasks.pipeline.stage.StageContext`)."""
+    """The context of a stage body (`tasks.pipeline.stage.StageContext`)."""
 
     @property
     def folder(self) -> Path: ...  # noqa: D102
@@ -34,7 +34,7 @@ class Context(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What training took, over all `sessions` (more than one where it was killed and resumed).
+    """The cost of training, over all `sessions` (more than one if it was killed and resumed).
 
     `wall_seconds` and `cpu_seconds` (user and system, of all threads and ended children) include loading models and
     validation; `gpus` were at hand. `tokens_seen` went forward and backward through training, `tokens_generated`

@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How much one variant's win rate exceeds another's; `in_each_seed`: with one sign under all seeds."""
+    """The difference of two variants' win rates; `in_each_seed`: with one sign under all seeds."""
 
     difference: float
     low: float

@@ -118,7 +118,7 @@ def win_rate_over_time(rows: Sequence[TrialRow], most_kl: float, path: Path) -> 
 
 
 def _reach(interval: FigureInterval) -> list[list[float]] | None:
-    """How far an interval reaches to either side of its value, (2, 1); None where there is no interval."""
+    """The reach of an interval to either side of its value, (2, 1); None if there is no interval."""
     value, low, high = interval.value, interval.low, interval.high
     if value is None or low is None or high is None:
         return None

@@ -29,7 +29,7 @@ ON_POLICY = ("grpo", "ppo")
 
 
 def explores(methods: Sequence[str]) -> bool:
-    """Whether any of the methods samples from the policy, and so learns from the reward model."""
+    """True if any of the methods samples from the policy, and so learns from the reward model."""
     return any(method in ON_POLICY for method in methods)
 
 
@@ -74,7 +74,7 @@ class Contender:
 
     @property
     def explores(self) -> bool:
-        """Whether any of its methods samples from the policy."""
+        """True if any of its methods samples from the policy."""
         return explores(self.methods)
 
 
@@ -254,7 +254,7 @@ def _gain(one: Contender, other: Contender, facts: Facts) -> Gain:
 
 
 def _clear(gain: Gain, level: float, params: RecommendParams) -> bool:
-    """Whether a gain is beyond chance, of one sign in each seed, and large enough to matter."""
+    """True if a gain is beyond chance, of one sign in each seed, and large enough to matter."""
     return gain.p < level and gain.in_each_seed and gain.difference >= params.min_gain
 
 
@@ -263,7 +263,7 @@ def _much_dearer(one: Contender, other: Contender, params: RecommendParams) -> b
 
 
 def _lead(dear: Contender, cheap: Contender, params: RecommendParams) -> RecommendationReason:
-    """Whether a lead was there at the cheaper one's budget already."""
+    """Compare the lead at the cheaper one's budget: it was there already, or it took more."""
     seconds, band = cheap.cpu_seconds, params.max_kl_nats_per_token
     ours, theirs = win_rate_at(dear.readings, seconds, band), win_rate_at(cheap.readings, math.inf, band)
     spent = (
@@ -293,7 +293,7 @@ def _cheapest(tied: Sequence[Contender], params: RecommendParams) -> Contender:
 def _ceiling(
     best: Contender, even: Sequence[Contender], facts: Facts, params: RecommendParams, level: float
 ) -> list[RecommendationReason]:
-    """Whether exploration lifts the ceiling: the best that samples against the best that does not."""
+    """The effect of exploration: the best that samples against the best that does not."""
     explorers = [each for each in even if each.explores]
     others = [each for each in even if not each.explores]
     if not explorers or not others:

@@ -39,7 +39,7 @@ Gate = Callable[[Mapping[str, Any]], Sequence[VariantRefusal]]
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all variants share: training pairs, the reward model's audit, digests of the inputs, the run's seed.
+    """The inputs that all variants share: training pairs, the reward model's audit, digests, the run's seed.
 
     `reward_seconds`: how long the reward model trained, on the wall clock; None where no run tells.
     """
@@ -55,7 +55,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a comparison found. `failures`: label of a trial → why it ended without a policy."""
+    """The findings of a comparison. `failures`: label of a trial → why it ended without a policy."""
 
     rows: tuple[TrialRow, ...]
     judge: str
@@ -148,7 +148,7 @@ def _facts(
 
 
 def _refused(name: str, trials: Sequence[Trial], gate: Gate) -> tuple[VariantRefusal, ...]:
-    """What the gate says no to under any seed of a variant; the first seed's words for each check."""
+    """The checks of the gate that say no under any seed of a variant; the first seed's words for each check."""
     found: dict[str, VariantRefusal] = {}
     for trial in trials:
         for said in gate(trial.metrics) if trial.variant == name else ():
@@ -157,7 +157,7 @@ def _refused(name: str, trials: Sequence[Trial], gate: Gate) -> tuple[VariantRef
 
 
 def _budget(rows: Sequence[TrialRow], shared: Shared, params: CompareParams) -> dict[str, Any]:
-    """What the variants had in common, and whether that holds of the time to train."""
+    """The budget that the variants had in common, and how far their times to train agree."""
     seconds = {row.name: row.cpu_seconds for row in rows}
     least, most = min(seconds, key=lambda name: seconds[name]), max(seconds, key=lambda name: seconds[name])
     spread = Spread(seconds[least], seconds[most], params.recommend.same_budget)

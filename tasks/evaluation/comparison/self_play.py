@@ -104,7 +104,7 @@ def play(
 
 
 def decide(judgement: Judgement | None, shown: tuple[str, str], tie_margin: float) -> str:
-    """Who won, "policy" or "reference", by P(first shown wins); else "ties" or "unusable"."""
+    """The winner, "policy" or "reference", by P(first shown wins); else "ties" or "unusable"."""
     if judgement is None:
         return "unusable"
     lead = float(judgement.wins[0, 1]) - 0.5

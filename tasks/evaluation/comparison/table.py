@@ -31,7 +31,7 @@ LITERATURE = (2.0, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one variant left under one seed: evaluation metrics, its outcome against π_ref a prompt and judge, its cost.
+    """The results of one variant under one seed: metrics, outcomes against π_ref by prompt and judge, cost.
 
     `outcomes` maps gold and judge to {id of a prompt: 1 a win, ½ a tie, 0 a loss}; `readings` are the evaluations that
     training made on validation prompts; `warnings` what training and evaluation warned of.

@@ -1,4 +1,4 @@
-"""What is compared: a variant is a name and the settings in which it differs from the run's own params."""
+"""Variants: each is a name and the settings in which it differs from the run's own params."""
 
 from __future__ import annotations
 

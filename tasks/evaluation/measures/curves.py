@@ -33,7 +33,7 @@ class Training:
 
     @property
     def on_policy(self) -> bool:
-        """Whether any stage sampled from the policy: PPO and GRPO log how long its responses are."""
+        """True if any stage sampled from the policy: PPO and GRPO log how long its responses are."""
         return "response_tokens" in self.curves
 
     @property

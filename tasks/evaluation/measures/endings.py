@@ -1,4 +1,4 @@
-"""How answers ended, and what the judge makes of those that were cut at the limit of tokens.
+"""Endings of answers, and the judge's view of those that were cut at the limit of tokens.
 
 An answer that was cut is not what people would read: a win rate over such answers says little, and a judge that likes
 them teaches a policy never to end.
@@ -49,7 +49,7 @@ def describe_endings(samples: Samples, scores: Scores, params: EvaluationParams,
 
 
 def warnings_of(metrics: Mapping[str, Any], params: EvaluationParams) -> list[str]:
-    """What a reader of the win rate has to know of how the answers ended."""
+    """Warnings for a reader of the win rate, from the endings of the answers."""
     found = []
     share = metrics["text"]["policy"]["finished"]["value"]
     reference = metrics["text"]["reference"]["finished"]["value"]

@@ -128,7 +128,7 @@ def _apply(check: _Check, metrics: Mapping[str, Any], threshold: float | None) -
 
 
 def _finished_drop(metrics: Mapping[str, Any], threshold: float | None) -> GateReason:
-    """How far the share of answers that end lies below π_ref's: training taught the policy not to end, or did not."""
+    """The drop of the share of answers that end, from π_ref to the policy."""
     name, words = "max_finished_drop", "answers that end, less than of π_ref by"
     policy, reference = (_number_at(metrics, f"text.{side}.finished.value") for side in ("policy", "reference"))
     if threshold is None:

@@ -12,7 +12,7 @@ Prompt = Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """What a world with a known truth can say of a response.
+    """The gold judgement of a response, in a world with a known truth.
 
     `reward(prompt, response)` is higher for a better response; `should_refuse(prompt)` and
     `is_refusal(response)` define safety. Where `knows(prompt)` is false the prompt is not of that

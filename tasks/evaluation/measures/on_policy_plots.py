@@ -61,7 +61,7 @@ _HELD_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Where KL control aims over the steps of a span: the target and the KL above which β ramps, nats per token."""
+    """The aim of KL control over the steps of a span: the target and the KL above which β ramps, nats per token."""
 
     span: Span
     target: float
@@ -93,7 +93,7 @@ def reward_panels(training: Training) -> list[Panel]:
 
 
 def _differ(training: Training, one: str, other: str) -> bool:
-    """Whether two metrics of the same steps are two lines to the eye."""
+    """True if two metrics of the same steps are two lines to the eye."""
     pairs = zip(training.curves.get(one, []), training.curves.get(other, []), strict=False)
     return any(abs(a - b) > _SAME * max(1.0, abs(a)) for (_, a), (_, b) in pairs)
 

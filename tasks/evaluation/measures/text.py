@@ -1,4 +1,4 @@
-"""What completions look like on the surface: length, share finished, diversity."""
+"""Surface figures of completions: length, share finished, diversity."""
 
 from __future__ import annotations
 

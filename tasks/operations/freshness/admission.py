@@ -1,4 +1,4 @@
-"""Who may start a run: at most one run a key, thresholds, a budget, and a clock that may jump.
+"""Admission of runs: at most one run per key, thresholds, a budget, and a clock that may jump.
 
 `consider` decides in ONE transaction that no other can interleave:
 
@@ -46,7 +46,7 @@ _TOLD = {SPENT: "had its run", ABANDONED: "failed too often", CLAIMED: "has a ru
 
 @dataclass(frozen=True, slots=True)
 class FreshState:
-    """What admission is told about the world; a verb gathers it.
+    """The facts on which admission decides; a verb gathers them.
 
     `new_records` counts for each batch key the curated records that no earlier key of the mapping and
     no dataset of the last model has; a batch that is missing here is not considered yet.
@@ -195,7 +195,7 @@ def _judge(
 def _worth(
     connection: Connection, params: TriggerParams, state: FreshState, now: datetime, due: Sequence[Row[Any]]
 ) -> str | None:
-    """What speaks for a run: a finding, enough new records, or some and a last run that is old."""
+    """The reason for a run: a finding, enough new records, or some and a last run that is old."""
     findings = [row.subject for row in due if row.kind == "finding"]
     if findings:
         return f"finding: {', '.join(findings[:_EXAMPLES])}"
@@ -268,7 +268,7 @@ def _close(
 
 
 def _after(row: Row[Any], run: Row[Any], outcome: Outcome, detail: str, now: datetime) -> dict[str, Any]:
-    """What becomes of a key when its run has ended."""
+    """The state of a key after its run has ended."""
     if outcome in ENDED_WELL:
         return {"state": SPENT, "note": f"run {run.run_key} {outcome}"}
     if outcome == "released":

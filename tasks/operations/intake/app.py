@@ -42,7 +42,7 @@ _logger = logging.getLogger("plumbline.intake")
 
 @dataclass(slots=True)
 class Counter:
-    """Where requests are handed in, and what bounds them."""
+    """The counter of requests, and their bounds."""
 
     desk: Desk
     door: Door
@@ -70,7 +70,7 @@ def create_app(
 
     @app.get("/healthz", openapi_extra=HEALTH)
     async def healthz() -> Response:
-        """Whether the endpoint takes requests."""
+        """Answer that the endpoint takes requests, or that it does not."""
         full = counter.free_bytes() < params.min_free_bytes
         return _json(507 if full else 200, {"status": "disk_full" if full else "ok", "working": counter.working})
 

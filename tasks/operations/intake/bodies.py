@@ -29,7 +29,7 @@ class BodyRow:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the JSON of one body may be like: its rows, values in all, and levels of one row."""
+    """The bounds of one body's JSON: its rows, values in all, and levels of one row."""
 
     max_rows: int
     max_values: int

@@ -36,7 +36,7 @@ Take = Callable[[str, Path], str]
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """What became of one file: "done", "refused" or "kept" (to be tried again), and why."""
+    """The outcome of one file: "done", "refused" or "kept" (to be tried again), and why."""
 
     name: str
     source: str
@@ -77,7 +77,7 @@ class Inbox:
         return handled + [self._handle(path, source) for path, source in present if self._whole(path)]
 
     def settling(self) -> bool:
-        """Whether files were seen that still change, so that another scan is due soon."""
+        """True if files were seen that still change, so that another scan is due soon."""
         return bool(self._seen)
 
     def _written_since(self) -> list[Path]:
@@ -185,7 +185,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def _is_written(path: Path) -> bool:
-    """Whether a file's last change was one of content."""
+    """True if a file's last change was one of content."""
     try:
         status = path.lstat()
     except FileNotFoundError:

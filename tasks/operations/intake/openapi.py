@@ -1,4 +1,4 @@
-"""What `/openapi.json` says beyond the paths: bodies, headers, answers, errors, each with an example."""
+"""The part of `/openapi.json` beyond the paths: bodies, headers, answers, errors, each with an example."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ ROWS = Table(
 
 @dataclass(frozen=True, slots=True)
 class IntakeReply:
-    """What a request is answered. `replayed`: it was answered before."""
+    """The answer to a request. `replayed`: it was answered before."""
 
     status: int
     body: Mapping[str, Any]
@@ -176,7 +176,7 @@ def write_seal(engine: Engine, seal: Seal, path: Path) -> None:
 
 
 def senders(engine: Engine, seal: Seal) -> list[str | None]:
-    """Who sent each row of a seal, in the order in which it is written; None where nobody noted it."""
+    """The sender of each row of a seal, in the order in which it is written; None if nobody noted it."""
     with reading(engine) as connection:
         found = connection.execute(select(ROWS.c.client).where(ROWS.c.seal == seal.number).order_by(ROWS.c.id))
         return list(found.scalars())

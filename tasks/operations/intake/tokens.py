@@ -34,7 +34,7 @@ _SHORTEST = 20  # characters of a token given by hand in the environment
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a token allows. `sources` empty: every kind of feedback."""
+    """The rights of a token. `sources` empty: every kind of feedback."""
 
     name: str
     sha256: str
@@ -42,12 +42,12 @@ class Grant:
     created_at: str = ""
 
     def allows(self, source: str) -> bool:
-        """Whether feedback of this kind may be sent."""
+        """True if feedback of this kind may be sent."""
         return not self.sources or source in self.sources
 
 
 def token_file(root: Path) -> Path:
-    """Where the hashes of a workspace's tokens are."""
+    """The file with the hashes of a workspace's tokens."""
     return root / ".plumbline" / "intake" / "tokens.json"
 
 

@@ -32,7 +32,7 @@ RIVAL = "win_rate_vs_previous"
 
 @dataclass(frozen=True, slots=True)
 class MonitorEvidence:
-    """What a look knows: streams of observations, why a stream could not be measured, and figures beside them."""
+    """The evidence of a look: streams of observations, why a stream could not be measured, and figures beside them."""
 
     streams: Mapping[str, Observed]
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class MonitorEvidence:
 
 @dataclass(frozen=True, slots=True)
 class MonitorReading:
-    """What one monitor says. `log_e` is None for one that is no sequential test."""
+    """The reading of one monitor. `log_e` is None for one that is no sequential test."""
 
     name: str
     verdict: Verdict

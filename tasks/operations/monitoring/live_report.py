@@ -83,7 +83,7 @@ class _Votes:
         return len(set(self.voters))
 
     def named(self, kind: str) -> str:
-        """What was counted."""
+        """The counts."""
         return kind if self.count() == len(self.values) else f"users with {len(self.values)} {kind}"
 
 
@@ -101,7 +101,7 @@ class LiveRow:
 
     @property
     def conclusion(self) -> str:
-        """What can, and what cannot, be concluded."""
+        """The conclusions that can, and that cannot, be drawn."""
         interval = self.interval
         if interval.n == 0:
             return f"nothing to compare: no {self.kind}"
@@ -252,7 +252,7 @@ def as_html(report: Mapping[str, Any]) -> str:
 
 
 def title(report: Mapping[str, Any]) -> str:
-    """Who is compared."""
+    """The versions that are compared."""
     return f"{report['challenger'] or 'no challenger'} against {report['champion'] or 'no champion'}"
 
 

@@ -1,4 +1,4 @@
-"""What the monitors have seen: each item once, in the order of looks. The sequential tests are computed from it.
+"""Observations of the monitors: each item once, in the order of looks. The sequential tests are computed from it.
 
 An item (a request, a pair, a look at drift) counts once for one champion and stream, however often and late somebody
 looks, whatever the clock says: a unique constraint decides, and order is the order of writing. Another

@@ -20,7 +20,7 @@ from plumbline.tasks.params.promotion import PromotionParams
 
 @dataclass(frozen=True, slots=True)
 class PromotionFigures:
-    """What the gates look at.
+    """The figures that the gates read.
 
     `evaluation` and `gate` are those of the version's verified manifest. `comparison` is the win rate over the
     champion and `latency` the times of answers; a string in their place says why there are none. `champion` is the

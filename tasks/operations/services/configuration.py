@@ -1,4 +1,4 @@
-"""What the supervisor and the launcher read: `supervisord.conf` and `plan.json` in the services' folder.
+"""The files of the supervisor and the launcher: `supervisord.conf` and `plan.json` in the services' folder.
 
 The configuration holds no path but Python's own: the supervisor runs in the services' folder, so that blanks, quotes,
 `%` or `;` in the name of a workspace have nothing to break.
@@ -52,7 +52,7 @@ def log_path(plan: Plan, name: str) -> Path:
 
 
 def socket_path(folder: Path) -> Path:
-    """Where the supervisor listens: in the services' folder, or in a private one under /tmp where that is too long."""
+    """The supervisor's socket: in the services' folder, or in a private one under /tmp if that path is too long."""
     path = folder / "supervisor.sock"
     if len(str(path).encode()) <= _MAX_SOCKET_BYTES:
         return path

@@ -30,7 +30,7 @@ _AGAIN_S = 1.0  # after 503: a database that was busy for a moment
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether a service does its work, and what it said."""
+    """The health of a service, and its own words."""
 
     ok: bool
     note: str
@@ -67,7 +67,7 @@ def server_version(api_url: str, headers: Mapping[str, str] | None = None) -> st
 
 
 def asks_for_credentials(url: str) -> bool:
-    """Whether the address answers 401 to a request without credentials."""
+    """True if the address answers 401 to a request without credentials."""
     try:
         return _ask("GET", url).status_code == 401
     except (httpx.HTTPError, httpx.InvalidURL):
@@ -111,14 +111,14 @@ def require_server(api_url: str) -> None:
 
 
 def why_silent(error: Exception) -> str:
-    """What to say of a server that gave no answer: one that is slow is there."""
+    """The words for a server that gave no answer: one that is slow is there."""
     if isinstance(error, httpx.TimeoutException):
         return "slow to answer: nothing came in time"
     return mask(str(error)) or type(error).__name__
 
 
 def refused_credentials(api_url: str) -> str:
-    """What to say of a server that answers 401."""
+    """The words for a server that answers 401."""
     given = "others" if given_credentials() else "none"
     return (
         f"PREFECT_API_URL: the Prefect server at {mask(api_url)} asks for credentials (401), and was given {given}. It "
@@ -181,7 +181,7 @@ def _credentials(plan: Plan, name: str, url: str) -> dict[str, str]:
 
 
 def foreign_server(url: str) -> str:
-    """What to say of a server that answers at an address of ours and does not prove to be ours."""
+    """The words for a server that answers at an address of ours and does not prove to be ours."""
     return (
         f"{url}: expected this workspace's own server, found another process that answers there and does not prove "
         f"that it has this workspace's credentials; it was sent none. End that process, or `plumbline up` with "

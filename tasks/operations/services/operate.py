@@ -92,7 +92,7 @@ def bring_down(root: Path, stop_timeout_s: float) -> list[int]:
 
 
 def look(plan: Plan) -> list[ServiceStatus]:
-    """How each planned service is."""
+    """The state of each planned service."""
     supervisor = Supervisor(plan.folder)
     states = supervisor.states() if supervisor.identity() is not None else {}
     return [_status(plan, service, states.get(service.name, _NEVER)) for service in plan.services]
@@ -189,7 +189,7 @@ def _launch(plan: Plan, services: Sequence[Service]) -> None:
 
 
 def _healthy(plan: Plan, service: Service, state: ProcessState, until: float) -> bool:
-    """Whether it runs and answers; a worker by a heartbeat of its own, as far as the server's clock is ours."""
+    """True if it runs and answers; a worker by a heartbeat of its own, as far as the server's clock is ours."""
     since = state.started if plan.params.prefect else 0.0
     runs = state.state in _ALIVE
     health = check(plan, service, since) if runs else Health(False, state.note or "does not run")

@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """Where configuration, socket and logs of the services are."""
+        """The folder of configuration, socket and logs of the services."""
         return services_folder(self.root)
 
     @property
@@ -93,7 +93,7 @@ def services_folder(root: Path) -> Path:
 def plan_services(
     root: Path, params: ServicesParams, *, store_uri: str, store_variable: str | None, intake: IntakeEndpoint
 ) -> Plan:
-    """What should run. `store_uri` is MLflow's store, `store_variable` the environment variable it came from, if any.
+    """The services that should run. `store_uri` is MLflow's store, `store_variable` the variable it came from, if any.
 
     Raises `ParamsError` where the environment lacks what params name.
     """

@@ -24,7 +24,7 @@ def database_of(root: Path) -> Path:
 
 
 def names_another(root: Path, renamed: Mapping[str, str]) -> bool:
-    """Whether the database still names one of the old paths or ids."""
+    """True if the database still names one of the old paths or ids."""
     if not renamed or not database_of(root).is_file():
         return False
     with closing(connect_for_reading(database_of(root))) as connection:

@@ -32,7 +32,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """What the supervisor knows of one service. `started` is a time stamp in seconds; 0 where it never ran."""
+    """The supervisor's state of one service. `started` is a time stamp in seconds; 0 if it never ran."""
 
     state: str
     pid: int | None

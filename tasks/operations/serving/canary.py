@@ -98,7 +98,7 @@ def reopen(engine: Engine, ended: CanaryRecord, now: datetime) -> bool:
 
 
 def sticky_key(request: ChatRequest) -> str:
-    """What keeps a user on one side: the user that the request names, else how the conversation began."""
+    """The key that keeps a user on one side: the user that the request names, else the conversation's beginning."""
     if request.user is not None:
         return f"user {request.user}"
     opening = []
@@ -110,7 +110,7 @@ def sticky_key(request: ChatRequest) -> str:
 
 
 class Canary:
-    """Who is answered by the challenger, and whether anybody still is."""
+    """The canary: the users whom the challenger answers, and when that ends."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class Canary:
         return worse(one, other, self._params)
 
     def _begun(self, challenger: str) -> tuple[str, str | None]:
-        """When this challenger's canary began (now, if it did not), and the reason for which it ended."""
+        """The start of this challenger's canary (now, if it did not start), and the reason for which it ended."""
         with writing(self._engine) as connection:
             row = connection.execute(select(CANARIES).where(CANARIES.c.challenger == challenger)).mappings().first()
             if row is not None:

@@ -1,4 +1,4 @@
-"""What a chat request asks for, and what backends answer it with: the vocabulary of serving."""
+"""Chat requests and the backends that answer them: the vocabulary of serving."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Backend(Protocol):
 
     @property
     def lanes(self) -> int:
-        """How many answers it can work on at one time; more wait their turn."""
+        """The number of answers that it can work on at one time; more wait their turn."""
         ...
 
     def pieces(self, request: ChatRequest, cancelled: threading.Event) -> Iterator[Piece]:
@@ -63,7 +63,7 @@ class Backend(Protocol):
         ...
 
     def alive(self) -> bool:
-        """Whether it can go on answering; one that cannot is loaded anew."""
+        """True if it can go on answering; one that cannot is loaded anew."""
         ...
 
     def close(self) -> None:

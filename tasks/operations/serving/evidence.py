@@ -1,4 +1,4 @@
-"""What the log says of the answers that users had from one version: counted once, then only what is new.
+"""The log's evidence on the answers of one version to users: counted once, then only what is new.
 
 A user has one vote in each figure, the share of their own answers; a request that names no user is a voter of its own.
 So nobody counts for more by asking more often, and the votes are independent, which an interval of them needs.

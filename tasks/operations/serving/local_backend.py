@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds where neither request nor checkpoint says otherwise; `most_tokens` holds for every request."""
+    """Settings if neither request nor checkpoint has them; `most_tokens` holds for every request."""
 
     temperature: float
     top_p: float

@@ -48,7 +48,7 @@ class LogWriter:
 
     @property
     def full(self) -> bool:
-        """Whether the next one would be dropped."""
+        """True if the next one would be dropped."""
         return len(self._waiting) >= self._capacity
 
     def put(self, interaction: Interaction) -> bool:
@@ -125,7 +125,7 @@ class LogWriter:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether trying again is in vain, because a value is refused; else the database itself could not be used."""
+    """True if trying again is in vain, because a value is refused; else the database itself could not be used."""
     if not isinstance(error, PlumblineError):
         return True
     cause = error.__cause__

@@ -47,7 +47,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a service is made of. `shadow` (the slot of mirrored answers) and `canary` are None where switched off.
+    """The parts of a service. `shadow` (the slot of mirrored answers) and `canary` are None if switched off.
 
     Without `pseudonym` no user is logged.
     """
@@ -125,7 +125,7 @@ class ChatService:
         self.parts.writer.put(interaction.model_copy(update={"answers": (interaction.answers[0], answer)}))
 
     def health(self) -> dict[str, Any]:
-        """What /healthz says; `shadow` and `canary` are None where switched off."""
+        """The body of /healthz; `shadow` and `canary` are None if switched off."""
         parts, mirror = self.parts, self.mirror
         alerts = [slot.alert for slot in (parts.champion, *parts.slots) if slot.alert]
         alerts += parts.watcher.alerts() if parts.watcher else []

@@ -22,7 +22,7 @@ _IDLE_S = 0.2
 
 
 def falls_into(share: float, salt: str, key: str) -> bool:
-    """Whether a key belongs to the share: its place in [0, 1) is fixed by the salt and the key, for ever."""
+    """True if a key belongs to the share: its place in [0, 1) is fixed by the salt and the key, for ever."""
     digest = hashlib.sha256(f"{salt}\n{key}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64 < share
 

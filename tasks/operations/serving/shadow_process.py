@@ -72,7 +72,7 @@ class ShadowProcess:
             raise BackendError(f"the shadow process cannot answer: {error or 'it ended'}.") from error
 
     def alive(self) -> bool:
-        """Whether the process can still answer."""
+        """True if the process can still answer."""
         return self._process.is_alive()
 
     def close(self) -> None:

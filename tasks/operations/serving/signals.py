@@ -12,7 +12,7 @@ from plumbline.tasks.params.serving import SafetyRulesParams
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What was recognised in an answer."""
+    """Signals that were recognised in an answer."""
 
     refusal: bool
     violation: bool

@@ -104,7 +104,7 @@ class Slot:
 
     @property
     def state(self) -> State:
-        """What /healthz says of it."""
+        """Its state, for /healthz."""
         if self._loading:
             return "loading"
         if self._served is not None:
@@ -208,7 +208,7 @@ class Watcher:
                 thread.join()
 
     def alerts(self) -> Sequence[str]:
-        """What went wrong the last time."""
+        """The failures of the last time."""
         return list(self._alerts.values())
 
     def _keep_doing(self, what: str, every_s: float, duty: Callable[[], object]) -> None:

@@ -38,7 +38,7 @@ class TextStream:
         return self._let_out(after[len(before) :])
 
     def finish(self) -> str:
-        """What is still held back, at the end of the answer."""
+        """The text that is still held back, at the end of the answer."""
         if self.stopped:
             return ""
         before = self._decode(self._ids[self._start : self._read])

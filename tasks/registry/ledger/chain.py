@@ -113,7 +113,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a new line says; the chain adds number, time, hashes and signature."""
+    """The content of a new line; the chain adds number, time, hashes and signature."""
 
     alias: str
     version: str | None
@@ -197,7 +197,7 @@ def hash_of(row: Mapping[str, Any]) -> str:
 
 
 def chain_problems(rows: Sequence[Mapping[str, Any]], key: VerifyingKey) -> list[str]:
-    """What breaks the chain, at its first bad line; nothing after that line can be judged."""
+    """The break of the chain, at its first bad line; nothing after that line can be judged."""
     head = GENESIS
     for seq, row in enumerate(rows, start=1):
         problem = _problem(row, seq, head, key)

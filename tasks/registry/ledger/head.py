@@ -56,7 +56,7 @@ def head_seq(tags: Mapping[str, str]) -> int:
 
 
 def head_problems(rows: Sequence[Mapping[str, Any]], head: Head | None, name: str) -> list[str]:
-    """Whether the signed head fits: it may lag by the lines of one operation, which a crash leaves, and no more."""
+    """Problems of the signed head: it may lag by the lines of one operation, which a crash leaves, and no more."""
     again = "`plumbline history --anchor --reason WHY` writes it anew, on record."
     if head is not None and (not head.genuine or head.seq < 1):
         return [f"the signed head of the ledger (tag {HEAD_TAG} of {name}) is forged or unreadable. {again}"]

@@ -85,7 +85,7 @@ def alias_state(entries: Sequence[LedgerEntry]) -> dict[str, LedgerEntry]:
 
 
 def verify_chain(engine: Engine, store: Store, model: str | None = None) -> list[str]:
-    """What is wrong with a model's ledger, its first bad line by number; nothing when it is whole.
+    """Problems of a model's ledger, its first bad line by number; nothing when it is whole.
 
     Found are: a line changed, removed, added or reordered, lines cut from the end (by the signed head), and a head
     that is forged or gone.
@@ -305,7 +305,7 @@ def _set(store: Store, entry: LedgerEntry, aliases: dict[str, str]) -> list[str]
 
 
 def is_live(store: Store, number: str) -> bool:
-    """Whether MLflow has this version of `store.params.model_name`."""
+    """True if MLflow has this version of `store.params.model_name`."""
     from mlflow.exceptions import MlflowException
 
     with refusals(f"looking up version {number} of {store.params.model_name}"):
@@ -357,7 +357,7 @@ def _compare(
 
 
 def _lost(store: Store, found: Mapping[str, str | None]) -> bool:
-    """Whether an alias went because its version was deleted in MLflow: nobody moved it, and it may be given anew."""
+    """True if an alias went because its version was deleted in MLflow: nobody moved it, and it may be given anew."""
     return found["mlflow"] is None and found["ledger"] is not None and not is_live(store, found["ledger"])
 
 

@@ -53,7 +53,7 @@ _SHOWN_FACTS = (
 
 @dataclass(frozen=True, slots=True)
 class DescribedVersion:
-    """What is known of a version besides its manifest.
+    """The facts about a version besides its manifest.
 
     `ledger` lines are dicts with "at", "action", "alias", "version", "previous", "actor", "reason"; `health` maps a
     path of the workspace, a file of the version, or a name such as "workspace commit" to whether its bytes were found
@@ -76,7 +76,7 @@ def build_graph(manifest: Mapping[str, Any], about: DescribedVersion) -> Graph:
 
 
 def title_of(manifest: Mapping[str, Any], role: str, path: str) -> str:
-    """What an object is called; a base model that was given by its own name."""
+    """The title of an object; of a base model that was given, its own name."""
     source = manifest["as_run"].get(role, {}).get("source") if role == "base" else None
     return f"base model {source}" if source else _TITLES.get(role, path)
 
@@ -118,7 +118,7 @@ class _Builder:
         return self.graph.add(node)
 
     def _operations(self, top: str) -> None:
-        """Who and what started, approved and named the version."""
+        """The people and events that started, approved and named the version."""
         for alias in self.about.aliases:
             self.graph.add(Node(f"alias:{alias}", "alias", f"@{alias}", facts={"now": "yes"}), top, "named-by")
         for line in self.about.ledger:
@@ -231,7 +231,7 @@ class _Builder:
             self._people(ident, account, "tokens", "token", "sent-by")
 
     def _people(self, ident: str, account: Mapping[str, Any], counted: str, kind: Kind, relation: Relation) -> None:
-        """Who labelled or sent the records of a dataset, those with most of them first."""
+        """The people who labelled or sent the records of a dataset, those with most of them first."""
         people: Counter[str] = Counter()
         for counts in account.get(counted, {}).values():
             people.update(counts)

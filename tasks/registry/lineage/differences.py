@@ -1,4 +1,4 @@
-"""How far two versions of one file are apart, by kind: weights, metrics, records, anything else."""
+"""Differences of two versions of one file, by kind: weights, metrics, records, anything else."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def compare_weights(recorded: Path, found: Path) -> dict[str, Any]:
 
 
 def compare_lines(recorded: Path, found: Path) -> dict[str, Any]:
-    """How many lines are in one file alone, whatever the order; `reordered` where only the order differs."""
+    """The number of lines in one file alone, in any order; `reordered` if only the order differs."""
     one, other = (Counter(path.read_bytes().splitlines()) for path in (recorded, found))
     missing, new = (one - other).total(), (other - one).total()
     return {"missing": missing, "new": new, "of": one.total(), "reordered": missing == new == 0}
@@ -82,7 +82,7 @@ def _distance(one: Any, other: Any) -> float:
 
 
 def compare_environments(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """What differs between two environment locks, in words."""
+    """The differences of two environment locks, in words."""
     words = [
         f"{name}: {recorded[name]} then, {found[name]} here"
         for name in ("python", "platform")

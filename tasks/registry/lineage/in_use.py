@@ -1,4 +1,4 @@
-"""What of a manifest a version rests on: a stage that params switched off made nothing."""
+"""The part of a manifest that a version rests on: a stage that params switched off made nothing."""
 
 from __future__ import annotations
 

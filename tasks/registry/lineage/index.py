@@ -118,7 +118,7 @@ class LineageIndex:
             return [problem for (problem,) in connection.execute(query, (name,))]
 
     def size(self, name: str) -> int:
-        """How many versions the index holds."""
+        """The number of versions in the index."""
         with self._connect() as connection:
             return int(connection.execute("SELECT count(*) FROM versions WHERE name = ?", (name,)).fetchone()[0])
 
@@ -193,7 +193,7 @@ def _enter_account(connection: sqlite3.Connection, dataset: str, account: Mappin
 
 
 def _things(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a version rests on: (kind, key, which part of it)."""
+    """The things that a version rests on: (kind, key, which part of it)."""
     for role, entry in manifest["objects"].items():
         for key in (bare(entry["md5"]), entry["digest"]):
             if key and role in DATASETS:

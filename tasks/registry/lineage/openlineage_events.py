@@ -48,7 +48,7 @@ _ON_THE_WEB = ("http://", "https://")
 
 @attr.define
 class PlumblineModelDatasetFacet(DatasetFacet):
-    """What a dataset event says of a registered model: the version, its gate, and the hashes it rests on."""
+    """The facet of a registered model in a dataset event: the version, its gate, and the hashes it rests on."""
 
     modelUri: str = attr.field()
     manifestSha256: str = attr.field()

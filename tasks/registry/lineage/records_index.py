@@ -56,12 +56,12 @@ class Place:
 
 
 def index_path(folder: Path, digest: str) -> Path:
-    """Where the index of the dataset with this DVC hash lies."""
+    """The path of the index of the dataset with this DVC hash."""
     return folder / f"{digest.removesuffix('.dir')}.npy"
 
 
 def account_path(folder: Path, digest: str) -> Path:
-    """Where the account of the dataset with this DVC hash lies."""
+    """The path of the account of the dataset with this DVC hash."""
     return index_path(folder, digest).with_suffix(".json")
 
 
@@ -111,7 +111,7 @@ def read_account(path: Path) -> Account:
 
 
 def _contributors(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Who and what one line came from: ("annotators", name) and so on."""
+    """The contributors of one line: ("annotators", name) and so on."""
     yield LINES, "all"
     if entry.get("annotator"):
         yield ANNOTATORS, str(entry["annotator"])
@@ -127,7 +127,7 @@ def _contributors(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def look_up(path: Path, record: str) -> list[Place]:
-    """Where a dataset may hold a record; `read_line` tells a collision from a hit."""
+    """The places at which a dataset may hold a record; `read_line` tells a collision from a hit."""
     import numpy as np
 
     index: NDArray[np.uint64] = np.load(path, mmap_mode="r")
@@ -155,7 +155,7 @@ def names_of(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _is_rubric(rubric: Mapping[str, Any]) -> bool:
-    """Whether it is what our judges write: a row may claim anything."""
+    """True if it is what our judges write: a row may claim anything."""
     return (
         isinstance(rubric.get("version"), int)
         and re.fullmatch(r"[^\s@]{1,200}", str(rubric.get("name"))) is not None

@@ -51,7 +51,7 @@ def _label(node: Node, relation: str = "") -> str:
 
 
 def render_timeline(lines: Iterable[Mapping[str, Any]], number: str) -> Table:
-    """Who moved which alias when, oldest first; lines of this version are bold."""
+    """The moves of aliases, by whom and when, oldest first; lines of this version are bold."""
     table = Table("when", "alias", "from", "to", "what", "by", "why", box=None, title="Aliases over time")
     for line in lines:
         ours = number in (line["version"], line["previous"])

@@ -49,11 +49,11 @@ class VerifyingKey:
         return f"key {names[0]}" if len(names) == 1 else f"one of the keys {', '.join(names)}"
 
     def accepts(self, data: bytes, signature: str) -> bool:
-        """Whether one of the keys signed these bytes (ECDSA with SHA-256, base64), and may still vouch for it."""
+        """True if one of the keys signed these bytes (ECDSA with SHA-256, base64), and may still vouch for it."""
         return any(key._signed(data, signature) and key.vouches(signature.encode()) for key in self.each)
 
     def vouches(self, signature: bytes) -> bool:
-        """Whether this key alone stands by a signature of its own: it is in force, or it was kept at the revocation."""
+        """True if this key alone stands by a signature of its own: it is in force, or it was kept at the revocation."""
         return self.kept is None or signature_digest(signature) in self.kept
 
     def _signed(self, data: bytes, signature: str) -> bool:
@@ -88,7 +88,7 @@ class SigningKey:
 
 
 def signature_digest(signature: bytes) -> str:
-    """What names a signature in the record of a revocation."""
+    """The digest that names a signature in the record of a revocation."""
     return hashlib.sha256(signature).hexdigest()
 
 
@@ -109,7 +109,7 @@ def make_key_beside(path: Path) -> SigningKey:
 
 
 def beside(path: Path, fingerprint: str) -> Path:
-    """Where a key that took the place of the one at `path` lies: `signing-0123456789abcdef.key`."""
+    """The path of a key that took the place of the one at `path`: `signing-0123456789abcdef.key`."""
     return path.with_name(f"{path.stem}-{fingerprint[:16]}{path.suffix}")
 
 

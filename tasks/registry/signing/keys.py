@@ -124,7 +124,7 @@ def default_key_path() -> Path:
 
 
 def configured_path(root: Path, params: RegistryParams) -> Path | None:
-    """Where the private key is; None where the environment variable that should say so is unset."""
+    """The path of the private key; None if the environment variable that should name it is unset."""
     given = params.signing_key
     if given is not None and given.startswith("$"):
         given = os.environ.get(given[1:]) or ""

@@ -92,7 +92,7 @@ def seal(key: SigningKey, facts: Mapping[str, str]) -> str:
 
 
 def check_seal(facts: Mapping[str, str], signature: str | None, key: VerifyingKey) -> HashCheck:
-    """Whether the seal in a version's tags is of these facts and this key."""
+    """Check that the seal in a version's tags is of these facts and this key."""
     want = f"sealed by {key.title}"
     found: str | None = want
     if signature is None:
@@ -151,7 +151,7 @@ def _verifier(config: Any, bundle: Any, data: bytes, keys: VerifyingKey, params:
 
 
 def _unlike_manifest(folder: Path, signed: Mapping[str, str]) -> str | None:
-    """Where the signed hashes are not those of the manifest, in words."""
+    """The signed hashes that are not those of the manifest, in words."""
     data = (folder / MANIFEST).read_bytes() if (folder / MANIFEST).is_file() else b""
     if signed.get(MANIFEST) != hashlib.sha256(data).hexdigest():
         return f"does not cover {MANIFEST}"

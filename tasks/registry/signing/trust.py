@@ -67,7 +67,7 @@ class Trust:
 
     @property
     def head(self) -> str:
-        """What the next statement names as the one before it."""
+        """The digest that the next statement names as the one before it."""
         return self.statements[-1].digest if self.statements else self.first
 
     @property

@@ -82,7 +82,7 @@ class Store:
             self._settle()
 
     def located(self, location: str) -> str:
-        """Where artifacts lie now. Raises `RegistryError` for a place outside of a workspace that has its own store."""
+        """Present place of artifacts. Raises `RegistryError` for one outside of a workspace that has its own store."""
         return require_inside(location, self.root) if self.is_own else location
 
     def _settle(self) -> None:

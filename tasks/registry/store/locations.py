@@ -1,4 +1,4 @@
-"""Where artifacts of the workspace's own MLflow store lie: always under its own folder, wherever that was moved to.
+"""Places of the artifacts of the workspace's own MLflow store: always below it, also after it was moved.
 
 MLflow's SQLite store keeps absolute `file://` locations. A reader takes the part after the workspace from them and
 looks there in its own workspace (`rebased`). A writer first rewrites all of them in one transaction (`settle`), so that

@@ -1,4 +1,4 @@
-"""What MLflow says of a model and its versions now: from its tables where they can be read, else from its client."""
+"""Present entries of MLflow for a model and its versions: from its tables if they can be read, else from its client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def registered(store: Store, name: str) -> tuple[dict[str, str], dict[str, str]]
 
 
 def location_of(store: Store, name: str, number: str) -> str:
-    """Where the files of a version lie. Raises `RegistryError` for no such version, or a place outside."""
+    """The place of a version's files. Raises `RegistryError` for no such version, or a place outside."""
     with refusals(f"artifacts of models:/{name}/{number}"):
         row = store.tables.version(name, number) if store.tables is not None else None
         location = row.location if row is not None else None
@@ -28,7 +28,7 @@ def location_of(store: Store, name: str, number: str) -> str:
 
 
 def registered_at(store: Store, name: str, number: str) -> datetime:
-    """When a version was registered, by MLflow's clock. Raises `RegistryError` where there is no such version."""
+    """The time of a version's registration, by MLflow's clock. Raises `RegistryError` if there is no such version."""
     with refusals(f"looking up models:/{name}/{number}"):
         row = store.tables.version(name, number) if store.tables is not None else None
         found = row.created_ms if row is not None else store.client.get_model_version(name, number).creation_timestamp

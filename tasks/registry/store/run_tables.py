@@ -1,4 +1,4 @@
-"""What MLflow holds of a version's run and of its stages' runs, read with one query a table (see `tables`)."""
+"""MLflow's entries of a version's run and of its stages' runs, read with one query per table (see `tables`)."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _inputs(connection: Connection, ids: Sequence[str]) -> Iterable[Any]:
 
 
 def read_logged_model(connection: Connection, model_id: str) -> RunRecord:
-    """What MLflow's page of a logged model shows beside its files."""
+    """MLflow's entry of a logged model beside its files."""
     found = RunRecord(model_id, deleted=False)
     for table, keep in (
         (_MODEL_METRICS, lambda key, value: found.metrics.setdefault(key, set()).add(value)),

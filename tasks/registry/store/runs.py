@@ -62,7 +62,7 @@ class Run:
         return run_id
 
     def seconds_of(self, stage: str, digest: str) -> float | None:
-        """How long the run of a stage took that made the artifact with this digest; None where none is logged."""
+        """Seconds of the run of a stage that made the artifact with this digest; None if none is logged."""
         tags = {"stage": stage, "artifact": digest, "reused": "false"}
         # one that a kill left without its figures is not FINISHED
         made = [

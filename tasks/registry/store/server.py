@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _settle_environment(origins: list[str]) -> None:
-    """What `mlflow server` tells its application by the environment, and the store made or migrated."""
+    """Set the environment that `mlflow server` gives its application; make or migrate the store."""
     silence()
     from mlflow.server import constants, handlers
 

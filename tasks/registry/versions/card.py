@@ -184,7 +184,7 @@ def _key_figures(manifest: Mapping[str, Any]) -> str:
 
 
 def _warnings(manifest: Mapping[str, Any]) -> list[str]:
-    """What the stages warned of; no section where they did not, or were older."""
+    """The warnings of the stages; no section if there were none, or the stages were older."""
     lines = [f"- {entry['text']} (stage `{entry['stage']}`)" for entry in manifest.get("warnings", ())]
     return ["## Warnings\n\n" + "\n".join(lines)] if lines else []
 
@@ -277,7 +277,7 @@ def _limits(manifest: Mapping[str, Any]) -> str:
 
 
 def _judged_by(manifest: Mapping[str, Any]) -> list[str]:
-    """What the win rate of the judge is worth, by who it was."""
+    """The worth of the judge's win rate, by who the judge was."""
     if manifest["evaluation"].get("held_out_judge") == "held_out":
         return [
             "No policy was trained against the held-out judge, but it is of one kind with the reward model: the same "

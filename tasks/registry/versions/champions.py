@@ -1,4 +1,4 @@
-"""Who was champion, by the lines of the ledger: what a rollback returns to without a gate, and what was before it."""
+"""Champions by the lines of the ledger: those a rollback returns to without a gate, and the one before each."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from plumbline.tasks.registry.versions.registered import CHAMPION
 
 
 def was_champion(entries: Sequence[LedgerEntry], number: str) -> bool:
-    """Whether a version ever held the alias on record: it passed the gates then, or somebody answered for it."""
+    """True if a version ever held the alias on record: it passed the gates then, or somebody answered for it."""
     return any(entry.alias == CHAMPION and entry.version == number for entry in entries)
 
 
 def champion_before(entries: Sequence[LedgerEntry], number: str, is_live: Callable[[str], bool]) -> str | None:
-    """Who was champion before `number` was: a promotion is put on a stack, a rollback takes off what it leaves.
+    """The champion before `number`: a promotion is put on a stack, a rollback takes off what it leaves.
 
     Versions that were deleted, here or in MLflow (`is_live`), are passed over.
     """

@@ -1,4 +1,4 @@
-"""What has been signed so far: the digests of every signature in a registry, for the record of a revocation."""
+"""Signatures so far: the digests of all in a registry, for the record of a revocation."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from plumbline.tasks.registry.versions.registered import (
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """What a version's tags say of it: the SHA-256 of its manifest, the gate's verdict; and where its files lie."""
+    """A version by its tags: the SHA-256 of its manifest, the gate's verdict; and the place of its files."""
 
     manifest_sha256: str
     passed: bool

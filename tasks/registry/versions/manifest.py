@@ -131,7 +131,7 @@ def all_paths(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def broken_links(manifest: Mapping[str, Any]) -> list[str]:
-    """Where one stage read another version of a path than the manifest names: mixed lineage, in words."""
+    """Stages that read another version of a path than the manifest names: mixed lineage, in words."""
     paths = all_paths(manifest)
     problems = []
     for name, stage in manifest["stages"].items():

@@ -1,4 +1,4 @@
-"""What MLflow shows of a version, held to its signed manifest: people read MLflow's page, and anyone can write there.
+"""MLflow's entry of a version, held to its signed manifest: people read MLflow's page, and anyone can write there.
 
 Compared are figures, settings, tags, data and plots of the run; the same of its stages' runs, which all have to be
 there and no others; and tags and description of the version. Each difference is a sentence with the key, MLflow's value
@@ -287,7 +287,7 @@ def _description_and_source(store: Store, version: Version) -> tuple[str, str]:
 
 
 def _logged_model(store: Store, source: str) -> RunRecord | None:
-    """What MLflow shows of the logged model that a version was made from; None if it was made from none."""
+    """MLflow's entry of the logged model that a version was made from; None if it was made from none."""
     model_id = source.removeprefix(_LOGGED)
     if model_id == source or not model_id.startswith(_LOGGED_ID):
         return None

@@ -41,7 +41,7 @@ class Version:
 
     @property
     def passed(self) -> bool:
-        """Whether it passed the gate."""
+        """True if it passed the gate."""
         return self.tags.get(GATE_TAG) == "passed"
 
 
@@ -63,7 +63,7 @@ class StoredFiles:
         return manifest
 
     def facts(self) -> dict[str, str]:
-        """What the seal signs, from the files themselves: call it where their signature was verified."""
+        """The facts that the seal signs, from the files themselves: call it where their signature was verified."""
         manifest = self.manifest()
         return {
             "model": self.version.name,
@@ -125,7 +125,7 @@ class StoredFiles:
 
     @staticmethod
     def _whole(folder: Path, pinned: str) -> bool:
-        """Whether a kept folder still is the pinned manifest and all that it names."""
+        """True if a kept folder still is the pinned manifest and all that it names."""
         path = folder / MANIFEST
         if not path.is_file() or sha256_file(path) != pinned or not (folder / SIGNATURE).is_file():
             return False
@@ -133,7 +133,7 @@ class StoredFiles:
 
 
 def seal_facts(version: Version) -> dict[str, str]:
-    """What the tags of a version say of what its seal signs."""
+    """The facts that a version's seal signs, by its tags."""
     tags = {tag: version.tags.get(tag, "") for tag in (KEY_TAG, MANIFEST_TAG, GATE_TAG)}
     return {"model": version.name, "version": version.number, **tags}
 

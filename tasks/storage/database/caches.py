@@ -1,4 +1,4 @@
-"""Where derived files go that can be made again: into the workspace, or beside it for who may not write there."""
+"""Places for derived files that can be made again: in the workspace, or beside it for who may not write there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cache_folder(root: Path, name: Path) -> Path:
 
 
 def may_write(folder: Path) -> bool:
-    """Whether this process may make files in a folder, by its effective user and the file system."""
+    """True if this process may make files in a folder, by its effective user and the file system."""
     effective = os.access in os.supports_effective_ids
     return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
 

@@ -14,7 +14,7 @@ from plumbline.data_contracts.secrets import mask
 
 
 def is_postgres(url: str) -> bool:
-    """Whether it is the URL of a Postgres database, whatever driver it names."""
+    """True if it is the URL of a Postgres database, whatever driver it names."""
     return url.startswith(("postgresql://", "postgresql+", "postgres://"))
 
 

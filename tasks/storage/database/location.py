@@ -45,7 +45,7 @@ class Location:
 
 
 def find_location(root: Path) -> Location:
-    """Where the workspace lies and lay, without writing anything."""
+    """Find the present and former places of the workspace, without writing anything."""
     root = root.resolve()
     recorded, before = _read(root) or (_derived(root), ())
     if recorded is None or recorded == str(root):

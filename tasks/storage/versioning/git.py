@@ -1,4 +1,4 @@
-"""What git knows: the commit and uncommitted changes of a workspace, and which program is running."""
+"""Git: the commit and uncommitted changes of a workspace, and which program is running."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def head_commit(root: Path) -> str | None:
 
 
 def is_dirty(root: Path) -> bool:
-    """Whether a person changed anything since the last commit; files that the program writes do not count."""
+    """True if a person changed anything since the last commit; files that the program writes do not count."""
     return bool(run_git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *_OWN_FILES).strip())
 
 
@@ -177,7 +177,7 @@ def _identity(root: Path) -> list[str]:
 
 
 def why_unsound(root: Path, commit: str) -> str | None:
-    """What git finds wrong with a commit or anything it reaches, in its words; None where every object is whole."""
+    """Git's complaint about a commit or anything it reaches; None if every object is whole."""
     try:
         read_git(root, "cat-file", "-e", f"{commit}^{{commit}}")
         read_git(root, "fsck", "--full", "--no-dangling", "--no-reflogs", "--no-progress", commit)

@@ -1,4 +1,4 @@
-"""What a listing of a folder may name. Others wrote it: a remote, a backup, a workspace that came from elsewhere."""
+"""Names in a listing of a folder. Others wrote it: a remote, a backup, a workspace that came from elsewhere."""
 
 from __future__ import annotations
 

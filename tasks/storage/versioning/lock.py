@@ -24,7 +24,7 @@ def read_lock(root: Path) -> dict[str, Any]:
 
 
 def read_tracked(root: Path) -> dict[str, dict[str, Any]]:
-    """What `.dvc` files track (raw batches): path in the workspace -> entry with "md5"."""
+    """Entries of `.dvc` files (raw batches): path in the workspace -> entry with "md5"."""
     tracked = {}
     for file in sorted([*root.glob("*.dvc"), *root.glob("data/*.dvc"), *root.glob("models/*.dvc")]):
         if file.is_file():

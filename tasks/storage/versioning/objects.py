@@ -39,7 +39,7 @@ class _Place(Protocol):
 
     @property
     def where(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
 
     def open(self, digest: str) -> IO[bytes] | None:
         """The stored bytes, or None where there is no such object."""
@@ -171,7 +171,7 @@ class ObjectStore:
         return self._cache.folder
 
     def cache_path(self, digest: str) -> Path:
-        """Where the cache keeps, or would keep, an object. Never write through it to change one."""
+        """The path at which the cache keeps, or would keep, an object. Never write through it to change one."""
         return self._cache.path(digest)
 
     @contextmanager

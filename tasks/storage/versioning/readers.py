@@ -1,4 +1,4 @@
-"""Whether a DVC command that somebody runs by hand reads a path now: `dvc repro` says so in DVC's own table."""
+"""Readers of a path: a DVC command that somebody runs by hand, as `dvc repro` says in DVC's own table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_read(repo: Repo, path: Path) -> bool:
-    """Whether another living process reads `path`. Only under the repository's lock, where no new reader can enter."""
+    """True if another living process reads `path`. Only under the repository's lock, where no new reader can enter."""
     from dvc.rwlock import RWLOCK_FILE
 
     try:

@@ -1,4 +1,4 @@
-"""What DVC writes, written whole or not at all, and for nobody else to read.
+"""DVC's files, written whole or not at all, and for nobody else to read.
 
 A SIGKILL leaves the old file or the new one.
 

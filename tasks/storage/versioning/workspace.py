@@ -82,7 +82,7 @@ def _absolute(root: Path, remote: str) -> str:
 
 
 class Versions:
-    """What DVC knows about one workspace. Safe to use from several threads of one process.
+    """DVC's view of one workspace. Safe to use from several threads of one process.
 
     Every method raises `VersioningError`, also when another process keeps the workspace busy for
     longer than `wait_s` seconds.
@@ -114,7 +114,7 @@ class Versions:
         self._locked(check)
 
     def reuse(self, name: str) -> bool:
-        """Whether the outputs for the present dependencies and params are at hand, without running.
+        """True if the outputs for the present dependencies and params are at hand, without running.
 
         A clean stage is reused as it is; one whose output is missing from the cache alone is recorded
         again. Otherwise DVC's cache and run-cache are asked (a stage that ran before with these inputs,

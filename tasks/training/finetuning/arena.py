@@ -94,7 +94,7 @@ def share_won(differences: torch.Tensor) -> float:
 
 
 def is_beyond(kl_per_token: float | None, limit: float | None) -> bool:
-    """Whether a KL (nats per token) was measured and exceeds the limit, where there is one."""
+    """True if a KL (nats per token) was measured and exceeds the limit, where there is one."""
     return limit is not None and kl_per_token is not None and kl_per_token > limit
 
 

@@ -21,7 +21,7 @@ that is longer, in the tokens of the scorer, than it takes."""
 
 @dataclass(frozen=True, slots=True)
 class FinetuneInputs:
-    """What every method is given besides its params.
+    """The inputs of every method besides its params.
 
     `start` is the folder of the policy that training starts from, `reference` that of π_ref; both are only read, and
     they are one folder except in a later stage of a stack. `folder` is the draft of the policy; `work` survives a kill.

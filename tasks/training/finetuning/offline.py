@@ -60,7 +60,7 @@ class OfflineRun:
 
     @property
     def tied_to_start(self) -> bool:
-        """Whether π_ref is the policy that training starts from."""
+        """True if π_ref is the policy that training starts from."""
         return self.start_weights == self.reference_weights
 
     def folder(self, examples: str) -> Path:
@@ -218,7 +218,7 @@ def callbacks(run: OfflineRun) -> list[Any]:
 
 
 def keeps_dropout(params: OfflineParams) -> bool:
-    """Whether dropout stays on in training: that of adapters, which TRL counts to the model's."""
+    """True if dropout stays on in training: that of adapters, which TRL counts to the model's."""
     return params.lora is not None and params.lora.dropout > 0
 
 

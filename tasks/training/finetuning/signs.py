@@ -1,4 +1,4 @@
-"""What to know of a training beside its result: read off its facts and curve, so that a resumed run says the same."""
+"""Signs of a training beside its result, read off its facts and curve, so that a resumed run says the same."""
 
 from __future__ import annotations
 

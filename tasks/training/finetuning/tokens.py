@@ -1,4 +1,4 @@
-"""What `facts["tokens"]` counts, of every method alike.
+"""Counts in `facts["tokens"]`, of every method alike.
 
 - `seen`: tokens of prompt and response in training passes, forward and backward, without padding; once a pass,
   whatever networks take it (PPO's policy and critic read the same sequence). Not counted are passes without a

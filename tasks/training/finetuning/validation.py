@@ -1,4 +1,4 @@
-"""What a policy trained on pairs is measured by on the validation split.
+"""Figures of a policy trained on pairs, on the validation split.
 
 Preference accuracy: share of pairs whose implicit reward beta * (log π - log π_ref) is higher for the chosen
 response (Rafailov et al. 2023, eq. 5); ties count half. With an arena also its win rate and KL (`arena`).

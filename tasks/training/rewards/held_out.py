@@ -1,4 +1,4 @@
-"""What a reward model was not trained on: its audit on held-out pairs, and a second model that no policy is trained by.
+"""Held-out data of a reward model: its audit on held-out pairs, and a second model that no policy is trained by.
 
 A policy that is optimised against a reward model finds that model's errors, so the win rate that the same model reports
 rises with them (Gao et al. 2023). The held-out judge is a second reward model of the same kind, from other pairs and
@@ -51,7 +51,7 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """Where one reward model starts from, and where it and its checkpoints go."""
+    """The start of one reward model, and the folders of it and its checkpoints."""
 
     init: Path
     folder: Path
@@ -112,7 +112,7 @@ def split_off(pairs: Sequence[CuratedPair], share: float, seed: int) -> tuple[li
 
 
 def choose_judge(reward: Path) -> tuple[JudgeName, Path]:
-    """Who judges beside the reward model in `reward`, and the folder of that model: the held-out judge if there is one.
+    """Choose the judge beside the reward model in `reward`, and its folder: the held-out judge if there is one.
 
     Weights and audit are in that folder.
     """

@@ -42,7 +42,7 @@ class Normaliser:
 
     @property
     def flat(self) -> bool:
-        """Whether a normalised term has met values, but no spread to divide by."""
+        """True if a normalised term has met values, but no spread to divide by."""
         return self.kind != "none" and self.count > 0 and self.spread <= NO_SPREAD * self.largest
 
     def fit(self, values: Floats) -> None:
@@ -77,7 +77,7 @@ class Normaliser:
         return values if self.clip is None else np.clip(values, -self.clip, self.clip)
 
     def state(self) -> dict[str, Any]:
-        """What was learned, JSON-able and exact."""
+        """The state, JSON-able and exact."""
         return {"count": self.count, "mean": self.mean, "m2": self.m2, "largest": self.largest}
 
     def restore(self, state: Mapping[str, Any]) -> None:

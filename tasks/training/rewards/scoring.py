@@ -125,7 +125,7 @@ class RewardModel:
 
 
 def can_score_packed(model: PreTrainedModel) -> bool:
-    """Whether `model` rewards a sequence by its head `score` on the last token's state and can be packed."""
+    """True if `model` rewards a sequence by its head `score` on the last token's state and can be packed."""
     from transformers.modeling_layers import GenericForSequenceClassification
 
     return isinstance(model, GenericForSequenceClassification) and can_pack(model)

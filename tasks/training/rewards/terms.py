@@ -56,7 +56,7 @@ def texts_of(completions: Sequence[Conversation]) -> list[str]:
 
 
 def _any_of(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Whether any of the patterns is found in a text, upper and lower case alike."""
+    """A function that finds any of the patterns in a text, upper and lower case alike."""
     compiled = [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
     return lambda text: any(pattern.search(text) for pattern in compiled)
 
@@ -187,7 +187,7 @@ def _lexicon(params: SafetyTermParams) -> tuple[Requests, str | None]:
 
 
 def _classifier(params: SafetyTermParams) -> tuple[Requests, str | None]:
-    """What a text-classification model says of requests, and the digest of its weights."""
+    """A text-classification model's probabilities for requests, and the digest of its weights."""
     from transformers import pipeline
 
     from plumbline.tasks.models.checkpoints import weights_digest

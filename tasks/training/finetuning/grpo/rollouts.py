@@ -46,7 +46,7 @@ REWARD = "reward"
 
 
 class SamplingTrainer(Protocol):
-    """What a rollout needs of the trainer."""
+    """The part of the trainer that a rollout needs."""
 
     model: PreTrainedModel
     vllm_generation: Any
@@ -156,7 +156,7 @@ class JudgedRollouts:
         return float(np.mean(won)) if won else 0.5
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, JSON-able."""
+        """The state for a checkpoint, JSON-able."""
         reward = self.reward.state() if self.reward else None
         return {"totals": dict(self.totals), "tokens": dict(self.tokens), "reward": reward}
 

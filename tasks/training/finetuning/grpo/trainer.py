@@ -95,7 +95,7 @@ class JudgedTrainer(WithoutPadding, GRPOTrainer):  # type: ignore[misc]
 
     @property
     def rollout_number(self) -> int:
-        """How many rollouts came before, those before a resume included."""
+        """The number of rollouts before, those before a resume included."""
         return int(self.state.global_step // self.steps_a_rollout)
 
     @property
@@ -185,7 +185,7 @@ class JudgedTrainer(WithoutPadding, GRPOTrainer):  # type: ignore[misc]
         return metrics
 
     def _training_reward(self, completions: Sequence[Completion]) -> float:
-        """What training maximises, as a number that can rise: win rate over π_ref by the judge that trains.
+        """The objective of training, as a number that can rise: win rate over π_ref by the judge that trains.
 
         Gains cannot, being ranks within a group. It is measured on the first `_WATCHED` prompts of the arena, where
         the held-out judge is heard too; the mixture's mean over the latest rollout is added with its weight.

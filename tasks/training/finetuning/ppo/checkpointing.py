@@ -34,10 +34,10 @@ STATE = "ppo.json"
 
 
 class SavesActorCritic(Trainer):  # type: ignore[misc]
-    """What transformers' Trainer saves and loads, for an `ActorCritic`."""
+    """Saving and loading by transformers' Trainer, for an `ActorCritic`."""
 
     def ppo_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside weights, JSON-able."""
+        """The state for a checkpoint beside weights, JSON-able."""
         raise NotImplementedError
 
     def restore_ppo_state(self, state: Mapping[str, Any]) -> None:

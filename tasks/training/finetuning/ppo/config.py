@@ -85,7 +85,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
 
     @property
     def keeps_critic_pass(self) -> bool:
-        """Whether the first optimiser step of an update is one forward pass of the whole rollout, on one process.
+        """True if the first optimiser step of an update is one forward pass of the whole rollout, on one process.
 
         The critic has then just made this pass, when it scored the rollout. With gradient checkpointing it is made
         again, since what the first one holds on to would not fit.

@@ -1,4 +1,4 @@
-"""What an update learns from: episodes as sampled and scored, and the experience that the losses read.
+"""Experience of an update: episodes as sampled and scored, and the tensors that the losses read.
 
 Everything here lives on the CPU and is the same on every process: episodes are gathered once an update, so that
 whitening, KL control, metrics and the order of minibatches need no further word between processes.
@@ -78,7 +78,7 @@ class Experience:
     critic_pass: torch.Tensor | None = None
 
     def micro_batch(self, rows: torch.Tensor, *, first: bool = False) -> dict[str, Any]:
-        """What one forward pass and its losses need of `rows` (B,), flat over their M response tokens.
+        """The tensors of one forward pass and its losses for `rows` (B,), flat over their M response tokens.
 
         `first`: it is of the first optimiser step, so that the critic's pass of the rollout, if kept, is handed on.
         """

@@ -76,11 +76,11 @@ class KlController:
             )
 
     def log(self) -> dict[str, float]:
-        """What a training curve shows: β for the next rollout, and 1 while the ramp is on."""
+        """Figures for a training curve: β for the next rollout, and 1 while the ramp is on."""
         return {"beta": self.beta, "beta_ramp": float(self._ramp_from is not None)}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, JSON-able."""
+        """The state for a checkpoint, JSON-able."""
         return {"beta": self.beta, "ramp_from": self._ramp_from, "updates_above": self._updates_above}
 
     def restore(self, state: Mapping[str, Any]) -> None:

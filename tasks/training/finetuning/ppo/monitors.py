@@ -97,7 +97,7 @@ class HackingMonitor:
         return new
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, JSON-able."""
+        """The state for a checkpoint, JSON-able."""
         return {
             "findings": [asdict(finding) for finding in self.findings],
             "found": self.found,

@@ -18,7 +18,7 @@ from plumbline.tasks.training.rewards.terms import build_term
 
 @dataclass(frozen=True, slots=True)
 class JudgeMeans:
-    """What judges are built from: the reward model trained here, if any, and a folder for answers of a server."""
+    """The means to build judges: the reward model trained here, if any, and a folder for answers of a server."""
 
     reward_model: RewardModel | None
     cache: Path

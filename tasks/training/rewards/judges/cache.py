@@ -32,7 +32,7 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What the cache holds of a key: a reply or none, and whether there was an entry that could not be trusted."""
+    """The cache's entry of a key: a reply or none, and whether there was an entry that could not be trusted."""
 
     reply: Reply | None
     corrupt: bool = False
@@ -45,7 +45,7 @@ class AnswerCache:
     folder: Path
 
     def path(self, key: str) -> Path:
-        """Where the entry of a key (hex digits) stands."""
+        """The path of the entry of a key (hex digits)."""
         return self.folder / key[:2] / f"{key}.json"
 
     def read(self, key: str) -> Lookup:

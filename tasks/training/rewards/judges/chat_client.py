@@ -37,7 +37,7 @@ _HOPELESS = {
 
 @dataclass(frozen=True, slots=True)
 class JudgeReply:
-    """What came of one request: a reply, or why there is none."""
+    """The outcome of one request: a reply, or why there is none."""
 
     outcome: Reply | Unusable
     retries: int
@@ -127,7 +127,7 @@ class ChatClient:
         return answer(read_reply(self._redact(raw.text).encode()), raw.retries_taken)
 
     def _refusal(self, error: APIStatusError) -> Unusable:
-        """What an error status means. Raises `JudgeError` for one that every other request would meet too."""
+        """The meaning of an error status. Raises `JudgeError` for one that every other request would meet too."""
         said = f"status {error.status_code}: {excerpt(self._redact(error.response.text))} ({_attempts(error)})"
         if error.status_code in _HOPELESS:
             # not chained: the server's own words may repeat the key

@@ -63,7 +63,7 @@ class _Group:
 
 @dataclass
 class _Batch:
-    """What one call asks and has learned so far."""
+    """The questions and results so far of one call."""
 
     groups: list[_Group] = field(default_factory=list)
     questions: dict[str, Question] = field(default_factory=dict)

@@ -36,7 +36,7 @@ _SHOWN = 120  # characters of an answer in a message
 
 
 class Reply(BaseModel):
-    """What matters of a chat completion."""
+    """The parts of a chat completion that are read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: measured against people on held-out labelled pairs, before anything is trained on it.
+"""Reliability of a judge, measured against people on held-out labelled pairs, before anything is trained on it.
 
 Each pair is asked in both orders, (chosen, rejected) and (rejected, chosen), so that "the first one" is the right
 answer exactly half of the time and a judge that always says it agrees with people no more than chance:
@@ -53,7 +53,7 @@ class MeasuredJudge:
         return hashlib.sha256(orjson.dumps([self.inner.digest, self.noise])).hexdigest()
 
     def judge(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> Verdicts:
-        """What the judge says."""
+        """The judge's verdicts."""
         return self.inner.judge(prompts, groups)
 
 

@@ -46,7 +46,7 @@ _PATH = re.compile(r"[/\\]|\.toml$")
 
 
 class Rubric(BaseModel):
-    """What a judge is told: `system` before the data, `pairwise` or `listwise` after it."""
+    """The instructions of a judge: `system` before the data, `pairwise` or `listwise` after it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
