@@ -47,6 +47,7 @@ check: $(STAMP) lint-docs
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p docs.tools
+	@$(BIN)/python -m docs.tools.words
 	@$(BIN)/lint-imports
 	@$(BIN)/deptry flows tasks data_contracts
 

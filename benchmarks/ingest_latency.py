@@ -94,7 +94,7 @@ def until(happens: Callable[[], bool]) -> None:
     began = time.monotonic()
     while not happens():
         if time.monotonic() - began > DEADLINE_S:
-            raise SystemExit(f"waited in vain for {DEADLINE_S:g} s")
+            raise SystemExit(f"waited without success for {DEADLINE_S:g} s")
         time.sleep(0.2)
 
 

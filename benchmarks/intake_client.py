@@ -138,7 +138,7 @@ async def _one(pool: Pool, wanted: Wanted, due: float) -> Outcome:
 
 
 def main() -> None:
-    """Read a spec, offer the load, write what came of it."""
+    """Read a spec, offer the load, write the outcome."""
     spec: dict[str, Any] = json.load(sys.stdin)
     requests = build(spec["requests"], spec["kinds"], spec["token"], spec["seed"], spec["name"])
     before = time.process_time()

@@ -97,7 +97,7 @@ def _until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) ->
 
 
 def measure(running: Endpoint, requests: int, rate: float, kinds: Sequence[str], name: str) -> dict[str, Any]:
-    """One round of load and what came of it. Ends the program where a row was taken that should not be, or lost."""
+    """One round of load and its outcome. Ends the program where a row was taken that should not be, or lost."""
     spec = {
         "requests": requests, "rate": rate, "kinds": list(kinds), "token": running.token, "seed": _SEED, "name": name,
         "host": "127.0.0.1", "port": running.port,

@@ -19,7 +19,7 @@ class PhaseClock:
         self._inside = False
 
     def wrap(self, phase: str | Callable[[], str], function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, its time booked to `phase`, which may be told at the time of the call."""
+        """`function`, its time booked to `phase`, which may be given at the time of the call."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._inside:

@@ -1,4 +1,4 @@
-"""Runs that nobody starts by hand: because of an event, or because the poll found what an event should have told.
+"""Runs that nobody starts by hand: because of an event, or because the poll found what an event should have reported.
 
 Both ask admission, which lets one run in for a key however often it is asked, and both end as Completed
 with the reason where no run is due. A run that is killed leaves its claim behind; the next to ask takes it over.
@@ -37,7 +37,7 @@ NOT_STARTED = "NotStarted"
 
 @flow(name="retrain-on-fresh", validate_parameters=False)
 def retrain_on_fresh(root: str = ".", key: str | None = None, event_id: str | None = None) -> State[Any]:
-    """Retrain if what an event told of, or anything else that waits, is due.
+    """Retrain if the batch of an event, or anything else that waits, is due.
 
     `key` and `event_id` are the event's. Raises the run's `PlumblineError`.
     """
@@ -57,7 +57,7 @@ def poll_freshness(root: str = ".") -> State[Any]:
         sent = drain_outbox(workspace, params)
         get_run_logger().info("sent %d events", len(sent))
     except OperationsError as error:
-        get_run_logger().warning("%s", error)  # the rows stay for the next poll; what they tell is looked at now
+        get_run_logger().warning("%s", error)  # the rows stay for the next poll; their batches are looked at now
     return _run_if_due(workspace, params, {"kind": "poll", "key": None, "event_id": None}, wait_s=0.0)
 
 

@@ -1,4 +1,4 @@
-"""The monitor as a flow: look, log to MLflow, publish, and fail if a finding could not be told."""
+"""The monitor as a flow: look, log to MLflow, publish, and fail if a finding could not be sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def monitor(root: str = ".", look: str | None = None) -> dict[str, Any]:
     """Take one look (by default that of the day) at the champion; returns the report.
 
     A finding asks for a retraining run, once. Raises `OperationsError`, after the report is written, where a finding
-    could not be told to the server.
+    could not be sent to the server.
     """
     workspace = Path(root).resolve()
     params, _ = load_params(workspace)
@@ -32,9 +32,9 @@ def monitor(root: str = ".", look: str | None = None) -> dict[str, Any]:
     create_markdown_artifact(markdown(report), key="monitor", description="What the monitor sees.")
     for reading in report["readings"]:
         get_run_logger().info("%s: %s: %s", reading["name"], reading["verdict"], reading["why"])
-    untold = [request["state"] for request in report["requests"].values() if request["state"].startswith("not told")]
+    untold = [request["state"] for request in report["requests"].values() if request["state"].startswith("not sent")]
     if untold:
-        raise OperationsError(f"a finding could not be told to the server: {untold[0]}")
+        raise OperationsError(f"a finding could not be sent to the server: {untold[0]}")
     return report
 
 

@@ -97,9 +97,9 @@ def _producers(
 
 
 def as_they_end(futures: Sequence[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any]]:
-    """As Prefect's `as_completed`, whose wait hears of a signal, and not of an exception that Prefect raises in here.
+    """As Prefect's `as_completed`, whose wait ends by a signal, and not by an exception that Prefect raises in here.
 
-    So it ends a run that lost its place on the server, or ran out of time. That would be heard when a stage has ended,
+    So it ends a run that lost its place on the server, or ran out of time. Else it would go on until a stage has ended,
     hours later, and others would have begun meanwhile.
     """
     ended: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()

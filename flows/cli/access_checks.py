@@ -1,4 +1,4 @@
-"""Looking at a workspace as a stranger would: files with credentials, and services that answer without."""
+"""Checks of a workspace from outside: files with credentials, and services that answer without."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def public_files(root: Path, params: Params) -> list[str]:
 
 
 def open_services(root: Path, params: Params) -> list[str]:
-    """Running services that are open to a stranger: no credentials, a strange Host, a page of another origin."""
+    """Running services that are open to others: without credentials, by a foreign Host, to a page of another origin."""
     found = []
     for service in planned(root, params).services:
         if service.port is not None:

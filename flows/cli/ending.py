@@ -79,7 +79,7 @@ def _tell_misuse(ended: SystemExit) -> None:
 
 @contextmanager
 def until_ended() -> Iterator[None]:
-    """Around what works until it is told to end: SIGINT and SIGTERM are then its good end."""
+    """Around a command that works until it is ended: SIGINT and SIGTERM are then its good end."""
     with suppress(KeyboardInterrupt):
         yield
 
@@ -106,7 +106,7 @@ def _open_standard_streams() -> None:
 
 @contextmanager
 def _signals() -> Iterator[_Heard]:
-    """Hear SIGINT and SIGTERM inside, unless whoever started us has them ignored."""
+    """Catch SIGINT and SIGTERM inside, unless whoever started us has them ignored."""
     heard = _Heard()
     if threading.current_thread() is not threading.main_thread():
         yield heard
@@ -124,7 +124,7 @@ def _signals() -> Iterator[_Heard]:
 
 @contextmanager
 def _background_errors_to_log() -> Iterator[None]:
-    """Send what ends a thread, or fails in a finaliser, to the log: it is nobody's one line."""
+    """Send what ends a thread, or fails in a finaliser, to the log: it is no line for a person."""
 
     def of_thread(failed: threading.ExceptHookArgs) -> None:
         if failed.exc_value is not None:

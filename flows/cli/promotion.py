@@ -1,4 +1,4 @@
-"""`plumbline promote`, `rollback`, `history`, `delete`: which version serves, and who said so.
+"""`plumbline promote`, `rollback`, `history`, `delete`: which version serves, and who decided it.
 
 They need no Prefect server: an alias has to be moved back at night when nothing else is up.
 """

@@ -1,7 +1,7 @@
 """The Prefect server of a command that is given none.
 
 Prefect would start one by itself; that one outlives a command that is killed, lets every user of the machine in, and
-ends at a Ctrl-C before the command has told it how the run ended.
+ends at a Ctrl-C before the command has reported to it how the run ended.
 """
 
 from __future__ import annotations

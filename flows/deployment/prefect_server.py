@@ -29,7 +29,7 @@ def temporary_app() -> ASGIApp:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Serve until told to end."""
+    """Serve until a signal ends it."""
     given = server_arguments((__doc__ or "").splitlines()[0], argv)
     secret = os.environ.get(CREDENTIALS)
     if not secret:

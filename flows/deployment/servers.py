@@ -99,7 +99,7 @@ def _named_by() -> str:
 def connected(root: Path, params: Params) -> Iterator[tuple[SyncPrefectClient, Server]]:
     """A client of the server; inside, Prefect uses it too.
 
-    Raises `UsageError` where none answers, it is another's or of another version, `OperationsError` where it tells no
+    Raises `UsageError` where none answers, it is another's or of another version, `OperationsError` where it reports no
     version.
     """
     from prefect.client.orchestration import get_client
@@ -137,6 +137,6 @@ def _told_version(client: SyncPrefectClient, url: str) -> str:
 
 def _no_version(url: str, error: Exception) -> OperationsError:
     return OperationsError(
-        f"{mask(url)}: expected a Prefect server that tells its version, found: {mask(str(error))}. Correct "
+        f"{mask(url)}: expected a Prefect server that reports its version, found: {mask(str(error))}. Correct "
         f"PREFECT_API_URL: it ends in /api."
     )

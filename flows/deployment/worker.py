@@ -54,7 +54,7 @@ require_names("prefect", ProcessWorker, "_get_scheduled_flow_runs", "_submit_run
 require_names("prefect", ProcessJobConfiguration, "_base_environment")
 
 ENTRYPOINTS = tuple(item.entrypoint for item in describe(Params(), ""))
-_RUN_VARIABLES = "PREFECT__"  # what Prefect tells one process of its run; everything else is told to all
+_RUN_VARIABLES = "PREFECT__"  # Prefect's variables for one process and its run; all others go to every process
 _REPLACE_AFTER_S = 3.0  # by then the run before is under way, and the imports of the next do not slow its start
 
 
@@ -115,7 +115,7 @@ async def _release(process: anyio.abc.Process) -> None:
 
 
 def _shared_environment(given: Mapping[str, str | None]) -> dict[str, str]:
-    """The environment of a process of this worker but for what it is told of its run, as Prefect composes it."""
+    """The environment of a process of this worker without the variables of its run, as Prefect composes it."""
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     return _shared(sanitize_subprocess_env({**os.environ, **settings, **given}))
 
@@ -137,7 +137,7 @@ class Starter:
         flow_run: FlowRun,
         task_status: anyio.abc.TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Tell the process its run; return when it has ended."""
+        """Send the process its run; return when it has ended."""
         process = self._process
         assert process.stdin is not None
         try:
@@ -147,7 +147,7 @@ class Starter:
             task_status.started(ProcessHandle(process, termination_scope=scope))
             await process.wait()
         finally:
-            await _release(process)  # alive only where the worker itself was told to end at once
+            await _release(process)  # alive only if the worker itself had to end at once
 
     def _control(self, flow_run: FlowRun) -> dict[str, str]:
         try:
@@ -199,7 +199,7 @@ class WarmWorker(ProcessWorker, abc.ABC):  # abc.ABC: not put into Prefect's reg
         try:
             return await _run_in(process, flow_run, deployment, environment, task_status or anyio.TASK_STATUS_IGNORED)
         finally:
-            await _release(process)  # alive only where the run was cancelled before it was told
+            await _release(process)  # alive only if the run was cancelled before it was sent
 
     async def _checked(self, flow_run: FlowRun, configuration: ProcessJobConfiguration) -> DeploymentResponse:
         related = configuration._related_objects
@@ -313,7 +313,7 @@ def _say(line: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Take runs of the pool until told to end, in the present folder."""
+    """Take runs of the pool until a signal ends it, in the present folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--name", required=True, help="the worker's name at the server")
     parser.add_argument("--limit", type=int, required=True, help="flow runs at once")

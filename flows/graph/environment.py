@@ -97,5 +97,5 @@ def plain_url(url: str | None) -> str:
 def quiet_prefect() -> None:
     """Keep Prefect's own log on its server: a person watches the display and reads one message."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    # Of the threads that send events: each event that a server does not take any more would be told, at the exit too.
+    # Of the threads that send events: each event that a server does not take any more would be logged, at the exit too.
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")

@@ -46,7 +46,7 @@ def weights_digest(folder: Path) -> str:
 def run_folder(work: Path, depends_on: Mapping[str, Any]) -> Path:
     """The folder of the run that depends on exactly `depends_on` (JSON-able); folders of other runs are removed.
 
-    Of several processes the first makes and clears it; the others are told its name.
+    Of several processes the first makes and clears it; the others receive its name.
     """
     raw = orjson.dumps(depends_on, option=orjson.OPT_SORT_KEYS)
     key = hashlib.sha256(raw).hexdigest()

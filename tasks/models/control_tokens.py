@@ -274,7 +274,7 @@ class ControlTokens:
         if wrong:
             raise ModelError(
                 f"Expected a tokenizer whose tokens keep their ids under other names, found {len(wrong)} that do not "
-                f"({wrong[:3]}), so text that spells them could not be told from the template's own. Save the "
+                f"({wrong[:3]}), so text that spells them could not be distinguished from the template's own. Save the "
                 "tokenizer anew with a present version of transformers."
             )
         return reader, twin, {self.ids[text]: name for text, name in names.items()}

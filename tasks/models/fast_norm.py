@@ -6,7 +6,7 @@ core an update of PPO of a model of 0.15 million parameters took 7 % less. `rms_
 CPU it is made of the same pieces.
 
 The naive equivalent is the module's own forward; a test compares both, gradients included. Norms that scale otherwise
-(Gemma's 1 + weight) are told apart by a probe and left alone.
+(Gemma's 1 + weight) are found by a probe and left alone.
 """
 
 from __future__ import annotations

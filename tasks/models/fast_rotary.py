@@ -5,8 +5,8 @@ autograd as many again on the way back. Written in place there are three, and th
 
 `apply_rotary_pos_emb` is a function of each modeling module, found there by name when attention runs, so it is
 exchanged for the time of a `with` alone: other models of the process compute what they always did. The naive equivalent
-is that function; a test compares both, gradients included. Functions that rotate otherwise (interleaved pairs) are told
-apart by a probe and left alone.
+is that function; a test compares both, gradients included. Functions that rotate otherwise (interleaved pairs)
+are found by a probe and left alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A full disk, told by writers that lose the operating system's error: torch, safetensors and tokenizers."""
+"""A full disk, reported by writers that lose the operating system's error: torch, safetensors and tokenizers."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def settle(counts: Mapping[str, float]) -> dict[str, float]:
 
 
 def rubric_of(judge: object) -> dict[str, Any] | None:
-    """Name, version and digest of what a judge is told, or None for a judge that is told nothing (rules, a model)."""
+    """Name, version and digest of a judge's instructions, or None for a judge without any (rules, a model)."""
     rubric = getattr(getattr(judge, "inner", judge), "rubric", None)
     if rubric is None:
         return None

@@ -98,7 +98,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Pr
 def padding_note(tokenizer: PreTrainedTokenizerBase) -> str:
     """One sentence on the pad token, for facts and reports."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        return f"pad and eos are one token ({tokenizer.eos_token!r}); padding is told by position, not by id"
+        return f"pad and eos are one token ({tokenizer.eos_token!r}); padding is found by position, not by id"
     return f"pad {tokenizer.pad_token!r}, eos {tokenizer.eos_token!r}"
 
 

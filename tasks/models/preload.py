@@ -1,6 +1,6 @@
 """Imported once by the fork server: the libraries that every training stage needs and that load slowly.
 
-The fork server hears of its starter's end once its imports are done. Until then a thread looks, which has ended before
+The fork server notices its starter's end once its imports are done. Until then a thread looks, which has ended before
 anything is forked. The starter's pid is in the environment: it may have ended before this module is read.
 """
 

@@ -30,7 +30,7 @@ def check_trainer_args(config_class: type, given: Mapping[str, Any], where: str)
 
 
 def must_name_cpu(bf16: bool) -> bool:
-    """True if transformers has to be told that the CPU is meant.
+    """True if transformers needs the argument that names the CPU.
 
     Without an accelerator it takes bf16 for a mistake, and accelerate each process of torchrun for one alone, so that
     all of them would train and write the same.

@@ -1,4 +1,4 @@
-"""Verb: tell the Prefect server what is new, so that nothing told can be lost.
+"""Verb: send the Prefect server an event for what is new, so that no event can be lost.
 
 The order is batch, version, outbox row, event. Whatever dies between two steps, `reconcile` finds the batch
 without a row and `drain_outbox` the row without a confirmed event; both run at every drain and every poll.
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import httpx
 
 EVENTS: Mapping[str, str] = {"batch": "preferences.fresh", "finding": "monitor.finding"}
-"""Kind of entry -> the event that tells of it."""
+"""Kind of entry -> the name of its event."""
 
 _DIGEST_NAME = re.compile(r"[0-9a-f]{16}")
 _REQUEST_S = 30.0
@@ -79,7 +79,7 @@ def batch_key(source: str, digest: str) -> str:
 def announce_batches(
     root: Path, params: Params, source: str, batches: Sequence[Batch], rows: Mapping[str, int]
 ) -> list[OutboxEntry]:
-    """Enter stored and versioned batches into the outbox, then tell the server where one is configured.
+    """Enter stored and versioned batches into the outbox, then send the events if a server is configured.
 
     `rows` counts the rows of each batch by digest. Returns the entries as they then stand: `emitted_at` is None
     for those that the server has not confirmed.
@@ -95,7 +95,7 @@ def announce_batches(
 
 
 def request_retraining(root: Path, params: Params, *, key: str, why: str, evidence: Mapping[str, Any]) -> OutboxEntry:
-    """Put a finding's request into the outbox, for `drain_outbox` to tell; the same key asks once.
+    """Put a finding's request into the outbox, for `drain_outbox` to send; the same key asks once.
 
     Returns the entry as it stands.
     """
@@ -163,7 +163,7 @@ def put_batch(
 def server_url() -> str | None:
     """The API of the configured Prefect server: PREFECT_API_URL, or the active profile's; None without one.
 
-    A temporary server of this process is none: what it is told ends with it.
+    A temporary server of this process is none: events sent to it end with it.
     """
     url = os.environ.get("PREFECT_API_URL")
     if not url:

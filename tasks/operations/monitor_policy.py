@@ -334,26 +334,26 @@ def _evidence(subject: Subject, look: Look) -> MonitorEvidence:
 
 
 def _request(subject: Subject, findings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Ask for one run because of all findings; a champion and monitor asks once, asking again is not heard twice.
+    """Ask for one run because of all findings; a champion and monitor asks once, asking again has no effect.
 
-    All enter the outbox before any is told: the run that the first event starts then answers for every one.
+    All enter the outbox before any is sent: the run that the first event starts then answers for every one.
     """
     requests = {}
     for name, finding in findings.items():
         key = f"finding/{hashlib.sha256(f'{subject.version.uri} {name}'.encode()).hexdigest()[:16]}"
         why = f"{subject.version.uri}: {name}: {finding['evidence']['why']}"
         entry = request_retraining(subject.root, subject.params, key=key, why=why, evidence=finding["evidence"])
-        state = "told to the server" if entry.emitted_at is not None else "in the outbox"
+        state = "sent to the server" if entry.emitted_at is not None else "in the outbox"
         requests[name] = {"key": key, "why": why, "state": state}
     if any(request["state"] == "in the outbox" for request in requests.values()) and server_url() is not None:
         try:
             told = {entry.key for entry in drain_outbox(subject.root, subject.params)}
             trouble = "in the outbox"
         except OperationsError as error:  # the report has to be written all the same; the next look asks again
-            told, trouble = set(), f"not told yet: {error}"
+            told, trouble = set(), f"not sent yet: {error}"
         for request in requests.values():
             if request["state"] == "in the outbox":
-                request["state"] = "told to the server" if request["key"] in told else trouble
+                request["state"] = "sent to the server" if request["key"] in told else trouble
     return requests
 
 

@@ -1,4 +1,4 @@
-"""Verbs of promotion: give an alias to a version that shows what params ask for, take it back, tell the history.
+"""Verbs of promotion: give an alias to a version that shows what params ask for, take it back, show the history.
 
 Every version is verified (signature, seal, every hash) before it is looked at. What moves an alias, an override of
 failing gates included, stands in the ledger: who, when, why, on what evidence. A refusal moves nothing.
@@ -187,7 +187,7 @@ def champion_of(root: Path, params: Params) -> Version | None:
     if strange is not None:
         raise RegistryRefused(
             f"{params.registry.model_name}@{CHAMPION}: moved outside the ledger: the ledger says version "
-            f"{strange['ledger'] or 'none'}, MLflow says {strange['mlflow'] or 'none'}. Nobody vouches for the latter. "
+            f"{strange['ledger'] or 'none'}, MLflow says {strange['mlflow'] or 'none'}. No line is for the latter. "
             f"`plumbline rollback --to MODEL --reason …` settles it, on record."
         )
     return _champion(store, alias_state(books.history(engine, params.registry.model_name)))
@@ -303,7 +303,7 @@ def _examine(
     """Verify, measure what the gates before this alias need, and hold it to params."""
     limits, names = params.promotion, GATES_OF[alias]
     unverified = _unverified(store, version, alias, root)
-    if unverified is not None:  # its manifest is not read: nothing vouches for it
+    if unverified is not None:  # its manifest is not read: no signature holds for it
         signed = next(
             gate for gate in decide(alias, PromotionFigures(signature=unverified), limits) if gate.name == SIGNED
         )

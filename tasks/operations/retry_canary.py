@@ -33,7 +33,7 @@ class CanaryList:
 
 
 def list_canaries(root: Path, params: Params) -> CanaryList:
-    """List what was tried, what came of it, and what may be tried now."""
+    """List each try with its outcome, and what may be tried now."""
     name, alias = params.registry.model_name, params.serving.canary.alias
     state = books.alias_state(books.history(books.read_ledger(root, params.operations), name))
     number = state[alias].version if alias in state else None

@@ -49,7 +49,7 @@ _logger = logging.getLogger("plumbline.serve")
 
 
 def serve_model(root: Path, params: Params, *, alias: str, port: int | None, ready: Callable[[str, str], None]) -> None:
-    """Answer until the process is told to end; `ready(url, version)` is called once it answers.
+    """Answer until a signal ends the process; `ready(url, version)` is called once it answers.
 
     Raises `UnknownModelError` where nobody holds the alias, `SignatureError` for a version that is not what was
     registered, `ModelError`, and `UsageError` where the port is taken.
@@ -70,7 +70,7 @@ def serve_model(root: Path, params: Params, *, alias: str, port: int | None, rea
             h11_max_incomplete_event_size=32_768,
         )
         host, chosen = listener.getsockname()[:2]
-        listener.listen()  # from here on a request waits; who is told that we answer must not be refused
+        listener.listen()  # from here on a request waits; one that comes after `ready` must not be refused
         ready(f"http://{host}:{chosen}", str(service.parts.champion.uri))
         # uvicorn raises the signal that ended it once more, which by default would end us as if it had been unexpected
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

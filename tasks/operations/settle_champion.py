@@ -12,7 +12,7 @@ from plumbline.tasks.registry.register_model import Registered
 
 @dataclass(frozen=True, slots=True)
 class Settled(Registered):
-    """A registered version, and what came of making it champion.
+    """A registered version, and the outcome of making it champion.
 
     `first` is None where there was a champion, or the version was rejected.
     """

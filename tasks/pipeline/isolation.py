@@ -85,7 +85,7 @@ def _start(process: BaseProcess, stage: Stage, cancelled: threading.Event) -> No
     """Start the process, or give up once `cancelled` is set.
 
     A fork server answers when its imports are done: seconds, a minute on a busy machine, in which the call that starts
-    a process hears of nothing else. So it stands in a thread, which ends what comes up after all.
+    a process notices nothing else. So it runs in a thread, which ends what comes up after all.
     """
     failed: list[Exception] = []
     settled = threading.Lock()
@@ -155,7 +155,7 @@ def _ended_by_another(stage: Stage) -> StageError:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Let what is started inside hear no Ctrl-C, which is for this process: it ends them in order."""
+    """Keep Ctrl-C from processes that start inside: it is for this process, which ends them in order."""
     resource_tracker.ensure_running()  # to start it inside would let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -122,7 +122,7 @@ def _named(trust: Trust, name: str) -> VerifyingKey:
 
 
 def _record(root: Path, params: Params, statement: Statement) -> Statement:
-    """Tell of it in the ledger: it is where a person looks, and what misses a statement that was cut off."""
+    """Record it in the ledger: that is where a person looks, and what misses a statement that was cut off."""
     store, engine = Store(root, params.registry), open_ledger(root, params.operations)
     evidence: dict[str, Any] = {
         "statement": statement.digest,

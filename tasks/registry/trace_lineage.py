@@ -198,7 +198,7 @@ def _by_number(aliases: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def audit_record(root: Path, record: str, params: RegistryParams) -> RecordReport:
-    """List every dataset and model version that holds a record, and what became of it in each.
+    """List every dataset and model version that holds a record, with its outcome in each.
 
     An id that several files gave to different contents names several records: all are listed, the later ones under
     their contents' ids too, by which other datasets may name them.
@@ -300,7 +300,7 @@ def render_record(report: RecordReport) -> RenderableType:
     """A record's datasets and versions as a table for a terminal."""
     if not report.found:
         return f"Record {report.record}: in none of the {report.searched} datasets of this workspace and its models."
-    table = Table("where", "hash or alias", "what became of it", box=None, title=f"Record {escape(report.record)}")
+    table = Table("where", "hash or alias", "outcome", box=None, title=f"Record {escape(report.record)}")
     for origin in report.origins:
         senders = ", ".join(origin.get("senders", ()))
         sent = f"read here, sent with token {senders}" if senders else "read here"

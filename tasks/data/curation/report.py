@@ -1,4 +1,4 @@
-"""The report of curation: what came in, what became of it and why, and what the data look like."""
+"""The report of curation: what came in, the verdicts with their reasons, and figures of the data."""
 
 from __future__ import annotations
 

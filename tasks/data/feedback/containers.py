@@ -1,4 +1,4 @@
-"""The containers in which rows come: JSON lines plain, gzip or zstd, and Parquet, told apart by their first bytes.
+"""The containers in which rows come: JSON lines plain, gzip or zstd, and Parquet, distinguished by their first bytes.
 
 Whatever the container, a reader meets one JSON text a row, with its 1-based number: the line of the
 (decompressed) text, or the row of a Parquet file. Blank lines are skipped, and counted as lines. Memory and time are

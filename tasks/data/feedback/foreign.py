@@ -1,6 +1,6 @@
 """Files that are no JSON lines, named for what they are with the way to turn them into JSON lines.
 
-Binary files are told by their first bytes, texts by their first lines. A text is named only on sound evidence: a file
+Binary files are recognised by their first bytes, texts by their first lines. A text needs sound evidence: a file
 of JSON lines whose first row is broken stays one, and that row is set aside.
 """
 

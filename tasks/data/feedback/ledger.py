@@ -1,4 +1,4 @@
-"""The account of a validation: what was read, what became of it, and whether that is good enough."""
+"""The account of a validation: rows read, their outcomes, and whether that is good enough."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RecordEntry:
     skipped: str | None = None
 
     def count(self, row: ReadRow, outcome: Feedback | Quarantined) -> None:
-        """Enter one row and what became of it."""
+        """Enter one row and its outcome."""
         self.formats[row.format] += 1
         if row.label is not None:
             self.labels[row.label] += 1

@@ -129,7 +129,7 @@ def _with_numbers_named(text: bytes, error: orjson.JSONDecodeError) -> Any:
         try:
             return orjson.loads(named)
         except orjson.JSONDecodeError:
-            pass  # it is broken beside: told of the text as it came
+            pass  # it is broken beside: reported from the text as it came
     raise Defect("broken_json", None, "a JSON object", str(error)) from error
 
 

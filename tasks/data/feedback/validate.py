@@ -114,7 +114,7 @@ def sort_rows(
     skip_unreadable: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Write every row into the file of what becomes of it, and return the account (`Ledger.report`).
+    """Write every row into the file of its outcome, and return the account (`Ledger.report`).
 
     No rule on whole data sets is applied: a part of one may hold single responses or one label alone.
     """
@@ -154,7 +154,7 @@ def _next_piece(rows: Iterator[ReadRow], entry: RecordEntry, *, skip: bool) -> l
 def _check(
     piece: Sequence[ReadRow], known: KnownIds, *, plainly: bool = False
 ) -> Iterator[tuple[ReadRow, Feedback | Quarantined]]:
-    """Each row of a piece of one file and what becomes of it once its contract has run over the records."""
+    """Each row of a piece of one file and its outcome once its contract has run over the records."""
     piece = [_settle(row, known) for row in piece]
     pairs = [row.outcome for row in piece if isinstance(row.outcome, PreferencePair)]
     singles = [row.outcome for row in piece if isinstance(row.outcome, UnpairedResponse)]

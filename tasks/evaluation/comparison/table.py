@@ -141,7 +141,7 @@ def time_ratios(rows: Sequence[TrialRow], reward_seconds: float | None) -> dict[
     """Training time of the first variant of each other method over that of the first plain DPO; None without DPO.
 
     `reward_seconds` is the wall-clock time that the reward model took, None where it is not known: what learns from it
-    (PPO, GRPO) is told with it too, DPO does not need it.
+    (PPO, GRPO) is shown with it too, DPO does not need it.
     """
     first: dict[tuple[str, ...], TrialRow] = {}
     for row in rows:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POLICY, REFERENCE, NEUTRAL = "#1f6fb2", "#d9822b", "#6b7280"  # told apart by readers with any colour vision
+POLICY, REFERENCE, NEUTRAL = "#1f6fb2", "#d9822b", "#6b7280"  # distinct to readers with any colour vision
 _TRAINED = (POLICY, "#3a8f5c", NEUTRAL)
 _HELD_OUT = (REFERENCE, "#8a5aa8", "#111827")
 _MOST_BARS = 40

@@ -125,7 +125,7 @@ def finish(
         run = connection.execute(select(RUNS).where(RUNS.c.run_key == run_key)).first()
         if run is None:
             raise OperationsError(f"run {run_key}: expected a run that admission let in, found none of that key.")
-        # One that was taken for killed and comes back may still tell how it really ended.
+        # One that was taken for killed and comes back may still report how it really ended.
         if run.outcome is None or (run.outcome == "killed" and outcome in ENDED_WELL):
             _close(connection, run, outcome, model_uri, detail, now or utc_now())
 

@@ -1,9 +1,9 @@
-"""The outbox: what has to be told to the server, kept until the server has it.
+"""The outbox: events for the server, kept until the server has them.
 
 A row is written in the same breath as what it announces and is marked when the server confirmed the
 event; whatever dies between, the row stays and is sent again. The event's id follows from the
 workspace and the key, so that sending twice is telling once, and two workspaces of one server that were
-given the same batch tell of it each.
+given the same batch send an event each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LONGEST_KEY = 200
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """One thing to tell: a new batch, or a finding of the monitor."""
+    """One event to send: a new batch, or a finding of the monitor."""
 
     key: str
     kind: Kind
@@ -53,7 +53,7 @@ class Standing:
 
 
 def event_id(workspace: str, key: str) -> str:
-    """The id of the event that tells of a workspace's key: uuid5, the same for ever."""
+    """The id of the event for a workspace's key: uuid5, always the same."""
     return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{key}"))
 
 
@@ -69,7 +69,7 @@ def put(
 ) -> OutboxEntry:
     """Enter a key once; a key that is there stays as it was. Returns the entry that stands.
 
-    `workspace` is the id that tells this workspace from others on the same server.
+    `workspace` is the id that distinguishes this workspace from others on the same server.
 
     Raises `OperationsError`, also for a key that is empty or longer than 200 characters.
     """

@@ -81,5 +81,5 @@ class BoundedConnection(H11Protocol):
                 break
             del self._idle_ones[longest]  # it is at work, and comes back at its end
         self._idle_ones.pop(going, None)
-        self.connections.discard(going)  # now: the transport tells of its end a little later
+        self.connections.discard(going)  # now: the transport reports its end a little later
         going.transport.abort()

@@ -66,7 +66,7 @@ class Desk:
             group, last = self._next_group()
             try:
                 self._take(group)
-            except Exception as error:  # whatever it is, those who wait must hear of it
+            except Exception as error:  # whatever it is, those who wait must receive it
                 for item in group:
                     if not item.answer.done():
                         item.answer.set_exception(error)
@@ -78,7 +78,7 @@ class Desk:
         rows = 0
         item = self._queue.get()
         while item is not None:
-            if item.answer.set_running_or_notify_cancel():  # else the client went away, and was told nothing
+            if item.answer.set_running_or_notify_cancel():  # else the client went away without an answer
                 group.append(item)
                 rows += len(item.rows)
             if rows >= _GROUP_ROWS or len(group) >= _GROUP_REQUESTS:
@@ -106,7 +106,7 @@ class Desk:
         return [item for item, found in zip(group, answered, strict=True) if found is None]
 
     def _judged(self, item: Submission) -> Taken | None:
-        """A request with its verdicts; None where they could not be found, which it alone is told."""
+        """A request with its verdicts; None if they could not be found, which only its own answer says."""
         try:
             verdicts = self._judge(item.source, [row.text for row in item.rows])
         except Exception as error:  # whatever it is: it must not be the others' fault

@@ -175,7 +175,7 @@ def _files(folder: Path, *, deep: bool = False) -> list[Path]:
 def _move(path: Path, target: Path) -> None:
     """Rename, and take it from group and others, whatever mode its sender gave it.
 
-    The inode's time then tells of the move, which a rename alone does not on every file system.
+    The inode's time then shows the move, which a rename alone does not on every file system.
     """
     path.rename(target)
     mode = target.lstat().st_mode

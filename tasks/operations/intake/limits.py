@@ -65,7 +65,7 @@ async def read_body(
 ) -> bytes:
     """The whole body. Raises `BodyRefusal`: 413 over the limit, as declared or as it comes; 408 when too slow.
 
-    `take` is told of all bytes that are held.
+    `take` receives all bytes that are held.
     """
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)

@@ -80,7 +80,7 @@ def _vocabulary(pool: Sequence[str], fresh: Sequence[str], seed: int) -> Shift:
     names = words.get_feature_names_out()[np.argsort(-model.coef_[0])[:5]]
     examples = [f"{name!r} in {sum(name in text.lower() for text in fresh)} of {len(fresh)}" for name in names]
     area = float(test.statistic) / (len(new) * len(old))
-    return Shift(float(test.pvalue), f"told apart with an area under the curve of {area:.2f}: {', '.join(examples)}")
+    return Shift(float(test.pvalue), f"distinguished with an area under the curve of {area:.2f}: {', '.join(examples)}")
 
 
 def _compare_values(name: str, pool: Sequence[float], fresh: Sequence[float]) -> Shift:

@@ -86,7 +86,7 @@ def require_version(api_url: str, where: str, found: str | None = None) -> None:
     """Raise `UsageError` when a Prefect server answers at the URL with another minor version than ours.
 
     Its API would drop the fields that it does not know without a word. `found` is the version that a client with
-    credentials was told; without it the server is asked here.
+    credentials was checked; without it the server is asked here.
     """
     found, ours = found or server_version(api_url, given_credentials()), version("prefect")
     if found is not None and Version(found).release[:2] != Version(ours).release[:2]:
@@ -132,7 +132,7 @@ def _prefect(plan: Plan, service: Service) -> Health:
     healthy = _ask("GET", f"{service.url}/health").raise_for_status().json() is True
     found, ours = server_version(service.url, headers), version("prefect")
     if found is None:
-        return Health(False, f"{service.url}: answers, and does not tell its version")
+        return Health(False, f"{service.url}: answers, and does not report its version")
     if found != ours:
         return Health(False, f"expected a Prefect server {ours}, found {found}: `plumbline down`, then `plumbline up`")
     return Health(healthy, f"Prefect {found}" if healthy else "its database does not answer")

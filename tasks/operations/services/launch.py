@@ -5,7 +5,7 @@
 3. Put secrets in place, the user's from the variables that hold them, the workspace's from its private file; they never
    stand in another file or a command line.
 4. Let SIGINT through again: a shell's background job ignores it, children inherit that, and a Prefect worker that
-   is told to end sends SIGINT to itself and would wait for ever.
+   is to end sends SIGINT to itself and would wait without end.
 5. Go to the workspace and replace this process by the service, so that the supervisor has its pid.
 """
 

@@ -76,7 +76,7 @@ def bring_up(plan: Plan, register: Callable[[], None] = lambda: None) -> list[st
 def bring_down(root: Path, stop_timeout_s: float) -> list[int]:
     """End the services gracefully, the last started first, and then what is left. Returns the pids that were left over.
 
-    Flow runs get SIGTERM while the server can still hear how they end.
+    Flow runs get SIGTERM while the server can still record how they end.
     """
     with _exclusive(root):
         folder = services_folder(root)

@@ -1,4 +1,4 @@
-"""Processes of a workspace's services, told apart by a mark in their environment, never by name.
+"""Processes of a workspace's services, distinguished by a mark in their environment, never by name.
 
 The supervisor is started with the mark; what it starts inherits it, and so do flow runs and whatever they
 start. So what a killed supervisor or worker left behind is found, wherever it was re-parented and however
@@ -55,7 +55,7 @@ def end(processes: Sequence[psutil.Process], grace_s: float) -> list[psutil.Proc
     """SIGTERM, then SIGKILL to what still runs after the grace. Returns what was killed. A pid used anew is spared."""
     for process in processes:
         _signal(process, signal.SIGTERM)
-        _signal(process, signal.SIGCONT)  # one that was stopped hears SIGTERM only then
+        _signal(process, signal.SIGCONT)  # one that was stopped receives SIGTERM only then
     left = _wait(processes, grace_s)
     for process in left:
         _signal(process, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Prefect's own database in a workspace that was moved or copied: its deployments work here, not where they were made.
 
 Deployments, schedules, automations and runs that wait name the workspace by its path and by the id made from it. A
-copy whose server kept them would start runs in the original. What has happened (events, logs, states) stays as told.
+copy whose server kept them would start runs in the original. Past events, logs and states stay as they are.
 """
 
 from __future__ import annotations

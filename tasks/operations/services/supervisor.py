@@ -1,4 +1,4 @@
-"""The supervisor of a workspace's services: started, asked and told over its socket (supervisord's XML-RPC)."""
+"""The supervisor of a workspace's services: started, asked and ended over its socket (supervisord's XML-RPC)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A Prefect server for one command that has none: known to this command alone, and ended with it.
 
-1. `start` binds a free port on loopback and hands it over, with credentials that no other process is told.
+1. `start` binds a free port on loopback and hands it over, with credentials that no other process receives.
 2. The server leads a session of its own: a Ctrl-C in the terminal reaches the command, which still needs the server.
 3. The server watches a pipe that only its starter holds open. However the starter ends, the pipe ends too, and the
    server kills its process group. SIGKILL, a crash and `os._exit` leave nothing behind, on every platform.
@@ -25,7 +25,7 @@ from plumbline.data_contracts.secrets import mask
 from plumbline.tasks.operations.services.plan import HOST
 
 TEMPORARY = "PLUMBLINE_TEMPORARY_SERVER"
-"""The variable that holds the URL of this process's temporary server; what is told there is lost with it."""
+"""The variable that holds the URL of this process's temporary server; events sent there are lost with it."""
 
 _STOP_S = 3.0
 _POLL_S = 0.1
@@ -121,7 +121,7 @@ def _end_with_starter() -> None:
 
 
 def main(descriptor: int) -> None:
-    """Serve on a socket that is listening already, until told to end or the starter has ended."""
+    """Serve on a socket that is listening already, until a signal, or the starter's end."""
     threading.Thread(target=_end_with_starter, daemon=True).start()
     import uvicorn
 

@@ -224,7 +224,7 @@ class _EventStream(StreamingResponse):
 
 
 async def _first(pieces: AsyncGenerator[Piece], request: Request, within_s: float, retry: int) -> Piece:
-    """The first piece, waited for before a status is sent: what fails by then is told by it."""
+    """The first piece, waited for before a status is sent: a failure until then becomes that status."""
     try:
         async with asyncio.timeout(within_s):
             return await anext(pieces)

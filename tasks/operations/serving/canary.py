@@ -51,7 +51,7 @@ class CanaryRecord:
 
 
 OnReturn = Callable[[str, Mapping[str, Any]], None]
-"""Told once of a return: the reason in words, and the evidence."""
+"""Called once for a return, with the reason and the evidence."""
 
 
 def worse(challenger: Votes, champion: Votes, params: CanaryParams) -> dict[str, dict[str, float]]:
@@ -184,7 +184,7 @@ class Canary:
             return now, None
 
     def _return(self, challenger: str, champion: str, started: str, found: Mapping[str, Any]) -> None:
-        """Stop at once, then keep it, then tell."""
+        """Stop at once, then record it, then report it."""
         self._open = None
         told = "; ".join(
             f"{figure} {item['challenger']:.3f} against {item['champion']:.3f} (difference at least "
@@ -204,7 +204,7 @@ class Canary:
                 .where(CANARIES.c.challenger == challenger, CANARIES.c.returned_at.is_(None))
                 .values(**kept)
             )
-        if first.rowcount == 1:  # of several servers, one tells
+        if first.rowcount == 1:  # of several servers, one reports
             try:
                 self._on_return(self.returned, evidence)
             except PlumblineError as error:

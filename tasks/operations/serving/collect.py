@@ -9,7 +9,7 @@ from plumbline.tasks.operations.serving.chat import Finish, Piece
 from plumbline.tasks.operations.serving.signals import Signals
 
 LEFT = "the client left"
-"""Error of an answer that its reader broke off: nobody's fault, unless it was slow by then."""
+"""Error of an answer that its reader broke off: no fault of the version, unless it was slow by then."""
 
 
 class Collected:

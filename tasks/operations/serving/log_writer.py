@@ -110,7 +110,7 @@ class LogWriter:
         """One transaction; what it holds leaves the queue only once it is committed."""
         try:
             self.clashes += self._sink(batch)
-        except Exception as error:  # whatever it is: this thread must not end, and /healthz tells
+        except Exception as error:  # whatever it is: this thread must not end, and /healthz reports it
             self.trouble = str(error) if isinstance(error, PlumblineError) else f"{type(error).__name__}: {error}"
             return error
         self._leave(len(batch))
@@ -125,7 +125,7 @@ class LogWriter:
 
 
 def _is_final(error: Exception) -> bool:
-    """True if trying again is in vain, because a value is refused; else the database itself could not be used."""
+    """True if trying again cannot help, because a value is refused; else the database itself could not be used."""
     if not isinstance(error, PlumblineError):
         return True
     cause = error.__cause__

@@ -1,4 +1,4 @@
-"""Pseudonyms of users: what tells their requests apart in the log without saying who they are.
+"""Pseudonyms of users: they distinguish users in the log without their names.
 
 A pseudonym is an HMAC-SHA256 of the user that a request names, cut to 128 bits. Without the key nobody can try names
 against the log; with the key deleted, what was logged belongs to nobody any more.

@@ -179,7 +179,7 @@ class ChatService:
     def _keep(self, exchange: Exchange) -> None:
         try:
             self._log(exchange)
-        except Exception as error:  # nobody asks this thread's futures: what is not told here is told nowhere
+        except Exception as error:  # this thread's futures are not read: what is not logged here is logged nowhere
             self.lost += 1
             self._trouble = f"{exchange.id} was not logged: {type(error).__name__}: {error}"
 
@@ -202,7 +202,7 @@ class ChatService:
     def _signals(self, messages: Sequence[Any], collected: Collected) -> Signals:
         try:
             return self.parts.detect(messages, collected.text)
-        except Exception as error:  # an injected detector that fails must not lose the answer; it is told instead
+        except Exception as error:  # an injected detector that fails must not lose the answer; it is reported instead
             self._trouble = f"detector: {type(error).__name__}: {error}; its answers are logged without signals."
             return Signals(refusal=False, violation=False)
 

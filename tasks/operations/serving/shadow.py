@@ -106,7 +106,7 @@ class Mirror:
                 continue
             try:
                 self._answer(job)
-            except Exception as error:  # this thread must not end with one request; /healthz tells
+            except Exception as error:  # this thread must not end with one request; /healthz reports it
                 self.failed += 1
                 self.trouble = f"mirror: {job.interaction.id}: {type(error).__name__}: {error}"
             finally:

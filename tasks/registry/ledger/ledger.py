@@ -7,7 +7,7 @@ One move, under a lock that every writer of the ledger takes:
 3. append the lines, signed, in one transaction of the operations database: the commit point;
 4. set the aliases in MLflow, then the signed head (a tag of the registered model: the last line's number and hash).
 
-The head tells the two ways in which MLflow can differ from the ledger apart. Lines beyond the head were not finished:
+The head distinguishes two ways in which MLflow can differ from the ledger. Lines beyond the head were not finished:
 they are carried out. An alias that differs although the head covers it was moved outside: it is named, and nobody
 moves it on unless they say so, on record.
 """
@@ -102,12 +102,12 @@ def verify_chain(engine: Engine, store: Store, model: str | None = None) -> list
 
 
 def _missing_statements(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Changes of keys that lines tell of and the workspace's record of keys does not have: a revocation cut off."""
+    """Changes of keys that lines record and the workspace's record of keys does not have: a revocation cut off."""
     trust = load_trust(store.root)
     there = {statement.digest for statement in trust.statements} if trust is not None else set()
     told = [(row["seq"], orjson.loads(row["evidence"]).get("statement")) for row in rows if row["action"] == "keys"]
     return [
-        f"ledger line {seq}: {TRUSTED} lacks the change of keys that it tells of: it was cut or put back to an older "
+        f"ledger line {seq}: {TRUSTED} lacks the change of keys that it records: it was cut or put back to an older "
         f"state. Put it back from a backup."
         for seq, statement in told
         if statement not in there
@@ -162,7 +162,7 @@ def move_aliases(
 ) -> list[LedgerEntry]:
     """Move aliases of `store.params.model_name` together, or none of them: of two at once exactly one wins.
 
-    `outside` says what becomes of an alias that was moved in MLflow itself: refuse, or take it over with what was found
+    `outside` says what to do with an alias that was moved in MLflow itself: refuse, or take it over with what was found
     kept in the evidence. Raises `RegistryError`, saying who won, when another version than `expected` holds an
     alias, or when a version is not in MLflow any more, and `SignatureError` when the ledger is not whole.
     """
@@ -229,7 +229,7 @@ def anchor_head(engine: Engine, store: Store, *, actor: str, reason: str) -> Led
 def record_keys(
     engine: Engine, store: Store, evidence: Mapping[str, Any], *, actor: str, reason: str
 ) -> LedgerEntry | None:
-    """Add a line that tells of a change of keys, so that it cannot be undone unseen; None where there is no model."""
+    """Add a line for a change of keys, so that it cannot be undone unseen; None where there is no model."""
     name = store.params.model_name
     with ledger_lock(engine):
         if registered(store, name) is None:

@@ -1,4 +1,4 @@
-"""Which version an alias names, as far as the ledger vouches for it: read every few seconds by what serves."""
+"""The version that an alias names, if the ledger has a line for it: read every few seconds by the server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Vouched:
         name = self._store.params.model_name
         if alias not in ledger.ALIASES:
             raise RegistryError(
-                f"models:/{name}@{alias}: the ledger keeps no such alias, so nobody vouches for its version; expected "
+                f"models:/{name}@{alias}: the ledger keeps no such alias, so no line records its version; expected "
                 f"one of {', '.join(ledger.ALIASES)}."
             )
         aliases = self._verified(name)

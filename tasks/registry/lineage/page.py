@@ -107,7 +107,7 @@ def _books(manifest: Mapping[str, Any]) -> str:
     reasons = sorted(counts.get("reasons", {}).items(), key=lambda item: -item[1])
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in reasons]
     aside = table(["set aside because", "rows"], rows) if rows else ""
-    return titled("The books of the data", f'<div class="books"><p class="identity">{identity}</p>{aside}</div>')
+    return titled("The counts of the data", f'<div class="books"><p class="identity">{identity}</p>{aside}</div>')
 
 
 def _timeline(lines: Sequence[Mapping[str, Any]], graph: Graph) -> str:

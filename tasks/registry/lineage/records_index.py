@@ -3,7 +3,7 @@
 An index is an array (2, n) of uint64, in the order of row 0: the first eight bytes of SHA-256 of
 a record id, and where its line is (`offset << 4 | file`, an index into `FILES`). It is a memory-mapped
 binary search to ask one, so a thousand datasets of a million records cost about a thousand times twenty
-reads. The line itself, read back from the dataset, says what became of the record, and rules out a
+reads. The line itself, read back from the dataset, has the record's outcome, and rules out a
 collision of the eight bytes. Being made from content, an index never goes stale and can be deleted.
 
 Beside it stands the dataset's account, `<hash>.json`: for each file, how many lines each annotator, each raw

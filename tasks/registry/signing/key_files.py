@@ -49,7 +49,7 @@ class VerifyingKey:
         return f"key {names[0]}" if len(names) == 1 else f"one of the keys {', '.join(names)}"
 
     def accepts(self, data: bytes, signature: str) -> bool:
-        """True if one of the keys signed these bytes (ECDSA with SHA-256, base64), and may still vouch for it."""
+        """True if one of the keys signed these bytes (ECDSA with SHA-256, base64), and is still trusted for it."""
         return any(key._signed(data, signature) and key.vouches(signature.encode()) for key in self.each)
 
     def vouches(self, signature: bytes) -> bool:

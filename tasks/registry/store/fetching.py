@@ -68,6 +68,6 @@ def cached(store: Store, location: str, name: str, whole: Callable[[Path], bool]
 
 
 def scratch(store: Store, location: str) -> tuple[Path, Callable[[], None]]:
-    """The artifacts at `location` in a folder that nothing vouches for, and how to remove it."""
+    """The artifacts at `location` in a folder that is not verified, and how to remove it."""
     home = Path(tempfile.mkdtemp(prefix="plumbline-version-"))
     return download(store, location, home), lambda: shutil.rmtree(home, ignore_errors=True)

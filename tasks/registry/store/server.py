@@ -21,7 +21,7 @@ _OPEN = ("/health",)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Serve the store of MLFLOW_BACKEND_STORE_URI until told to end."""
+    """Serve the store of MLFLOW_BACKEND_STORE_URI until a signal ends it."""
     given = server_arguments((__doc__ or "").splitlines()[0], argv)
     secret = os.environ.pop(CREDENTIALS, "")
     if not secret:

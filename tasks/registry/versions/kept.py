@@ -17,7 +17,7 @@ from plumbline.tasks.registry.versions.registered import all_versions
 
 
 def signatures_of(store: Store, engine: Engine, *, versions: bool = True) -> set[str]:
-    """Digests of the signatures over ledger lines, heads and, unless told otherwise, versions and their seals."""
+    """Digests of the signatures over ledger lines, heads and, by default, versions and their seals."""
     with refusals("listing registered models"):
         models = list(store.client.search_registered_models())
     found: set[str] = set()

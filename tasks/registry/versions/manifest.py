@@ -100,7 +100,7 @@ def _as_run(stage: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def counts_of(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The books of the data: read = accepted + merged + quarantined, reasons and splits."""
+    """The counts of the data: read = accepted + merged + quarantined, reasons and splits."""
     facts = artifacts["curate"].facts
     names = ("read", "accepted", "merged", "quarantined", "reasons", "splits")
     return {name: facts[name] for name in names if name in facts}

@@ -56,7 +56,7 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
     """Compare MLflow's record of a version with its manifest. Raises `RegistryError` where MLflow does not answer."""
     found = RecordCheck()
     found.problems += _version_tags(version, manifest)
-    found.notes += [f"tag {key} of {version.uri} is nobody's on record." for key in version.tags if not _ours(key)]
+    found.notes += [f"tag {key} of {version.uri} is on no record." for key in version.tags if not _ours(key)]
     found.notes += [
         f"alias {alias} of {version.uri}: the ledger keeps no such alias, so nobody approved it on record."
         for alias in version.aliases
@@ -167,7 +167,7 @@ def _plots(where: str, run: RunRecord, store: Store, manifest: Mapping[str, Any]
         for name in sorted(ours)
         if _other(present, signed, name)
     ]
-    return wrong, [f"file {name} of {where} is nobody's on record." for name in sorted(present.keys() - ours)]
+    return wrong, [f"file {name} of {where} is on no record." for name in sorted(present.keys() - ours)]
 
 
 def _other(present: Mapping[str, Path], signed: Mapping[str, str], name: str) -> bool:

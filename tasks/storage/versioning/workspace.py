@@ -119,7 +119,7 @@ class Versions:
         A clean stage is reused as it is; one whose output is missing from the cache alone is recorded
         again. Otherwise DVC's cache and run-cache are asked (a stage that ran before with these inputs,
         or outputs that were deleted): its outputs are checked out and recorded. Call after
-        `require_clean_inputs`, which vouches for what is replaced.
+        `require_clean_inputs`, which checks what is replaced.
         """
 
         def attempt(repo: Repo) -> bool:

@@ -1,4 +1,4 @@
-"""The rail of methods that learn from recorded feedback (SFT, DPO, KTO, ORPO): all of a run but its loss.
+"""The frame of methods that learn from recorded feedback (SFT, DPO, KTO, ORPO): all of a run but its loss.
 
 1. `refuse_early`: params that do not fit together, before any work.
 2. `open_run`: seeds, policy and tokenizer, the pairs as tokens.

@@ -233,7 +233,7 @@ def _read(title: str, answer: Any, count: int) -> _Values:
         ) from error
     if len(values) != count:
         raise RewardError(
-            f"{title}: expected {count} values, one a completion, found {len(values)}. Values cannot be told to rows, "
+            f"{title}: expected {count} values, one a completion, found {len(values)}. Values would not fit the rows, "
             "so no fallback covers this: mend the term."
         )
     raw: NDArray[np.float64] = np.full(count, math.nan)

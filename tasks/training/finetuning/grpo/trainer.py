@@ -188,7 +188,7 @@ class JudgedTrainer(WithoutPadding, GRPOTrainer):  # type: ignore[misc]
         """The objective of training, as a number that can rise: win rate over π_ref by the judge that trains.
 
         Gains cannot, being ranks within a group. It is measured on the first `_WATCHED` prompts of the arena, where
-        the held-out judge is heard too; the mixture's mean over the latest rollout is added with its weight.
+        the held-out judge counts too; the mixture's mean over the latest rollout is added with its weight.
         """
         own, others = (
             [each.text for each in side[:_WATCHED]] for side in (completions, self.arena.reference_completions)

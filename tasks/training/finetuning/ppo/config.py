@@ -66,7 +66,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
         self.eval_steps = self.save_steps = self.eval_every * self.steps_per_update
         # examples are prompts and the trainer tells columns apart itself
         self.remove_unused_columns = False
-        # transformers wants to hear that bf16 is meant for the CPU
+        # transformers needs the argument that bf16 is meant for the CPU
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()

@@ -7,7 +7,7 @@
 3. repetition: the share of repeated n-grams rises;
 4. entropy: the policy's entropy collapses.
 
-A sign is told once, when it appears, and again only after it was gone.
+A sign is reported once, when it appears, and again only after it was gone.
 """
 
 from __future__ import annotations

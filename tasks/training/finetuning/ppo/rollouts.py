@@ -311,7 +311,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
-        # whatever it was, the other processes must hear of it, or they wait for ever
+        # whatever it was, the other processes must receive it, or they wait without end
         except Exception as error:
             outcome[1] = error
     broadcast_object_list(outcome)

@@ -130,7 +130,7 @@ def run(inputs: FinetuneInputs, params: PpoParams) -> dict[str, Any]:
 
 
 def _tokens(trainer: PPOTrainer, counters: Mapping[str, int], passes: int) -> dict[str, int]:
-    """Tokens seen and generated (`tasks.training.finetuning.tokens`) of the episodes that the counters tell of."""
+    """Tokens seen and generated (`tasks.training.finetuning.tokens`) of the episodes that were counted."""
     rows = [row for update in trainer.plan for row in update.tolist()][: counters["episodes"]]
     prompt_tokens = sum(len(trainer.prompts.ids[row]) for row in rows)
     generated = counters["response_tokens"]

@@ -64,7 +64,7 @@ class Rubric(BaseModel):
             if not template.is_valid() or not set(template.get_identifiers()) <= _PLACEHOLDERS:
                 raise ValueError(f"{key}: expected no placeholder but $fence, $count and $labels ($$ is a dollar sign)")
         if "fence" not in Template(self.system).get_identifiers():
-            raise ValueError("system: expected $fence, so that the judge is told where data begins and ends")
+            raise ValueError("system: expected $fence, so that the judge knows where data begins and ends")
         return self
 
 

@@ -279,7 +279,7 @@ def test_plots_are_those_that_were_signed(logged: Any, store: Store, manifest: d
     (folder / "REPORT.md").write_text("the best")
     found = check(store, manifest)
     assert [problem.split(" ")[1] for problem in found.problems] == sorted([f"plots/{plot.name}", "plots/more.png"])
-    assert found.notes == [f"file REPORT.md of run {whole} is nobody's on record."]
+    assert found.notes == [f"file REPORT.md of run {whole} is on no record."]
 
 
 def test_an_alias_that_the_ledger_does_not_keep_is_a_note(store: Store, manifest: dict[str, Any]) -> None:
@@ -294,7 +294,7 @@ def test_tags_of_peoples_own_are_a_note(store: Store, manifest: dict[str, Any]) 
     store.client.set_tag(runs(store)["whole"], "team", "desk")
     found = check(store, manifest)
     assert found.problems == []
-    assert found.notes == ["tag team of models:/assistant/1 is nobody's on record."]
+    assert found.notes == ["tag team of models:/assistant/1 is on no record."]
 
 
 def test_a_version_of_an_older_program_is_compared_by_what_its_manifest_holds(
