@@ -19,7 +19,7 @@ from plumbline.tasks.data.feedback import SOURCES
 from plumbline.tasks.params.feedback_limits import LIMITS
 
 ROOT = Path(__file__).resolve().parents[2]
-_ROW = re.compile(r"^```json\n(\{.*\})\n```$", re.MULTILINE)
+_ROW = re.compile(r"^```json\n(\{.*?\})\n```$", re.MULTILINE | re.DOTALL)
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -73,7 +73,7 @@ def test_links_that_lead_nowhere_fail_the_build(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/start/own-data.md"])
 def test_the_example_row_has_every_field_and_is_accepted(page: str) -> None:
-    text = _ROW.findall((ROOT / page).read_text(encoding="utf-8"))[0]
+    text = _ROW.findall((ROOT / page).read_text(encoding="utf-8"))[0].replace("\n", "")
     (read,) = SOURCES["human_pairs"]([text.encode()], "feedback.jsonl", LIMITS)
     assert isinstance(read.outcome, PreferencePair)
     assert check_pairs([read.outcome], plainly=True) == []
@@ -82,7 +82,7 @@ def test_the_example_row_has_every_field_and_is_accepted(page: str) -> None:
 
 
 def test_the_example_of_a_single_response_is_accepted() -> None:
-    text = _ROW.findall((ROOT / "docs/start/own-data.md").read_text(encoding="utf-8"))[1]
+    text = _ROW.findall((ROOT / "docs/start/own-data.md").read_text(encoding="utf-8"))[1].replace("\n", "")
     (read,) = SOURCES["unpaired_responses"]([text.encode()], "thumbs.jsonl", LIMITS)
     assert isinstance(read.outcome, UnpairedResponse)
     assert read.outcome.desirable
