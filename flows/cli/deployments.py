@@ -156,7 +156,7 @@ def run(
 
 
 def next_times(cron: str, timezone: str, count: int) -> list[datetime]:
-    """When the server will start the next runs, by its own reckoning of daylight saving time."""
+    """The times of the server's next runs, by its own reckoning of daylight saving time."""
     from prefect.server.schemas.schedules import CronSchedule
 
     return list(asyncio.run(CronSchedule(cron=cron, timezone=timezone).get_dates(count)))

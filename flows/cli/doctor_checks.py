@@ -1,4 +1,4 @@
-"""What `plumbline doctor` looks at: versions, services, disk, GPU and file rights."""
+"""The checks of `plumbline doctor`: versions, services, disk, GPU and file rights."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _workspace(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _private_files(folder: Path) -> Iterator[DoctorFinding]:
-    """Whether prompts, feedback, traffic and models are open to other users of this machine."""
+    """Check that prompts, feedback, traffic and models are closed to other users of this machine."""
     try:
         root, inbox = _places(folder)
     except PlumblineError as error:
@@ -101,7 +101,7 @@ def _private_files(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _raw_store(folder: Path) -> Iterator[DoctorFinding]:
-    """Whether the batches of the append-only raw store are as they came in."""
+    """Check that the batches of the append-only raw store are as they came in."""
     try:
         changed = Versions(find_workspace(folder)).changed_tracked(RAW)
     except PlumblineError as error:
@@ -137,7 +137,7 @@ def _prefect(folder: Path) -> Iterator[DoctorFinding]:
 
 
 def _access(folder: Path) -> Iterator[DoctorFinding]:
-    """Whether files with credentials are private, and every service that runs asks for some."""
+    """Check that files with credentials are private, and that every service that runs asks for some."""
     try:
         root = find_workspace(folder)
         params, _ = load_params(root)

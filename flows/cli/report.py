@@ -36,7 +36,7 @@ HEADLINE = (
     ("text.policy.tokens", "tokens a response of the policy"),
     ("text.reference.tokens", "tokens a response of π_ref"),
 )
-"""What a person reads first: a dotted path into the metrics, and words."""
+"""Figures that a person reads first: a dotted path into the metrics, and words."""
 
 _COUNTS = ("read", "accepted", "merged", "quarantined")
 

@@ -59,7 +59,7 @@ def require_good_end(name: str, state: State[Any], url: str | None) -> None:
 
 
 def is_idle(client: SyncPrefectClient) -> bool:
-    """Whether no worker serves the pool."""
+    """True if no worker serves the pool."""
     try:
         pool = client.read_work_pool(WORK_POOL)
     except ObjectNotFound as error:

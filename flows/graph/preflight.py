@@ -18,13 +18,13 @@ from plumbline.tasks.training.finetune_policy import STAGE as FINETUNE
 from plumbline.tasks.training.finetune_policy import maximises_mixture
 
 REWARD_FACTS = "reward.json"
-"""What makes a folder one of a reward model (`tasks.training.rewards.scoring.FACTS`, whose module needs torch)."""
+"""The file that marks a folder of a reward model (`tasks.training.rewards.scoring.FACTS`, whose module needs torch)."""
 
 HELD_OUT = "held_out"
 """Folder of the held-out judge in that of the reward model (`tasks.training.rewards.held_out.HELD_OUT`, likewise)."""
 
 DEFAULT_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
-"""What transformers takes, and leaves out of config.json, where a classifier names no labels."""
+"""The labels that transformers takes, and leaves out of config.json, if a classifier names none."""
 
 
 def settle_params(

@@ -29,7 +29,7 @@ REPORT, QUARANTINE = "report.json", "quarantine.jsonl"
 _NAMED = ("unknown_fields", "notes")  # of the contract's account
 
 BASE = "models/base"
-"""Where a run leaves the base, whose tokenizer and chat template every stage has."""
+"""The folder in which a run leaves the base, whose tokenizer and chat template every stage has."""
 
 
 def dry_run(

@@ -49,7 +49,7 @@ grid took 5 % off the time of an update over one grid of 64, and 8 no more than 
 
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
-"""What a last layer is made of that `_tail_at` knows how to put together."""
+"""The parts of a last layer that `_tail_at` can put together."""
 
 _plain_ends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 

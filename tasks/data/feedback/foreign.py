@@ -21,7 +21,7 @@ from plumbline.data_contracts.nesting import without_strings
 EXPECTED = "JSON lines (plain, gzip or zstd) or Parquet"
 
 Found = tuple[str, str]
-"""What a file is, and the cure."""
+"""The kind of a file, and the cure."""
 
 _ROW_FIELDS = frozenset(
     {"prompt", "chosen", "rejected", "response_a", "response_b", "label", "completion", "response", "messages", "thumb"}

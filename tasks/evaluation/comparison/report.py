@@ -34,7 +34,7 @@ from plumbline.tasks.evaluation.comparison.table import (
 from plumbline.tasks.params.comparison import CompareParams
 
 Gate = Callable[[Mapping[str, Any]], Sequence[VariantRefusal]]
-"""What the gate of a registration says no to, of a trial's metrics."""
+"""The checks of a registration's gate that say no, for a trial's metrics."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from plumbline.tasks.statistics import paired_bootstrap
 Floats = NDArray[np.float64]
 JUDGES = ("gold", "judge")
 LITERATURE = (2.0, 5.0)
-"""How many times DPO's training time PPO is said to take ("what are PPO, GRPO, DPO", cost and complexity)."""
+"""The multiple of DPO's training time that PPO is said to take ("what are PPO, GRPO, DPO", cost and complexity)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class RemoteBackend:
             raise BackendError(f"the backend cannot be reached: {type(error).__name__}.") from error
 
     def alive(self) -> bool:
-        """Whatever becomes of the server, there is nothing to load anew here."""
+        """There is nothing to load anew here, whatever happens to the server."""
         return True
 
     def close(self) -> None:

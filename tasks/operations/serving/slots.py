@@ -24,7 +24,7 @@ Load = Callable[[str], Backend]
 """URI of a version -> its backend, verified before it was loaded."""
 
 State = Literal["starting", "loading", "ready", "failed", "empty", "idle"]
-"""What a slot is at; a version may answer while the next one is `loading`. `empty`: nobody holds the alias; `idle`:
+"""The state of a slot; a version may answer while the next one is `loading`. `empty`: nobody holds the alias; `idle`:
 the version that holds it is that of the slot beside."""
 
 _logger = logging.getLogger("plumbline.serve")

@@ -44,7 +44,7 @@ _FILE_BITS = 4
 ANNOTATORS, BATCHES, TOKENS, PROMPTS, LINES = "annotators", "batches", "tokens", "judge_prompts", "lines"
 
 Account = dict[str, dict[str, dict[str, int]]]
-"""What is counted -> file of the dataset without its suffix -> name -> lines."""
+"""Kind of count -> file of the dataset without its suffix -> name -> lines."""
 
 
 @dataclass(frozen=True, slots=True)

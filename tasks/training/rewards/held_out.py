@@ -33,7 +33,7 @@ AUDIT = "audit.json"
 """Beside each model: its audit on the test split."""
 
 JudgeName = Literal["held_out", "reward_model"]
-"""Who reports win rates: a reward model that no policy is trained by, or the one that is the reward."""
+"""The judge that reports win rates: a reward model that no policy is trained by, or the one that is the reward."""
 
 _SEEDS = 2**31
 """Seeds are below it (`Params.seed`)."""

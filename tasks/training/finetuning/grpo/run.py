@@ -56,7 +56,7 @@ _FROM_TRL = {
     "entropy": "entropy",
     "clip_ratio/region_mean": "clip_share",
 }
-"""What the curve takes of TRL's own figures. Its others are of advantages, which are 0 on average by construction."""
+"""TRL's own figures in the curve. Its others are of advantages, which are 0 on average by construction."""
 
 
 def check_params(params: GrpoParams) -> None:

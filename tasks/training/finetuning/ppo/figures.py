@@ -24,7 +24,7 @@ SUMS = (
     "entropy",
     "entropy_tokens",
 )
-"""What is summed over the tokens of an update."""
+"""Sums over the tokens of an update."""
 
 LAST = ("episodes", "beta", "beta_ramp")
 """Figures whose last value a log row shows; of the others it shows the mean over its updates."""
