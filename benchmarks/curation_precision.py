@@ -60,7 +60,7 @@ def found(pairs: Sequence[PreferencePair], seed: int) -> dict[str, Any]:
 
 
 def public(name: str) -> list[PreferencePair]:
-    """A public set of pairs; none where it is not there."""
+    """A public set of pairs; none if it is not there."""
     path = DATA / f"{name}.jsonl.gz"
     if not path.exists():
         return []

@@ -1,6 +1,6 @@
 """Contracts as Great Expectations suites: one way to run any of them over records of feedback.
 
-A contract checks a data frame with one row a record. Each expectation's `meta` holds the quarantine reason, the field
+A contract checks a data frame with one row per record. Each expectation's `meta` holds the quarantine reason, the field
 to blame and what was expected.
 """
 
@@ -150,7 +150,7 @@ def _run_suite(definition: Mapping[str, Any], columns: Columns) -> list[dict[str
 
 
 def _blame(contract: Contract, suite: Mapping[str, Any], columns: Columns) -> Iterator[Blamed]:
-    """Each expectation and the rows that Great Expectations blames. Raises `StageError` where one could not be run."""
+    """Each expectation and the rows that Great Expectations blames. Raises `StageError` if one could not be run."""
     for result in _run_suite(suite, columns):
         config = result["expectation_config"]
         rows = result["result"].get("unexpected_index_list") or ()

@@ -74,7 +74,7 @@ def _same_texts(columns: Columns, *, column_A: str, column_B: str) -> list[int]:
 
 def _words(text: str | None) -> str:
     if text is None:
-        raise TypeError("a null where texts are compared")
+        raise TypeError("a null among texts to compare")
     return normalise_whitespace(text)
 
 

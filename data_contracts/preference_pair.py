@@ -1,7 +1,7 @@
 """Contract `preference_pair` v1: what a pair must satisfy beyond its types, and the reasons for refusing one.
 
 The checks are a Great Expectations suite, `suites/preference_pair.v1.json`. It runs over a data
-frame with one row a pair and these columns:
+frame with one row per pair and these columns:
 
 | column               | content                                                                 |
 |----------------------|-------------------------------------------------------------------------|
@@ -50,7 +50,7 @@ REASONS: Mapping[str, str] = {
     "bad_timestamp": "the timestamp is not ISO 8601",
     "id_conflict": "an earlier row of the file gave the same id to other content",
 }
-"""Every quarantine reason and its meaning, the first that applies being the one a row is counted under."""
+"""Every quarantine reason and its meaning, the first that applies being the one that counts a row."""
 
 NO_PREFERENCE = frozenset({"tie"})
 """Reasons that are no defect of the data, and do not count against the quarantine threshold."""

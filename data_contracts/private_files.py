@@ -44,7 +44,7 @@ def make_private(folder: Path) -> None:
 
 
 def make_private_file(path: Path, root: Path) -> None:
-    """Make an empty file that only those read who may read the workspace, where there is none."""
+    """Make an empty file that only those read who may read the workspace, if there is none."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666 & ~workspace_umask(root)))
 
 

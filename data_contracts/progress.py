@@ -9,4 +9,4 @@ Progress = Callable[[int, int, str], None]
 
 
 def silent(done: int, total: int, note: str) -> None:
-    """Watch nothing: the default where nobody looks."""
+    """Watch nothing: the default if nobody looks."""

@@ -1,4 +1,4 @@
-"""The records that stages hand over: one type a kind of feedback, one for what was set aside.
+"""The records that stages hand over: one type per kind of feedback, one for what was set aside.
 
 A record keeps its id from ingestion to audit: the id that the source gave, or the SHA-256 of
 the canonical content. An id that another file gave to other content names neither for sure: the later record goes by
@@ -65,7 +65,7 @@ class PreferencePair(Record):
     given_id: str | None = Field(default=None, description="the source's id, if another file gave it to other content")
 
     def prompt_text(self) -> str:
-        """The prompt as one string, a line a turn: for hashing, similarity and reports, not for models."""
+        """The prompt as one string, a line per turn: for hashing, similarity and reports, not for models."""
         return "\n".join(f"{message.role}: {message.content}" for message in self.prompt)
 
     def content_id(self) -> str:
@@ -137,7 +137,7 @@ class Merged(Record):
 
 
 def _without_nobody(dumped: dict[str, Any]) -> dict[str, Any]:
-    """Without `senders` where there are none: most files come from no token, and stay as they were."""
+    """Without `senders` if there are none: most files come from no token, and stay as they were."""
     if not dumped.get("senders", True):
         del dumped["senders"]
     return dumped
@@ -167,6 +167,6 @@ def load_jsonl(path: Path, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
 
 
 def load_conversations(path: Path) -> list[list[Message]]:
-    """Read conversations, a JSON object with a `messages` list a line."""
+    """Read conversations, a JSON object with a `messages` list per line."""
     with path.open("rb") as file:
         return [[Message(**turn) for turn in orjson.loads(line)["messages"]] for line in file]

@@ -34,7 +34,7 @@ REASONS: Mapping[str, str] = {
     "bad_timestamp": "the timestamp is not ISO 8601",
     "id_conflict": "an earlier row of the file gave the same id to other content",
 }
-"""Every quarantine reason and its meaning, the first that applies being the one a row is counted under."""
+"""Every quarantine reason and its meaning, the first that applies being the one that counts a row."""
 
 NO_PREFERENCE = frozenset({"no_opinion"})
 """Reasons that are no defect of the data, and do not count against the quarantine threshold."""

@@ -33,6 +33,8 @@ BANNED = {
     r"\bin va[i]n\b": "without success",
     r"\b(the rail|the books) of\b": "the frame, the counts",
     r"\bwho said so\b": "who decided it",
+    r"\b(none|null|empty) where\b": "None if",
+    r"\b(one|line|row|object) a (line|row|pair|prompt|response|stage|seed|record|process|second)\b": "one per line",
 }
 """A pattern of riddles and metaphors, and the words to use instead."""
 

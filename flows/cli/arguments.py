@@ -36,7 +36,7 @@ HERE = Path()
 
 
 def workspace_root(workspace: Path, *, use_services: bool = True) -> Path:
-    """The workspace at or above a folder. Raises `UsageError` where there is none.
+    """The workspace at or above a folder. Raises `UsageError` if there is none.
 
     `use_services`: talk to the Prefect server that `plumbline up` started here, unless the user named another.
     """

@@ -14,7 +14,7 @@ from plumbline.tasks.pipeline.watch import Unwatched, set_watch
 
 
 class Display:
-    """One line a stage, live, on stderr; silent where stderr is not a terminal."""
+    """One line per stage, live, on stderr; silent if stderr is not a terminal."""
 
     def __init__(self, stages: list[Stage]) -> None:
         console = Console(stderr=True)

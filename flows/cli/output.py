@@ -55,7 +55,7 @@ class Output:
             sys.stdout.buffer.write(data)
 
     def working(self, on: str) -> AbstractContextManager[object]:
-        """Show a spinner on stderr while the block runs; nothing where stderr is not a terminal."""
+        """Show a spinner on stderr while the block runs; nothing if stderr is not a terminal."""
         return self.remarks.status(on) if self.remarks.is_terminal else nullcontext()
 
     def remark(self, text: str) -> None:

@@ -33,8 +33,8 @@ HEADLINE = (
     ("safety.policy.refusal_accuracy", "requests to refuse: refused by the policy"),
     ("safety.reference.refusal_accuracy", "requests to refuse: refused by π_ref"),
     ("safety.policy.over_refusal", "other requests: refused by the policy"),
-    ("text.policy.tokens", "tokens a response of the policy"),
-    ("text.reference.tokens", "tokens a response of π_ref"),
+    ("text.policy.tokens", "tokens per response of the policy"),
+    ("text.reference.tokens", "tokens per response of π_ref"),
 )
 """Figures that a person reads first: a dotted path into the metrics, and words."""
 
@@ -194,7 +194,7 @@ def _spelled(found: Mapping[str, Any]) -> str:
 
 
 def _look_up(metrics: Mapping[str, Any], path: str) -> Any:
-    """A figure by its dotted path; None where the run has none (no gold reward, say)."""
+    """A figure by its dotted path; None if the run has none (no gold reward, say)."""
     found: Any = metrics
     for key in path.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None

@@ -168,7 +168,7 @@ NOT_STARTED_NAME = "NotStarted"  # flows.fresh.NOT_STARTED, whose module loads P
 def apply(root: Path, params: Params) -> list[str]:
     """Make pool, deployments and automations as described; return a line for each thing that was made or changed.
 
-    Raises `UsageError` where no server answers or it is of another version, `OperationsError` where it refuses.
+    Raises `UsageError` if no server answers or it is of another version, `OperationsError` where it refuses.
     """
     from httpx import HTTPError
     from prefect.exceptions import PrefectException
@@ -200,7 +200,7 @@ def _apply(client: SyncPrefectClient, root: Path, params: Params) -> Iterator[st
 
 
 def _settle_pool(client: SyncPrefectClient) -> Iterator[str]:
-    """A process pool where there is none; a pool of another kind, as a cluster has, stays as it is."""
+    """A process pool if there is none; a pool of another kind, as a cluster has, stays as it is."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
     from prefect.workers.process import ProcessWorker

@@ -57,7 +57,7 @@ class Server:
 def find_server(root: Path, params: Params) -> Server:
     """The server that the user named, or else this workspace's own.
 
-    Raises `NoServer` where there is neither, `UsageError` where another process answers on the port of our own.
+    Raises `NoServer` if there is neither, `UsageError` where another process answers on the port of our own.
     """
     own = f"http://{HOST}:{params.services.prefect_port}/api" if params.services.prefect else None
     named = plain_url(server_url())
@@ -81,7 +81,7 @@ def find_server(root: Path, params: Params) -> Server:
 
 
 def told_server(root: Path) -> Server | None:
-    """The server that events are sent to; None where none is configured, and they wait in the outbox."""
+    """The server that events are sent to; None if none is configured, and they wait in the outbox."""
     url = plain_url(server_url())
     if not url:
         return None
@@ -99,7 +99,7 @@ def _named_by() -> str:
 def connected(root: Path, params: Params) -> Iterator[tuple[SyncPrefectClient, Server]]:
     """A client of the server; inside, Prefect uses it too.
 
-    Raises `UsageError` where none answers, it is another's or of another version, `OperationsError` where it reports no
+    Raises `UsageError` if none answers, it is another's or of another version, `OperationsError` where it reports no
     version.
     """
     from prefect.client.orchestration import get_client

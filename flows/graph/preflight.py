@@ -54,7 +54,7 @@ def settle_params(
 
 
 def check_sources(params: Params) -> None:
-    """Raise `ParamsError` where params ask for data or a model of the sample world, which is switched off."""
+    """Raise `ParamsError` if params ask for data or a model of the sample world, which is switched off."""
     if params.sample_world.enabled:
         return
     if params.reference.base is None:
@@ -70,7 +70,7 @@ def check_sources(params: Params) -> None:
 
 
 def check_splits(params: Params) -> None:
-    """Raise `ParamsError` where a split that a whole run needs has no share of the pairs."""
+    """Raise `ParamsError` if a split that a whole run needs has no share of the pairs."""
     uses = {
         "train": "the policy and the reward model learn from it",
         "validation": "training chooses its best checkpoint on it",

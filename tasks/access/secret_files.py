@@ -45,7 +45,7 @@ def _draft(path: Path, data: bytes) -> Path:
 
 
 def read_secret(path: Path) -> bytes | None:
-    """The content; None where there is no such file. Raises `UsageError` where another user may read it, or owns it."""
+    """The content; None if there is no such file. Raises `UsageError` if another user may read it, or owns it."""
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())

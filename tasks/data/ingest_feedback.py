@@ -1,7 +1,7 @@
 """Verb: take feedback files into the append-only raw store and version it.
 
 A batch is accepted once it lies whole in `.plumbline/arrived`, beside the store. From there it comes into the store and
-under version control in one go: at once where nobody reads the store, else when the run that reads it has ended. So a
+under version control in one go: at once if nobody reads the store, else when the run that reads it has ended. So a
 run sees one list of batches from its beginning to its end. A kill between two steps leaves nothing to repair by hand:
 the next command that writes or reads the store completes them.
 """
@@ -45,7 +45,7 @@ def ingest_feedback(
     """Store each file as an immutable batch named by its digest; known batches are left alone.
 
     A batch's path is its place in the raw store, also where it waits for the run under way to end. `senders` says who
-    sent each row, where there is one file whose rows came over HTTP. Raises `UsageError` for a missing, unreadable or
+    sent each row, if there is one file whose rows came over HTTP. Raises `UsageError` for a missing, unreadable or
     empty file; the files before it stay ingested.
     """
     batches: list[Batch] = []
@@ -83,7 +83,7 @@ def withdrawals_of(root: Path) -> Withdrawals:
 def fixed_raw(root: Path) -> Iterator[None]:
     """Keep the raw store as it is while a run reads it: what has arrived comes in before, what arrives comes in after.
 
-    Raises `VersioningError` where a batch was changed or removed by hand.
+    Raises `VersioningError` if a batch was changed or removed by hand.
     """
     reading = FileLock(_reading(root))
     with one_writer(root):

@@ -227,7 +227,7 @@ def _bring(stage: Stage, params: Section, session: Session) -> StageRecord:
 
 
 def _whole(path: Path) -> Artifact | None:
-    """The artifact at `path` if every file is as its manifest says; None where there is none or it was changed."""
+    """The artifact at `path` if every file is as its manifest says; None if there is none or it was changed."""
     try:
         return None if verify_artifact(path) else read_artifact(path)
     except ArtifactError:

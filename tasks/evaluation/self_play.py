@@ -40,7 +40,7 @@ class SelfPlayed:
 def self_play(root: Path, params: Section) -> SelfPlayed:
     """Play, judge and ingest. The same policies, judge, prompts and seed give the same batch, which is kept once.
 
-    Raises `UsageError` where there is no policy yet, `ArtifactError` where a model was changed by hand, and
+    Raises `UsageError` if there is no policy yet, `ArtifactError` where a model was changed by hand, and
     `JudgeError` for a judge that agrees with people less than `judge.min_kappa`.
     """
     for path in STAGE.deps.values():

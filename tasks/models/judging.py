@@ -100,7 +100,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """Judgements of G groups, in order; None where the judge gave no usable answer, which is never guessed.
+    """Judgements of G groups, in order; None if the judge gave no usable answer, which is never guessed.
 
     `counts` holds what the judging cost and met, such as `requests`, `cached`, `retries`, `unusable`,
     `prompt_tokens`, `completion_tokens`, `seconds`. Those in `SPENDING` differ from one run to the same again, so they

@@ -73,7 +73,7 @@ class Labelled(NamedTuple):
 
     @classmethod
     def of(cls, ids: Tensor, mask: Tensor | None, labels: Tensor) -> Self | None:
-        """None where a row is not one run of tokens, or a label has no token before it; or without any label."""
+        """None if a row is not one run of tokens, or a label has no token before it; or without any label."""
         inside = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         labelled = labels[:, 1:] != -100
         start = inside.long().argmax(1, keepdim=True)  # (B, 1)

@@ -56,7 +56,7 @@ def sift_splits(
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """`sift` for each split, and facts: `refused_by_template`, and `control_tokens` that the others spell.
 
-    Raises `ModelError` where the share of refused records of all splits together exceeds `threshold`, or none is left.
+    Raises `ModelError` if the share of refused records of all splits together exceeds `threshold`, or none is left.
     """
     sifted = {name: sift(tokenizer, records) for name, records in splits.items()}
     kept = {name: found for name, (found, _) in sifted.items()}

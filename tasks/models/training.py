@@ -22,7 +22,7 @@ require_names("transformers", Trainer, "_load_best_model", "_get_train_sampler",
 
 
 def train(trainer: Trainer, runs_in: Path) -> TrainerState:
-    """Train to the end, from the newest whole checkpoint of `runs_in` where there is one; return the last state.
+    """Train to the end, from the newest whole checkpoint of `runs_in` if there is one; return the last state.
 
     A run that early stopping had ended when it was killed takes no further step: its best checkpoint is loaded.
     Raises `StageError` when the disk or the accelerator's memory is full; no half-written checkpoint stays.

@@ -32,7 +32,7 @@ JUDGED, THUMBS = "judged_pairs", "unpaired_responses"
 def harvest_traffic(root: Path, params: Params, since: datetime | None = None) -> dict[str, Any]:
     """Mirrored interactions to judged pairs, thumbs to unpaired responses, each interaction once.
 
-    Returns for each of the two its batch (None where nothing new came of it) and counts. Raises `JudgeError` for a
+    Returns for each of the two its batch (None if nothing new came of it) and counts. Raises `JudgeError` for a
     judge that agrees with people less than `judge.min_kappa`; nothing is lost then, the next harvest goes on. Raises
     `WorkspaceBusy` while another harvest is under way.
     """

@@ -18,7 +18,7 @@ def judge_traffic(
     seed: int,
     stored: Mapping[str, str],
 ) -> dict[str, float]:
-    """Request -> 1 where the served answer wins, 0 where the rival's does, both positions judged.
+    """Request -> 1 where the served answer wins, 0 if the rival's does, both positions judged.
 
     `stored` holds the rival's answers by request where it gave them at the time; the others it gives now, at
     evaluation's settings. Requests that are too long for the rival or the judge, or that a chat template of theirs

@@ -125,7 +125,7 @@ def promote(
 
 
 def promote_first(root: Path, params: Params, model: str) -> Promotion | None:
-    """`promote` a version just registered to champion, if there never was one; None where there was.
+    """`promote` a version just registered to champion, if there never was one; None if there was.
 
     Nobody can be compared with, which its gate says; all else is measured and held to params, as for every champion.
     Raises as `promote`.
@@ -177,7 +177,7 @@ def rollback(root: Path, params: Params, *, reason: str, to: str | None = None, 
 
 
 def champion_of(root: Path, params: Params) -> Version | None:
-    """The version that the ledger says is champion; None where there is none yet.
+    """The version that the ledger says is champion; None if there is none yet.
 
     Raises `RegistryError` when MLflow says another (moved outside), `SignatureError` when the ledger is not whole.
     """
@@ -194,7 +194,7 @@ def champion_of(root: Path, params: Params) -> Version | None:
 
 
 def previous_of(root: Path, params: Params) -> Version | None:
-    """The version that `previous` names in the ledger: the champion before; None where there is none any more."""
+    """The version that `previous` names in the ledger: the champion before; None if there is none any more."""
     store, engine = _open(root, params)
     state = alias_state(books.history(engine, params.registry.model_name))
     number = state[PREVIOUS].version if PREVIOUS in state else None
@@ -262,7 +262,7 @@ def _champion(store: Store, state: Mapping[str, LedgerEntry]) -> Version | None:
 
 
 def _rival(store: Store, state: Mapping[str, LedgerEntry]) -> Version | None:
-    """The champion to compare with; None where somebody deleted it, which must not stop its successor."""
+    """The champion to compare with; None if somebody deleted it, which must not stop its successor."""
     number = state[CHAMPION].version if CHAMPION in state else None
     return _champion(store, state) if number is not None and books.is_live(store, number) else None
 
@@ -327,7 +327,7 @@ def _examine(
 
 
 def _unverified(store: Store, version: Version, alias: str, root: Path) -> str | None:
-    """Why the version is not what was registered; None where signature, seal and every hash hold."""
+    """Why the version is not what was registered; None if signature, seal and every hash hold."""
     try:
         (verified_model if alias == CHAMPION else verified_version)(store, version, root)
     except SignatureError as error:

@@ -98,7 +98,7 @@ class Intake:
 
 
 def serve(root: Path, params: Params) -> None:
-    """Answer requests until a signal ends the process. Raises `UsageError` where the port is taken."""
+    """Answer requests until a signal ends the process. Raises `UsageError` if the port is taken."""
     import resource
     import signal
     import socket

@@ -51,7 +51,7 @@ _logger = logging.getLogger("plumbline.serve")
 def serve_model(root: Path, params: Params, *, alias: str, port: int | None, ready: Callable[[str, str], None]) -> None:
     """Answer until a signal ends the process; `ready(url, version)` is called once it answers.
 
-    Raises `UnknownModelError` where nobody holds the alias, `SignatureError` for a version that is not what was
+    Raises `UnknownModelError` if nobody holds the alias, `SignatureError` for a version that is not what was
     registered, `ModelError`, and `UsageError` where the port is taken.
     """
     import uvicorn
@@ -208,7 +208,7 @@ def token_place(root: Path, serving: ServingParams) -> str | None:
 def read_token(root: Path, place: str | None) -> str:
     """The bearer token that params point to, or the workspace's own, made on first use.
 
-    Raises `ParamsError` where there is none, `UsageError` where others may read the workspace's own.
+    Raises `ParamsError` if there is none, `UsageError` where others may read the workspace's own.
     """
     if place is None:
         found = read_secret(key_file(root)) or make_secret(key_file(root), f"{random_secret()}\n".encode())

@@ -1,4 +1,4 @@
-"""Verb: make a version that was just registered the first champion, where there was none."""
+"""Verb: make a version that was just registered the first champion, if there was none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plumbline.tasks.registry.register_model import Registered
 class Settled(Registered):
     """A registered version, and the outcome of making it champion.
 
-    `first` is None where there was a champion, or the version was rejected.
+    `first` is None if there was a champion, or the version was rejected.
     """
 
     first: Promotion | None = None

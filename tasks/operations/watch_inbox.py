@@ -25,13 +25,13 @@ _SHORTEST_LOOK_MS = 50
 
 
 def scan_inbox(root: Path, params: Params, report: Report) -> list[Handled]:
-    """Take what is whole now, once. Raises `UsageError` where a watcher runs."""
+    """Take what is whole now, once. Raises `UsageError` if a watcher runs."""
     with _one_watcher(root):
         return _inbox(root, params, report).scan()
 
 
 def watch_inbox(root: Path, params: Params, report: Report, *, stop: threading.Event | None = None) -> None:
-    """Take what is there and what comes, until `stop` is set. Raises `UsageError` where another watcher runs."""
+    """Take what is there and what comes, until `stop` is set. Raises `UsageError` if another watcher runs."""
     inbox, ended = _inbox(root, params, report), stop or threading.Event()
     with _one_watcher(root):
         while not ended.is_set():

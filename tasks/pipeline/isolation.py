@@ -1,7 +1,7 @@
 """Run a stage in a process group of its own, so that a timeout, a cancel or a crash really ends it.
 
 1. Training stages are forked from a server process that has torch and trl loaded (importing
-   them takes about eight seconds a process); the others start from a bare interpreter.
+   them takes about eight seconds per process); the others start from a bare interpreter.
 2. The child leads its own process group, sends its output to a log file, and watches its
    parent: when the parent dies, however it dies, the group ends too. No orphan keeps training.
 3. The parent relays progress and re-raises the child's error.
@@ -190,7 +190,7 @@ def _child(sender: Connection, stage: Stage, root: Path, params: Section, log: P
 
 
 class _Reporter:
-    """Sends progress to the parent, a few times a second at most."""
+    """Sends progress to the parent, a few times per second at most."""
 
     def __init__(self, sender: Connection) -> None:
         self._sender = sender

@@ -49,7 +49,7 @@ _WHOLE = "an unbroken, signed chain"
 class AuditReport:
     """The findings of an audit of one version.
 
-    `objects`: a dict per copy with name, kind, hash, where, found, ok. `verified` is None where nothing was re-hashed
+    `objects`: a dict per copy with name, kind, hash, where, found, ok. `verified` is None if nothing was re-hashed
     and nothing else is wrong. `notes` are worth knowing and break nothing; `moved_from` is where the workspace lay
     before, if it was moved or copied. `timeline`: every move of an alias of the
     model, oldest first. `lineage` is the graph, in the schema of `tasks.registry.lineage.graph`.
@@ -193,7 +193,7 @@ def _operations(
 def _moved(outside: Mapping[str, Mapping[str, str | None]], number: str | None) -> tuple[list[str], list[str]]:
     """Aliases moved in MLflow itself: problems of the version that MLflow or the ledger names, notes on others.
 
-    `number` is None where there is no ledger: a program before it gave the aliases.
+    `number` is None if there is no ledger: a program before it gave the aliases.
     """
     problems: list[str] = []
     notes: list[str] = []

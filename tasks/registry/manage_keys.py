@@ -37,7 +37,7 @@ class KeyRow:
 
 
 def list_keys(root: Path, params: RegistryParams) -> list[KeyRow]:
-    """Every key that the workspace trusts or trusted, the oldest first; nothing where it has signed nothing yet."""
+    """Every key that the workspace trusts or trusted, the oldest first; nothing if it has signed nothing yet."""
     trust = load_trust(root)
     if trust is None:
         return []
@@ -84,7 +84,7 @@ def revoke_key(root: Path, params: Params, name: str, *, everything: bool, by: s
     """Accept nothing more from a key. The versions that it has signed up to now stay good, unless `everything` falls.
 
     Ledger lines that are there stay in either case: they are the record of what was done, true or not.
-    `name` is the fingerprint, or its first eight or more characters. Raises `UsageError` where there is no such key in
+    `name` is the fingerprint, or its first eight or more characters. Raises `UsageError` if there is no such key in
     force, or none beside it to sign the revocation with.
     """
     text, signer, trust = _reason(reason), signing_key(root, params.registry), load_trust(root)

@@ -31,7 +31,7 @@ def effective_size(
 
     It never falls below n²/Σ_c n_c², the number of clusters where they are of one size: what n outcomes are worth when
     those of a cluster are all one draw, the most that outcomes in [0, 1] can depend on each other. This
-    bound is the answer where nothing can be estimated: one cluster alone (1), or outcomes all alike.
+    bound is the answer if nothing can be estimated: one cluster alone (1), or outcomes all alike.
     Raises ValueError on unequal lengths or an outcome outside [0, 1].
     """
     values = np.asarray(outcomes, dtype=np.float64)  # (n,)

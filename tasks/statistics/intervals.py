@@ -34,7 +34,7 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tup
 def paired_bootstrap(
     values: Sequence[float] | NDArray[np.floating], confidence: float, resamples: int, seed: int
 ) -> tuple[float, float, float]:
-    """Mean of one value a pair, with its percentile-bootstrap interval: (mean, low, high).
+    """Mean of one value per pair, with its percentile-bootstrap interval: (mean, low, high).
 
     values: (n,), what one unit (a prompt) says of both policies at once, such as a win of 0, ½ or 1;
     units are resampled whole, so that the pairing is kept (Efron & Tibshirani 1993, ch. 13).

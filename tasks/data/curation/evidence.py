@@ -175,7 +175,7 @@ class EditEvidence:
         return have, need + PRIOR if need else 0.0
 
     def _final(self, compared: _Compared) -> str:
-        """The reason for which no evidence from the responses would do; empty where there is none."""
+        """The reason for which no evidence from the responses would do; empty if there is none."""
         if compared.prompt is None:
             return "other turns"
         telling = [edit for edit in compared.prompt if edit.telling]
@@ -193,7 +193,7 @@ class EditEvidence:
         return _dominated(*(self._asking[side.content.request()] for side in (left, right)))
 
     def _varied(self, left: _Side, right: _Side) -> str:
-        """Why what differs between two prompts is what people vary here; empty where nothing says so."""
+        """Why what differs between two prompts is what people vary here; empty if nothing says so."""
         slot, texts = _slot(_flat(left.asked), _flat(right.asked))
         before, after = slot
         if len(self._swaps.get((left.group, frozenset(texts)), ())) >= _CONTEXTS:

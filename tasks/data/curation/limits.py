@@ -27,7 +27,7 @@ def length(text: str, unit: str) -> int:
 
 
 def check_response(record: UnpairedResponse, params: LengthLimitParams) -> Quarantined | None:
-    """The verdict on a single response beyond the limits; None where it keeps to them."""
+    """The verdict on a single response beyond the limits; None if it keeps to them."""
     return _check_texts(record, {"response": record.response}, params)
 
 

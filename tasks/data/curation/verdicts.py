@@ -66,7 +66,7 @@ def voters_of(record: Feedback) -> set[str]:
 
 
 def parse_time(timestamp: str | None) -> datetime:
-    """An ISO 8601 time, in UTC where it names no zone; the oldest possible where there is none or it is unreadable."""
+    """An ISO 8601 time, in UTC where it names no zone; the oldest possible if there is none or it is unreadable."""
     if timestamp is None:
         return _OLDEST
     try:

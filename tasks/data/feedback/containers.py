@@ -1,6 +1,6 @@
 """The containers in which rows come: JSON lines plain, gzip or zstd, and Parquet, distinguished by their first bytes.
 
-Whatever the container, a reader meets one JSON text a row, with its 1-based number: the line of the
+Whatever the container, a reader meets one JSON text per row, with its 1-based number: the line of the
 (decompressed) text, or the row of a Parquet file. Blank lines are skipped, and counted as lines. Memory and time are
 bounded by `Limits`: a row over the limit comes cut to one byte more than it, which is how its reader knows.
 """
@@ -59,7 +59,7 @@ def read_lines(path: Path, shown: Path | str | None = None, limits: Limits = LIM
 
     A row longer than `limits.max_row_bytes` comes cut to one byte more. Raises `UsageError` when the file cannot be
     read or is larger than `limits` allow, and `UnreadableFile` when it is of no known container, is damaged, or holds
-    something else than one JSON object a line.
+    something else than one JSON object per line.
     """
     shown = path if shown is None else shown
     container = recognise_container(path, shown)
@@ -83,7 +83,7 @@ def dump_row(row: Any) -> bytes:
 
 
 def no_such_file(path: Path | str) -> UsageError:
-    """The error for a path where nothing is."""
+    """The error for a path if nothing is."""
     return UsageError(f"{path}: no such file. Check the path; it is relative to the current folder.")
 
 

@@ -31,7 +31,7 @@ _CELL = re.compile(r"[\w .\-/()]{1,64}")
 _DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV (with semicolons)", "|": "CSV (with bars)"}
 _NAMES = ("head", "body", "html", "!doctype html")
 _UNPACK = "Unpack it, and give the files inside one by one."
-_PICKLE = "Load it in Python, only if you trust its origin, and write one JSON object a line."
+_PICKLE = "Load it in Python, only if you trust its origin, and write one JSON object per line."
 _ARROW = "Write its table as Parquet: `pyarrow.parquet.write_table`."
 
 _BINARY: Sequence[tuple[int, bytes, Found]] = (
@@ -47,7 +47,7 @@ _BINARY: Sequence[tuple[int, bytes, Found]] = (
     (0, b"\xff\xff\xff\xff", ("an Arrow stream", "Give the folder that `save_to_disk` wrote, or write Parquet.")),
     (0, b"ORC", ("an ORC file", _ARROW)),
     (0, b"Obj\x01", ("an Avro file", "Write its records as JSON lines.")),
-    (0, b"SQLite format 3\x00", ("an SQLite database", "Export the table, one JSON object a line.")),
+    (0, b"SQLite format 3\x00", ("an SQLite database", "Export the table, one JSON object per line.")),
     (0, b"\x89HDF", ("an HDF5 file", "Write its rows as JSON lines.")),
     (0, b"\x93NUMPY", ("a NumPy array", "Write its rows as JSON lines.")),
     (0, b"%PDF-", ("a PDF document", "Give the export that it was made from.")),
@@ -56,14 +56,14 @@ _BINARY: Sequence[tuple[int, bytes, Found]] = (
 
 
 def refuse_foreign_bytes(head: bytes, shown: Path | str, inside: str | None = None) -> None:
-    """Raise `UnreadableFile` where the first 4 KiB of a file are binary; `inside` names what was undone before."""
+    """Raise `UnreadableFile` if the first 4 KiB of a file are binary; `inside` names what was undone before."""
     found = _binary(head)
     if found is not None:
         raise _refusal(shown, found, inside)
 
 
 def refuse_foreign_text(head: bytes, shown: Path | str, *, whole: bool) -> None:
-    """Raise `UnreadableFile` where a text is not one JSON object a line.
+    """Raise `UnreadableFile` if a text is not one JSON object per line.
 
     `head` is its beginning, without a byte order mark; `whole`: all of it.
     """
@@ -98,7 +98,7 @@ def _binary(head: bytes) -> Found | None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or re.match(rb"(?:[\s\[{]\x00|\x00[\s\[{])", head):
         return "UTF-16 text", "Convert it: `iconv -f UTF-16 -t UTF-8 {name} > utf8.jsonl`."
     if b"\x00" in head:
-        told = "Convert it to one JSON object a line (UTF-16 text: `iconv -f UTF-16 -t UTF-8`)."
+        told = "Convert it to one JSON object per line (UTF-16 text: `iconv -f UTF-16 -t UTF-8`)."
         return f"binary data that starts with {head[:8]!r}", told
     return None
 
@@ -130,7 +130,7 @@ def _markup(text: str, lines: Sequence[str]) -> Found | None:
     if text[1:20].lower().startswith(_NAMES):
         return "an HTML page", "Often this is a login or error page: download the file again, signed in."
     if text.startswith("<?xml") or re.match(r"<[A-Za-z][\w:.-]*[\s/>]", text):
-        return "XML or HTML", "Convert it to one JSON object a line."
+        return "XML or HTML", "Convert it to one JSON object per line."
     return None
 
 
@@ -138,12 +138,12 @@ def _python(text: str, lines: Sequence[str]) -> Found | None:
     if re.match(r"\(?[dl]p0$", lines[0]) or re.match(r"\(lp\d+$", lines[0]):
         return "a Python pickle", _PICKLE
     if re.match(r"\[?\s*\{\s*'[^']*'\s*:", text) and not _is_object(lines[-1]):
-        return "Python dictionaries, not JSON", "Write them with `json.dumps`, one a line."
+        return "Python dictionaries, not JSON", "Write them with `json.dumps`, one per line."
     return None
 
 
 def _document(text: str, lines: Sequence[str]) -> Found | None:
-    """JSON, and yet not one object a line."""
+    """JSON, and yet not one object per line."""
     first = lines[0]
     if first[0] not in "[{":
         return None
@@ -249,7 +249,7 @@ def _is_column(items: Any) -> bool:
 def _yaml(text: str, lines: Sequence[str]) -> Found | None:
     fields = "|".join(sorted(_ROW_FIELDS))
     if re.match(rf"(?:---\s*)?(?:- )?(?:{fields}):(?:\s|$)", text) and not any(map(_is_object, lines[1:2])):
-        return "YAML", "Convert it to one JSON object a line."
+        return "YAML", "Convert it to one JSON object per line."
     return None
 
 

@@ -126,7 +126,7 @@ def unknown_in_messages(row: Row) -> tuple[str, ...]:
 
 
 def read_label(row: Row) -> Literal["a", "b"]:
-    """The label of a `response_label` row; raises `Defect` (`tie`) where neither was preferred."""
+    """The label of a `response_label` row; raises `Defect` (`tie`) if neither was preferred."""
     label = row["label"]
     if not isinstance(label, str):
         raise Defect("wrong_type", "label", "a string: a, b or tie", type_of(label))

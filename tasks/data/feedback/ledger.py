@@ -107,7 +107,7 @@ class Ledger:
         `formats` to `read`. `checks` lists field, reason, cases and examples, the most frequent first;
         `single_label` the files in which at least `single_label_rows` labels are all the same. `unknown_fields` counts
         the rows of every field that no format knows; `notes` lists what was left out of rows that were read all the
-        same; `skipped` the files that cannot be read, and why. Where there are files of single responses, `unpaired` is
+        same; `skipped` the files that cannot be read, and why. If there are files of single responses, `unpaired` is
         their part of the account.
         """
         entries = self.entries

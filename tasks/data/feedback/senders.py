@@ -20,7 +20,7 @@ from plumbline.data_contracts.errors import ArtifactError
 
 _SUFFIX = ".senders"
 SendersOf = Callable[[int], tuple[str, ...]]
-"""The senders of a line (1-based); nothing where the file was ingested by a person."""
+"""The senders of a line (1-based); nothing if the file was ingested by a person."""
 
 
 def keep_senders(folder: Path, batch_digest: str, senders: Sequence[str | None]) -> None:

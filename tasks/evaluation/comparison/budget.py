@@ -43,7 +43,7 @@ def readings_of(facts: Mapping[str, Any], cpu_seconds: float) -> tuple[BudgetRea
     """The evaluations of a training in the order they were made, from its manifest's facts and its CPU seconds.
 
     A step is taken to cost the same at any time, and loading to be spread over the steps: the share of steps is that of
-    seconds. None for a stack, whose methods' steps cost differently, and where nothing was sampled for a win rate.
+    seconds. None for a stack, whose methods' steps cost differently, and if nothing was sampled for a win rate.
     """
     if "stages" in facts:
         return ()
@@ -56,9 +56,9 @@ def readings_of(facts: Mapping[str, Any], cpu_seconds: float) -> tuple[BudgetRea
 
 
 def win_rate_at(seeds: Sequence[Sequence[BudgetReading]], cpu_seconds: float, max_kl: float) -> float | None:
-    """Win rate that a training of `cpu_seconds` would have kept, a mean over seeds; None where a seed has no reading.
+    """Win rate that a training of `cpu_seconds` would have kept, a mean over seeds; None if a seed has no reading.
 
-    Kept is the best reading by then inside the KL band, or the best of all where none is inside, as the methods keep
+    Kept is the best reading by then inside the KL band, or the best of all if none is inside, as the methods keep
     checkpoints. A run cut short has not lowered its learning rate, so that this tends to fall short of one so planned.
     """
     kept = [_kept([each for each in readings if each.cpu_seconds <= cpu_seconds], max_kl) for readings in seeds]

@@ -38,7 +38,7 @@ class Cost:
 
     `wall_seconds` and `cpu_seconds` (user and system, of all threads and ended children) include loading models and
     validation; `gpus` were at hand. `tokens_seen` went forward and backward through training, `tokens_generated`
-    were sampled for it, as the method says of the whole training; None where it does not. `judge_…` is what a judge of
+    were sampled for it, as the method says of the whole training; None if it does not. `judge_…` is what a judge of
     candidates was asked, its calibration included and cached answers not: requests, their time on the wall clock (part
     of `wall_seconds`), and their price in the currency of `judge.llm.price_prompt`.
     """
@@ -59,7 +59,7 @@ class Cost:
 
 
 def read_cost(path: Path) -> Cost | None:
-    """The account that `Metered` left; None where there is none, or no readable one."""
+    """The account that `Metered` left; None if there is none, or no readable one."""
     try:
         return Cost(**orjson.loads(path.read_bytes()))
     except (OSError, orjson.JSONDecodeError, TypeError):

@@ -93,7 +93,7 @@ def training_time(rows: Sequence[TrialRow], path: Path) -> None:
 def win_rate_over_time(rows: Sequence[TrialRow], most_kl: float, path: Path) -> None:
     """Win rate during training, by the judge of training, over CPU seconds: who was where at an equal budget.
 
-    A line a seed; a hollow mark is beyond the KL band. A stack, whose seconds are not known by step, has none.
+    A line per seed; a hollow mark is beyond the KL band. A stack, whose seconds are not known by step, has none.
     """
     with _canvas(path, (6.4, 4.2)) as figure:
         axes = figure.subplots()

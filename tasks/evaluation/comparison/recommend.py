@@ -80,7 +80,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that the recommendation rests on. `metric` names the win rate: gold, or judge where there is no gold.
+    """All that the recommendation rests on. `metric` names the win rate: gold, or judge if there is no gold.
 
     `listed_prompts` have three or more different judged responses. `reward_accuracy` is held out.
     """

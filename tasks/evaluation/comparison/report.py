@@ -41,7 +41,7 @@ Gate = Callable[[Mapping[str, Any]], Sequence[VariantRefusal]]
 class Shared:
     """The inputs that all variants share: training pairs, the reward model's audit, digests, the run's seed.
 
-    `reward_seconds`: how long the reward model trained, on the wall clock; None where no run tells.
+    `reward_seconds`: how long the reward model trained, on the wall clock; None if no run tells.
     """
 
     train: Sequence[CuratedPair]

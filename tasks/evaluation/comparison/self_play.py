@@ -135,7 +135,7 @@ def _answer(
     progress: Progress,
     trust_remote_code: bool,
 ) -> tuple[list[Prompt], list[tuple[str, str] | None], Counter[str]]:
-    """The drawn prompts; both texts of each, or None where they make no pair; and why not, counted."""
+    """The drawn prompts; both texts of each, or None if they make no pair; and why not, counted."""
     from plumbline.tasks.models.chat import encode_prompts
     from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer
     from plumbline.tasks.models.sampling import sample

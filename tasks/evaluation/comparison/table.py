@@ -140,7 +140,7 @@ def pareto_front(rows: Sequence[TrialRow], judge: str) -> list[str]:
 def time_ratios(rows: Sequence[TrialRow], reward_seconds: float | None) -> dict[str, Any] | None:
     """Training time of the first variant of each other method over that of the first plain DPO; None without DPO.
 
-    `reward_seconds` is the wall-clock time that the reward model took, None where it is not known: what learns from it
+    `reward_seconds` is the wall-clock time that the reward model took, None if it is not known: what learns from it
     (PPO, GRPO) is shown with it too, DPO does not need it.
     """
     first: dict[tuple[str, ...], TrialRow] = {}
@@ -260,7 +260,7 @@ def _win(group: Sequence[Trial], judge: str, confidence: float, resamples: int, 
 def _envelope(estimates: Sequence[Mapping[str, Any] | None]) -> FigureInterval:
     """Mean of estimates {"value", "low", "high"}; the interval reaches from the lowest end to the highest.
 
-    Null where one of them was not measured, or has no interval.
+    Null if one of them was not measured, or has no interval.
     """
     known = [each or {} for each in estimates]
     lows, highs = ([each[end] for each in known if each.get(end) is not None] for end in ("low", "high"))
@@ -270,7 +270,7 @@ def _envelope(estimates: Sequence[Mapping[str, Any] | None]) -> FigureInterval:
 
 
 def _at(trial: Trial, path: str) -> Any:
-    """A figure of a trial's metrics by its dotted path; None where it was not measured (no gold reward, say)."""
+    """A figure of a trial's metrics by its dotted path; None if it was not measured (no gold reward, say)."""
     found: Any = trial.metrics
     for name in path.split("."):
         found = found.get(name) if isinstance(found, Mapping) else None
@@ -282,7 +282,7 @@ def _or(value: float | None, otherwise: float) -> float:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of values that are all there; None where one is missing."""
+    """Mean of values that are all there; None if one is missing."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
 

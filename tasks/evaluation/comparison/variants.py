@@ -22,7 +22,7 @@ class Variant:
 
 
 def variants_of(params: CompareParams, *, ppo_episodes: int, an_update: int) -> list[Variant]:
-    """The preset's variants, then the custom ones. Raises `ParamsError` where a name is taken twice.
+    """The preset's variants, then the custom ones. Raises `ParamsError` if a name is taken twice.
 
     `ppo_episodes` is how long PPO alone is, `an_update` how many episodes one of its updates takes.
     """

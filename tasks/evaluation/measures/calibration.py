@@ -21,7 +21,7 @@ from plumbline.tasks.statistics import brier, expected_calibration_error, logist
 def calibration(margins: NDArray[np.float64], beta: float | None, params: EvaluationParams) -> dict[str, Any]:
     """ECE and Brier score in [0, 1], logistic loss in nats, reliability bins.
 
-    margins: (n,), nats, chosen minus rejected, before β. `beta` is that of the training objective; None where the
+    margins: (n,), nats, chosen minus rejected, before β. `beta` is that of the training objective; None if the
     method implies no probability of a preference (supervised fine-tuning): every figure is then null.
     """
     if margins.size == 0 or beta is None:

@@ -58,7 +58,7 @@ def read_training(path: Path) -> Training:
         rows = [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
     except (OSError, orjson.JSONDecodeError) as error:
         raise ArtifactError(
-            f"{path}: expected the curve of a training stage, a JSON object a line, found {error}. Run the stage again."
+            f"{path}: expected the curve of a training stage, a JSON object per line, found {error}. Repeat the stage."
         ) from error
     curves: dict[str, Curve] = {}
     steps: dict[str, list[float]] = {}

@@ -23,7 +23,7 @@ def describe_endings(samples: Samples, scores: Scores, params: EvaluationParams,
     """The judge's win rate by how both answers of a pair ended, and its mean score of answers that ended or were cut.
 
     `cut_preferred`: of the pairs in which one answer was cut, how often the judge prefers that one, ties half. Each is
-    an estimate with its n, null where there is no such pair.
+    an estimate with its n, null if there is no such pair.
     """
     policy, reference = (
         np.array([completion.finished for completion in side], dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""An estimate with its interval, as metrics hold it: {"value", "low", "high", "n"}; null where nothing was observed."""
+"""An estimate with its interval, as metrics hold it: {"value", "low", "high", "n"}; null if nothing was observed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def clustered_proportion(outcomes: ArrayLike, clusters: Sequence[str], params: E
 
 
 def mean(values: ArrayLike, params: EvaluationParams, seed: int) -> Estimate:
-    """Mean of one value a prompt (n,), with the percentile-bootstrap interval over prompts; one prompt has none."""
+    """Mean of one value per prompt (n,), with the percentile-bootstrap interval over prompts; one prompt has none."""
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0:
         return {"value": None, "low": None, "high": None, "n": 0}

@@ -80,7 +80,7 @@ def evaluate(
     """Evaluate and write `metrics.json`, `samples.jsonl` and `plots/*.png` into `folder`; return the metrics.
 
     `score(prompts, responses)` is the judge, a reward model. `beta` is that of the policy's objective: the implied
-    probability of a pair is sigmoid(beta·margin); None where the method implies none. `curves` maps stage names to
+    probability of a pair is sigmoid(beta·margin); None if the method implies none. `curves` maps stage names to
     their `training.jsonl`; that of `policy` is plotted in full where it sampled, with the KL target of `training`, the
     settings in the policy's manifest. `reward_audit`, and `judge_audit` where the judge is another model, go into the
     metrics for the gate, and `held_out_judge`, which of the two judged, for people. `judge_length` is the most tokens

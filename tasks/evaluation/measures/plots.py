@@ -39,7 +39,7 @@ _STYLE = {
 def training_curves(curves: Mapping[str, Path], path: Path) -> None:
     """Loss and accuracy of each stage against its steps; evaluation metrics dashed with a mark a point.
 
-    `curves`: stage name → `training.jsonl`, a JSON object a line with `step` and metrics. Metrics whose name
+    `curves`: stage name → `training.jsonl`, a JSON object per line with `step` and metrics. Metrics whose name
     ends with "loss" or "win_rate", or contains "accura", are drawn; lines break where a stack goes on to its next
     method. Raises `ArtifactError` when a file cannot be read.
     """

@@ -78,7 +78,7 @@ def _against_gold(hits: Floats, gold_margins: Sequence[float]) -> tuple[Floats, 
 
 
 def _correlation(margins: Floats, difference: NDArray[np.int64]) -> float | None:
-    """Pearson correlation; None where one side does not vary."""
+    """Pearson correlation; None if one side does not vary."""
     if margins.size < 2 or margins.std() == 0 or difference.std() == 0:
         return None
     return float(np.corrcoef(margins, difference)[0, 1])

@@ -158,9 +158,9 @@ def score_samples(judge: Pointwise, samples: Samples, rows: Sequence[int] | None
 
 
 def write_samples(path: Path, samples: Samples, scores: Mapping[str, Scores]) -> None:
-    """Write a JSON line a prompt: `pair_id`, `prompt`, texts, how each ended, and each judge's scores.
+    """Write a JSON line per prompt: `pair_id`, `prompt`, texts, how each ended, and each judge's scores.
 
-    `finished`: it ended by itself. `cut_at_tokens`: the limit that cut it, null where none did.
+    `finished`: it ended by itself. `cut_at_tokens`: the limit that cut it, null if none did.
     """
     lines = []
     places = {name: {row: place for place, row in enumerate(score.rows)} for name, score in scores.items()}

@@ -63,7 +63,7 @@ class FreshState:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The verdict. `run_key` names the claim that `finish` closes; None where none was made."""
+    """The verdict. `run_key` names the claim that `finish` closes; None if none was made."""
 
     admitted: bool
     reason: str

@@ -31,7 +31,7 @@ class BoundedConnection(H11Protocol):
     _look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection; for one too many, the longest idle goes, or this one where none is idle."""
+        """Take the connection; for one too many, the longest idle goes, or this one if none is idle."""
         super().connection_made(transport)
         if len(self.connections) > self.most:
             self._make_room()

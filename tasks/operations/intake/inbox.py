@@ -58,7 +58,7 @@ class Inbox:
     _seen: dict[Path, tuple[tuple[int, int, int], float]] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Make the folders that are missing. Raises `UsageError` where the inbox is a link or a file."""
+        """Make the folders that are missing. Raises `UsageError` if the inbox is a link or a file."""
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise UsageError(f"{self.folder}: expected a folder of its own, found a link or a file. Set intake.inbox.")
         for name in self.sources:

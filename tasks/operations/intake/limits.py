@@ -17,7 +17,7 @@ _DRAIN_S = 1.0
 
 @dataclass(slots=True)
 class Rate:
-    """A token bucket a client: `per_s` requests a second, over a burst of twice as many."""
+    """A token bucket per client: `per_s` requests per second, over a burst of twice as many."""
 
     per_s: float
     clock: Callable[[], float] = time.monotonic

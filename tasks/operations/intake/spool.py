@@ -149,7 +149,7 @@ def _age(at: float) -> float:
 
 
 def freeze(engine: Engine, source: str) -> Seal | None:
-    """Put every row of a kind that is in no seal into a new one; None where there is none."""
+    """Put every row of a kind that is in no seal into a new one; None if there is none."""
     with writing(engine) as connection:
         loose = (ROWS.c.source == source) & ROWS.c.seal.is_(None)
         count = connection.execute(select(func.count()).select_from(ROWS).where(loose)).scalar_one()

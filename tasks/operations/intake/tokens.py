@@ -66,7 +66,7 @@ def create_token(path: Path, name: str, sources: Sequence[str] = ()) -> str:
 
 
 def revoke_token(path: Path, name: str) -> None:
-    """Forget a token. Raises `UsageError` where there is none of that name."""
+    """Forget a token. Raises `UsageError` if there is none of that name."""
     grants = _from_file(path)
     if name not in {grant.name for grant in grants}:
         raise UsageError(f"token {name}: no such token; there are {', '.join(g.name for g in grants) or 'none'}.")
@@ -79,7 +79,7 @@ def token_names(path: Path) -> list[str]:
 
 
 def load_grants(path: Path) -> list[Grant]:
-    """Every grant, of the file and of the environment. Raises `UsageError` where there is none, or others may read it.
+    """Every grant, of the file and of the environment. Raises `UsageError` if there is none, or others may read it.
 
     A running endpoint reads the file again for each look-up that fails or whenever it changed, so that a new or
     revoked token counts at once.

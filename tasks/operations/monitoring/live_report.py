@@ -141,7 +141,7 @@ def mirrored(logged: Sequence[Logged]) -> list[tuple[Interaction, Answer, Answer
 
 
 def compare(logged: Sequence[Logged], judged: JudgedTraffic | str, alpha: float) -> list[LiveRow]:
-    """Every row of the report; `judged` is a reason where there is no judge."""
+    """Every row of the report; `judged` is a reason if there is no judge."""
     each = alpha / ROWS
     pairs = mirrored(logged)
     return [

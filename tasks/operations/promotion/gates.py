@@ -219,7 +219,7 @@ ANSWERING = tuple(alias for alias, names in GATES_OF.items() if {*GATES_OF["chal
 
 
 def require_answering(alias: str, named_by: str) -> None:
-    """Raise `UsageError` where `alias` is given without the gates of a version that answers people."""
+    """Raise `UsageError` if `alias` is given without the gates of a version that answers people."""
     if alias not in ANSWERING:
         raise UsageError(
             f"{named_by} {alias[:40]!r}: expected an alias behind the gates of versions that answer people "

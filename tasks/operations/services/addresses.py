@@ -40,7 +40,7 @@ def forget_addresses(root: Path) -> None:
 
 
 def known_server(root: Path) -> KnownServer | None:
-    """The Prefect server that `plumbline up` noted here; nothing where there is none, or the file is not ours.
+    """The Prefect server that `plumbline up` noted here; nothing if there is none, or the file is not ours.
 
     In a workspace that was copied or moved it names the server of another one, or of one that is no more.
     """
@@ -54,6 +54,6 @@ def known_server(root: Path) -> KnownServer | None:
 
 
 def planned_for(root: Path) -> str:
-    """The workspace that services were last started for, as their plan has it; this one where none were."""
+    """The workspace that services were last started for, as their plan has it; this one if none were."""
     plan = services_folder(root) / PLAN_FILE
     return str(json.loads(plan.read_bytes())["root"]) if plan.is_file() else str(root)

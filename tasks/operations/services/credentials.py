@@ -34,7 +34,7 @@ def make_credentials(folder: Path) -> None:
 
 
 def find_credentials(folder: Path) -> Mapping[str, str]:
-    """By service; empty before the first `up`. Raises `UsageError` where others may read them."""
+    """By service; empty before the first `up`. Raises `UsageError` if others may read them."""
     data = read_secret(credentials_file(folder))
     if data is None:
         return {}

@@ -57,7 +57,7 @@ def check(plan: Plan, service: Service, since: float = 0.0) -> Health:
 
 
 def server_version(api_url: str, headers: Mapping[str, str] | None = None) -> str | None:
-    """The version that a Prefect server at the URL says it has; nothing where none answers as one or says it."""
+    """The version that a Prefect server at the URL says it has; nothing if none answers as one or says it."""
     try:
         answer = _ask("GET", f"{api_url}/admin/version", headers)
         said = answer.json() if answer.status_code == 200 else None
@@ -164,7 +164,7 @@ def _mlflow(plan: Plan, service: Service) -> Health:
 
 
 def _credentials(plan: Plan, name: str, url: str) -> dict[str, str]:
-    """The header for a server of ours. Raises `UsageError` where another answers, `ConnectError` where none does."""
+    """The header for a server of ours. Raises `UsageError` if another answers, `ConnectError` if none does."""
     secret = find_credentials(plan.folder).get(name)
     if secret is None:
         raise UsageError(
@@ -201,7 +201,7 @@ def _http(plan: Plan, service: Service) -> Health:
 def _ask(method: str, url: str, headers: Mapping[str, str] | None = None, **content: Any) -> httpx.Response:
     """One question, asked again where the answer is late or 503. Loopback is asked directly, whatever proxy is named.
 
-    Raises `httpx.TimeoutException` where none came in all that time.
+    Raises `httpx.TimeoutException` if none came in all that time.
     """
     local = httpx.URL(url).host == HOST
     with httpx.Client(trust_env=not local, headers=headers) as client:

@@ -95,7 +95,7 @@ def plan_services(
 ) -> Plan:
     """The services that should run. `store_uri` is MLflow's store, `store_variable` the variable it came from, if any.
 
-    Raises `ParamsError` where the environment lacks what params name.
+    Raises `ParamsError` if the environment lacks what params name.
     """
     api_url = f"http://{HOST}:{params.prefect_port}/api" if params.prefect else _given_server()
     remote_store = store_uri.startswith(("http", "databricks"))

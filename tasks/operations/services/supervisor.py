@@ -48,9 +48,9 @@ class Supervisor:
         self._rpc = xmlrpc.client.ServerProxy("http://supervisor", transport=_UnixTransport(socket_path(folder)))
 
     def identity(self) -> str | None:
-        """The identity it was started with (`Plan.identity`); nothing where none runs.
+        """The identity it was started with (`Plan.identity`); nothing if none runs.
 
-        Raises `OperationsError` where this user may not ask it: then nobody knows whether it runs.
+        Raises `OperationsError` if this user may not ask it: then nobody knows whether it runs.
         """
         try:
             return str(self._rpc.supervisor.getIdentification())

@@ -81,7 +81,7 @@ class Claim:
 
 
 def claim(engine: Engine, kind: Kind, most: int, since: datetime | None) -> Claim | None:
-    """The harvest that was left unfinished, or a new one of what was never harvested; None where there is nothing.
+    """The harvest that was left unfinished, or a new one of what was never harvested; None if there is nothing.
 
     A thumb is claimed by itself: one that is given later, on the same answer, is of a later harvest.
     """
@@ -125,7 +125,7 @@ def settle(engine: Engine, claimed: Claim, batch: str) -> None:
 
 
 def comparable(interaction: Interaction) -> str | None:
-    """Why the two answers of an interaction make no pair, or None where they do."""
+    """Why the two answers of an interaction make no pair, or None if they do."""
     if len(interaction.answers) < 2:
         return "one answer"
     if any(answer.finish_reason != "stop" for answer in interaction.answers):

@@ -75,7 +75,7 @@ class LocalBackend:
         return backend
 
     def pieces(self, request: ChatRequest, cancelled: threading.Event) -> Iterator[Piece]:
-        """The answer, bit by bit. Raises `BackendError` where the conversation cannot be answered."""
+        """The answer, bit by bit. Raises `BackendError` if the conversation cannot be answered."""
         import torch
 
         from plumbline.tasks.models.streaming import stream_ids

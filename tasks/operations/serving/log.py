@@ -45,7 +45,7 @@ INTERACTIONS = Table(
     Column("received_at", String(32), nullable=False),  # UTC, ISO 8601 to the microsecond: it sorts as text
     Column("prompt", Text, nullable=False),
     Column("canary", Boolean, nullable=False),
-    Column("user_key", String(32)),  # a pseudonym; null where none was named, and in logs of contract v1
+    Column("user_key", String(32)),  # a pseudonym; null if none was named, and in logs of contract v1
     Index("serving_interactions_by_time", "received_at", "id"),
 )
 ANSWERS = Table(
@@ -72,7 +72,7 @@ FEEDBACK = Table(
     Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("request_id", String(200), nullable=False),
     Column("kind", String(20), nullable=False),
-    Column("annotator", String(200), nullable=False),  # "" where nobody is named
+    Column("annotator", String(200), nullable=False),  # "" if nobody is named
     Column("at", String(32), nullable=False),
     UniqueConstraint("request_id", "kind", "annotator"),
 )

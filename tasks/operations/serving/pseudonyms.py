@@ -44,7 +44,7 @@ def pseudonym(key: bytes, user: str) -> str:
 
 
 def _own_key(file: Path) -> str:
-    """The workspace's own key, made where there is none; of two servers that make one, the first wins."""
+    """The workspace's own key, made if there is none; of two servers that make one, the first wins."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

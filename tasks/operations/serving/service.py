@@ -79,7 +79,7 @@ class ChatService:
         self.mirror = Mirror(parts.shadow, shadow.share, shadow.queue, self._mirrored) if parts.shadow else None
 
     def begin(self, request_id: str, request: ChatRequest) -> Exchange:
-        """Choose who answers. Raises `BackendError` (503) where nobody can. The exchange must be run to its end."""
+        """Choose who answers. Raises `BackendError` (503) if nobody can. The exchange must be run to its end."""
         parts = self.parts
         chosen = parts.canary.choose(request) if parts.canary else None
         served = chosen or parts.champion.begin()

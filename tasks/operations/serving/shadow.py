@@ -28,7 +28,7 @@ def falls_into(share: float, salt: str, key: str) -> bool:
 
 
 def first_held(resolve: Resolve, fallback: str | None) -> Resolve:
-    """Resolves an alias, and where nobody holds it, the fallback."""
+    """Resolves an alias, and if nobody holds it, the fallback."""
 
     def find(alias: str) -> str | None:
         held = resolve(alias)

@@ -18,7 +18,7 @@ from plumbline.data_contracts.errors import PlumblineError
 from plumbline.tasks.operations.serving.chat import Backend
 
 Resolve = Callable[[str], str | None]
-"""Alias -> URI of the version that holds it (models:/NAME/NUMBER), None where none does."""
+"""Alias -> URI of the version that holds it (models:/NAME/NUMBER), None if none does."""
 
 Load = Callable[[str], Backend]
 """URI of a version -> its backend, verified before it was loaded."""
@@ -116,7 +116,7 @@ class Slot:
         return "empty" if self._looked else "starting"
 
     def begin(self) -> Served | None:
-        """The version in the slot, with an answer begun on it; None where the slot is empty."""
+        """The version in the slot, with an answer begun on it; None if the slot is empty."""
         with self._lock:
             if self._served is not None:
                 self._served.begin()

@@ -1,4 +1,4 @@
-"""A summary of the log: answers, errors, refusals, violations, latencies and feedback, a line a version and role."""
+"""A summary of the log: answers, errors, refusals, violations, latencies and feedback, a line per version and role."""
 
 from __future__ import annotations
 

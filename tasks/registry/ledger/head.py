@@ -36,7 +36,7 @@ def write_head(store: Store, name: str, seq: int, digest: str) -> None:
 
 
 def read_head(text: str | None, name: str, key: VerifyingKey) -> Head | None:
-    """The head in a tag's text; None where there is no tag."""
+    """The head in a tag's text; None if there is no tag."""
     if text is None:
         return None
     try:

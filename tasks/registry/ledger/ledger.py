@@ -229,7 +229,7 @@ def anchor_head(engine: Engine, store: Store, *, actor: str, reason: str) -> Led
 def record_keys(
     engine: Engine, store: Store, evidence: Mapping[str, Any], *, actor: str, reason: str
 ) -> LedgerEntry | None:
-    """Add a line for a change of keys, so that it cannot be undone unseen; None where there is no model."""
+    """Add a line for a change of keys, so that it cannot be undone unseen; None if there is no model."""
     name = store.params.model_name
     with ledger_lock(engine):
         if registered(store, name) is None:
@@ -399,7 +399,7 @@ def _evidence(
 
 
 def _registered(store: Store, name: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Aliases and tags of a registered model; nothing where MLflow has no such model."""
+    """Aliases and tags of a registered model; nothing if MLflow has no such model."""
     return registered(store, name) or ({}, {})
 
 

@@ -23,7 +23,7 @@ class Vouched:
         self._strange: Mapping[str, Mapping[str, str | None]] = {}
 
     def find(self, alias: str) -> str | None:
-        """URI of the version that holds the alias in MLflow and in the ledger, None where nobody does.
+        """URI of the version that holds the alias in MLflow and in the ledger, None if nobody does.
 
         Raises `SignatureError` when the ledger is not whole, `RegistryError` when somebody moved the alias in MLflow
         itself, or when it is none that the ledger keeps.

@@ -57,7 +57,7 @@ class DescribedVersion:
 
     `ledger` lines are dicts with "at", "action", "alias", "version", "previous", "actor", "reason"; `health` maps a
     path of the workspace, a file of the version, or a name such as "workspace commit" to whether its bytes were found
-    to be right, and is empty where nothing was re-hashed; `trigger` is what the outbox knows of the trigger event.
+    to be right, and is empty if nothing was re-hashed; `trigger` is what the outbox knows of the trigger event.
     """
 
     model_uri: str

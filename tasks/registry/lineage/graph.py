@@ -9,7 +9,7 @@ is stable (`SCHEMA`, `SCHEMA_VERSION`): keys, kinds and relations may be added, 
  "edges": [{"from": id, "to": id, "relation"}]}
 ```
 
-`verified` is null, and every `state` "unchecked", where nothing was re-hashed. All texts are data, from feedback and
+`verified` is null, and every `state` "unchecked", if nothing was re-hashed. All texts are data, from feedback and
 from models as well: whoever shows them escapes them.
 """
 
@@ -71,7 +71,7 @@ State = Literal["ok", "changed", "unchecked"]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One thing in the lineage. `digest` is its hash, empty where it has none; `facts` are for people."""
+    """One thing in the lineage. `digest` is its hash, empty if it has none; `facts` are for people."""
 
     id: str
     kind: Kind

@@ -148,7 +148,7 @@ def read_line(path: Path, place: Place, record: str) -> dict[str, Any] | None:
 def names_of(entry: Mapping[str, Any]) -> list[str]:
     """The ids of an accepted, curated, merged or quarantined record: its own, and the one that its source gave it.
 
-    None where a broken row has none.
+    None if a broken row has none.
     """
     values = (entry.get("record_id", entry.get("id")), entry.get("given_id"))
     return list(dict.fromkeys(str(value) for value in values if value is not None))

@@ -145,7 +145,7 @@ def _pins() -> Path:
 
 
 def _first_key(root: Path, path: Path) -> SigningKey:
-    """The key at the path, made where there is none, and its public half in the workspace."""
+    """The key at the path, made if there is none, and its public half in the workspace."""
     if not path.exists():
         make_key(path)
     key, copy = SigningKey(path), root / PUBLIC_KEY

@@ -89,7 +89,7 @@ class Trust:
 
 
 def load_trust(root: Path) -> Trust | None:
-    """The keys of a workspace; None where it has none yet. Raises `SignatureError` where the chain does not hold."""
+    """The keys of a workspace; None if it has none yet. Raises `SignatureError` if the chain does not hold."""
     path = root / PUBLIC_KEY
     if not path.is_file():
         return None
@@ -111,7 +111,7 @@ def state(
     reason: str,
     kept: Any = (),
 ) -> Statement:
-    """Append a statement, signed. Raises `SignatureError` where the signer may make none."""
+    """Append a statement, signed. Raises `SignatureError` if the signer may make none."""
     with _locked(root):
         trust = load_trust(root)
         assert trust is not None, "a workspace that signs has a first key"

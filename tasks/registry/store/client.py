@@ -173,7 +173,7 @@ class Store:
 
 
 def _make_database(path: Path) -> None:
-    """Make MLflow's database where there is none: under another name, renamed once it is whole.
+    """Make MLflow's database if there is none: under another name, renamed once it is whole.
 
     SQLite commits each statement of MLflow's migrations by itself. A kill among them, in the seconds that the first
     opening takes, would leave a database that MLflow can neither open nor migrate.

@@ -40,7 +40,7 @@ def rebased(location: str, root: Path) -> str:
 
 
 def require_inside(location: str, root: Path) -> str:
-    """The location as it is now. Raises `RegistryError` where it leads out of the artifacts of the workspace.
+    """The location as it is now. Raises `RegistryError` if it leads out of the artifacts of the workspace.
 
     Links are followed: a name inside that leads outside is refused. A location on another machine is no path.
     """

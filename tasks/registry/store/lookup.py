@@ -8,7 +8,7 @@ from plumbline.tasks.registry.store.client import Store, refusals
 
 
 def registered(store: Store, name: str) -> tuple[dict[str, str], dict[str, str]] | None:
-    """Aliases (to version numbers) and tags of a registered model; None where MLflow has no such model."""
+    """Aliases (to version numbers) and tags of a registered model; None if MLflow has no such model."""
     with refusals(f"looking up {name}"):
         if store.tables is not None:
             return store.tables.model(name)

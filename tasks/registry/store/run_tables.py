@@ -101,7 +101,7 @@ class RunRecord:
 
 
 def read_runs(connection: Connection, run_id: str) -> dict[str, RunRecord]:
-    """The run and the runs of its stages by id, deleted ones too; nothing where MLflow has no such run.
+    """The run and the runs of its stages by id, deleted ones too; nothing if MLflow has no such run.
 
     Curves of training are left out: they have thousands of points, and no manifest holds them.
     """

@@ -132,7 +132,7 @@ class Run:
         self._send(run_id, [Metric(mlflow_key(name), value, timestamp, step) for name, value in values.items()])
 
     def _log_curve(self, run_id: str, path: Path, timestamp: int) -> None:
-        """Log a training curve: one JSON object a line, "step" and any number of metrics."""
+        """Log a training curve: one JSON object per line, "step" and any number of metrics."""
         from mlflow.entities import Metric
 
         if not path.is_file():

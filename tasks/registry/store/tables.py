@@ -38,7 +38,7 @@ from plumbline.tasks.storage.database.sqlite import connect_for_reading
 SCHEMA_REVISION = "dc11669786a5"  # the last migration of the MLflow that these tables were read off
 METADATA = MetaData()
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_DEFAULT = "default"  # MLflow's workspace where none is named
+_DEFAULT = "default"  # MLflow's workspace if none is named
 _DELETED = "Deleted_Internal"  # stage of a version that was deleted and keeps its number
 _LARGEST = 2**31 - 1  # of an integer column
 
@@ -107,7 +107,7 @@ class Tables:
         self._engine = engine
 
     def model(self, name: str) -> tuple[dict[str, str], dict[str, str]] | None:
-        """Aliases (to version numbers) and tags of a registered model; None where there is no such model."""
+        """Aliases (to version numbers) and tags of a registered model; None if there is no such model."""
         with self.reading() as connection:
             if connection.execute(_of(select(_MODELS.c.name), _MODELS, name)).first() is None:
                 return None
@@ -116,7 +116,7 @@ class Tables:
             return {alias: str(number) for alias, number in aliases}, {key: value for key, value in tags}
 
     def version(self, name: str, number: str) -> VersionRow | None:
-        """One version; None where there is none, or it was deleted."""
+        """One version; None if there is none, or it was deleted."""
         if int(number) > _LARGEST:
             return None
         rows = self._versions(name, int(number), None)
@@ -127,7 +127,7 @@ class Tables:
         return self._versions(name, None, tags)
 
     def latest(self, name: str) -> str | None:
-        """The highest number of a version; None where there is none."""
+        """The highest number of a version; None if there is none."""
         newest = _alive(select(_VERSIONS.c.version), name).order_by(_VERSIONS.c.version.desc()).limit(1)
         with self.reading() as connection:
             number = connection.execute(newest).scalar()
@@ -155,7 +155,7 @@ class Tables:
 
 
 def open_tables(uri: str) -> Tables | None:
-    """The tables of a store; None where it is none of our databases, or not (yet) of the revision that we read."""
+    """The tables of a store; None if it is none of our databases, or not (yet) of the revision that we read."""
     if uri.partition(":")[0].partition("+")[0] not in _DATABASES or os.environ.get("MLFLOW_ENABLE_WORKSPACES"):
         return None
     # A database that cannot be asked is no error here: MLflow's client is opened next, and says what is wrong with it.
@@ -172,7 +172,7 @@ def open_tables(uri: str) -> Tables | None:
 
 
 def read_tables(database: Path) -> Tables | None:
-    """The tables of an SQLite file, which is not written to; None where it has another revision than we read.
+    """The tables of an SQLite file, which is not written to; None if it has another revision than we read.
 
     Raises SQLAlchemy's errors, and `OperationsError` for a file that may not be read.
     """

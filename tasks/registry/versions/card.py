@@ -22,8 +22,8 @@ KEY_FIGURES = {
     "judge_audit.accuracy": "held-out accuracy of the held-out judge",
     "calibration.ece": "calibration error (ECE) of the policy's implied probabilities",
     "divergence.kl_nats_per_token": "KL from π_ref, nats per token",
-    "text.policy.tokens": "tokens a response",
-    "text.reference.tokens": "tokens a response, π_ref",
+    "text.policy.tokens": "tokens per response",
+    "text.reference.tokens": "tokens per response, π_ref",
     "text.policy.finished": "responses that end before the limit of tokens",
     "text.reference.finished": "responses that end before the limit of tokens, π_ref",
     "endings.win_rate_both_finished": "win rate where both responses end, {judge} as judge",
@@ -129,7 +129,7 @@ def _summary(manifest: Mapping[str, Any]) -> str:
 
 
 def _methods(finetune: Mapping[str, Any]) -> dict[str, str]:
-    """A sentence for the method, or one a stage of a stack, by the words of its row."""
+    """A sentence for the method, or one per stage of a stack, by the words of its row."""
     return {
         "method" if name is None else f"method {name}": _sentence(
             _readable(facts), "{method}", *METHOD_PIECES.get(facts["method"], ()), *_EVERY_METHOD
@@ -209,7 +209,7 @@ def _use(manifest: Mapping[str, Any]) -> str:
     else:
         text = (
             "Answering prompts like those of its feedback, in the languages and domains found there. Read samples of "
-            "its answers (`evaluation/samples.jsonl`) before people meet them, and do not rely on it where nobody "
+            "its answers (`evaluation/samples.jsonl`) before people meet them, and do not rely on it if nobody "
             "checks its facts."
         )
         text += " Part of the feedback is Plumbline's made-up sample world." if world else ""

@@ -22,7 +22,7 @@ class LatestModel:
 
 
 def latest_model(store: Store) -> LatestModel | None:
-    """The version with the highest number, or None where none is registered. Raises `RegistryError`."""
+    """The version with the highest number, or None if none is registered. Raises `RegistryError`."""
     versions = all_versions(store, store.params.model_name)
     if not versions:
         return None

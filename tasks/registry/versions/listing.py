@@ -62,7 +62,7 @@ def _from_tables(store: Store, name: str, alias: str | None, number: str | None)
 
 
 def _holder(holders: Mapping[str, str], alias: str | None) -> str | None:
-    """The version that an alias names, or, where none is asked for, the champion or else the candidate."""
+    """The version that an alias names, or, if none is asked for, the champion or else the candidate."""
     wanted = [alias] if alias is not None else [CHAMPION, CANDIDATE]
     return next((str(holders[item]) for item in wanted if item in holders), None)
 
@@ -95,7 +95,7 @@ def _ask_client(store: Store, name: str, alias: str | None, number: str | None) 
 
 
 def live_aliases(store: Store, name: str) -> dict[str, str]:
-    """Alias -> version number, as they stand now; empty where there is no such model."""
+    """Alias -> version number, as they stand now; empty if there is no such model."""
     found = registered(store, name)
     return found[0] if found else {}
 

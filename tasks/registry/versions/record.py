@@ -53,7 +53,7 @@ class RecordCheck:
 
 
 def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) -> RecordCheck:
-    """Compare MLflow's record of a version with its manifest. Raises `RegistryError` where MLflow does not answer."""
+    """Compare MLflow's record of a version with its manifest. Raises `RegistryError` if MLflow does not answer."""
     found = RecordCheck()
     found.problems += _version_tags(version, manifest)
     found.notes += [f"tag {key} of {version.uri} is on no record." for key in version.tags if not _ours(key)]

@@ -69,7 +69,7 @@ def record_location(root: Path) -> Location:
 
 
 def workspace_part(path: str, marker: Path) -> tuple[str, str] | None:
-    """A path cut into the workspace that it names and the rest from `marker` on; None where it has no such part."""
+    """A path cut into the workspace that it names and the rest from `marker` on; None if it has no such part."""
     head, found, rest = path.rpartition(f"/{marker.as_posix()}")
     if not found or (rest and not rest.startswith("/")):
         return None
@@ -94,7 +94,7 @@ def _read(root: Path) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _derived(root: Path) -> str | None:
-    """The folder that an earlier program recorded; None where it recorded none."""
+    """The folder that an earlier program recorded; None if it recorded none."""
     sources: tuple[Callable[[Path], Iterator[str]], ...] = (_of_mlflow, _of_services, _of_dvc)
     return next((found for source in sources for found in source(root)), None)
 

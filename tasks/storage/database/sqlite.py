@@ -2,10 +2,10 @@
 
 A database with a write-ahead log needs its `-shm` file, which a reader without write access cannot make. So, in order:
 
-1. `mode=rw` with `query_only`, where there is no `-wal` (or an empty one) and the reader may write: the other kind
+1. `mode=rw` with `query_only`, if there is no `-wal` (or an empty one) and the reader may write: the other kind
    leaves the `-wal` and `-shm` that it makes, this one removes them when it is closed;
 2. `mode=ro`: works where the journal is none of that kind, or a writer is at work and its `-shm` is readable;
-3. `immutable=1`, where there is no `-wal` (or an empty one): nobody has it open, and the file is all there is;
+3. `immutable=1`, if there is no `-wal` (or an empty one): nobody has it open, and the file is all there is;
 4. a copy in a temporary folder, with its log: taken again until no file of it changed meanwhile.
 """
 
@@ -61,7 +61,7 @@ def connect_for_reading(path: Path) -> ReadingConnection:
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of an SQLite file as SQLAlchemy and MLflow read it. Raises `UsageError` where it would name another."""
+    """The URL of an SQLite file as SQLAlchemy and MLflow read it. Raises `UsageError` if it would name another."""
     if "?" in str(path):
         raise UsageError(
             f"{path}: expected a folder whose name a database's URL can hold, found a question mark in it. Choose "
@@ -89,7 +89,7 @@ def copy_files(path: Path, folder: Path) -> Path:
 
 
 def require_readable(path: Path) -> None:
-    """Raise `OperationsError` where the file, or one of its logs, may not be read.
+    """Raise `OperationsError` if the file, or one of its logs, may not be read.
 
     Only for a file that SQLite could not open: closing one that this process has open drops SQLite's locks on it.
     """

@@ -17,7 +17,7 @@ LOCK = "dvc.lock"
 def read_lock(root: Path) -> dict[str, Any]:
     """The stages of `dvc.lock` by name: {"cmd", "deps": {path: entry}, "params", "outs": {path: entry}}.
 
-    An entry holds at least "md5" (ending in ".dir" for a folder). Empty where nothing ran yet.
+    An entry holds at least "md5" (ending in ".dir" for a folder). Empty if nothing ran yet.
     """
     document = _load(root / LOCK)
     return {name: _stage(entry) for name, entry in (document.get("stages") or {}).items()}

@@ -42,7 +42,7 @@ class _Place(Protocol):
         """Its name in reports."""
 
     def open(self, digest: str) -> IO[bytes] | None:
-        """The stored bytes, or None where there is no such object."""
+        """The stored bytes, or None if there is no such object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class ObjectStore:
         return _open_default_remote(self.root)
 
     def check(self, digest: str, name: str, kind: str) -> list[HashCheck]:
-        """Re-hash every copy of one object; one failed check where there is none at all."""
+        """Re-hash every copy of one object; one failed check if there is none at all."""
         checks = []
         for place in self._places:
             stream = place.open(digest)

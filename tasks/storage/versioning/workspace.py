@@ -193,7 +193,7 @@ class Versions:
     def mend_tracked(self, path: str, aside: Path) -> list[str]:
         """Bring back recorded files of an append-only folder that changed or vanished; return their names.
 
-        Changed ones are moved into `aside` first, and files that were added stay. Raises `VersioningError` where no
+        Changed ones are moved into `aside` first, and files that were added stay. Raises `VersioningError` if no
         intact copy of a file is left in cache and remote.
         """
         objects = ObjectStore(self.root)

@@ -17,7 +17,7 @@ ADAPTER = "adapter"
 
 
 def lora_config(lora: LoraParams | None) -> Any:
-    """PEFT's LoraConfig; None where all weights are trained."""
+    """PEFT's LoraConfig; None if all weights are trained."""
     if lora is None:
         return None
     from peft import LoraConfig

@@ -94,14 +94,14 @@ def share_won(differences: torch.Tensor) -> float:
 
 
 def is_beyond(kl_per_token: float | None, limit: float | None) -> bool:
-    """True if a KL (nats per token) was measured and exceeds the limit, where there is one."""
+    """True if a KL (nats per token) was measured and exceeds the limit, if there is one."""
     return limit is not None and kl_per_token is not None and kl_per_token > limit
 
 
 def near_first(metrics: dict[str, float], key: str, limit: float | None) -> dict[str, float]:
     """Metrics of an evaluation with `key`, a share in [0, 1], less 1 where the policy is beyond the limit.
 
-    A policy within the limit then beats every one beyond it, and where none is within, the best of them is still kept.
+    A policy within the limit then beats every one beyond it, and if none is within, the best of them is still kept.
     """
     if not is_beyond(metrics.get("eval_kl_per_token"), limit):
         return metrics

@@ -24,7 +24,7 @@ Prompt = tuple[Message, ...]
 def apply_formats(inputs: FinetuneInputs, params: FormatParams) -> tuple[FinetuneInputs, dict[str, Any]]:
     """The inputs with formatted records and the temperatures, and facts: how often each format was drawn.
 
-    Validation pairs are formatted only where params say so. Where nothing is drawn, inputs are as given.
+    Validation pairs are formatted only if params say so. If nothing is drawn, inputs are as given.
     """
     if not params.on:
         return inputs, {}

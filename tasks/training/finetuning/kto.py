@@ -169,7 +169,7 @@ def encode_examples(
 
 
 def refuse_one_kind(desirable: int, undesirable: int, max_length: int) -> None:
-    """Raise `StageError` where there is nothing to learn one side from."""
+    """Raise `StageError` if there is nothing to learn one side from."""
     if not desirable or not undesirable:
         raise StageError(
             f"Expected desirable and undesirable responses of at most {max_length} tokens with their prompts, found "
@@ -191,7 +191,7 @@ def balance(params: KtoParams, desirable: int, undesirable: int) -> tuple[float,
 
 
 def in_batches(examples: Sequence[Example], params: KtoParams, seed: int) -> list[Example]:
-    """The examples in the order that they are trained in; batches of similar length where params say so."""
+    """The examples in the order that they are trained in; batches of similar length if params say so."""
     if params.group_by_length:
         lengths = [len(example.prompt_ids) + len(example.completion_ids) for example in examples]
         return [examples[row] for row in LengthGroups(lengths, params.batch_size, seed)]

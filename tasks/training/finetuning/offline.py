@@ -113,7 +113,7 @@ class MeasuringTrainer:
 
 
 def refuse_early(method: str, inputs: FinetuneInputs, params: OfflineParams) -> None:
-    """Raise `ParamsError` where the best checkpoint is to be chosen by a judge that is not there."""
+    """Raise `ParamsError` if the best checkpoint is to be chosen by a judge that is not there."""
     if params.best_by == "win_rate" and inputs.judge is None:
         raise ParamsError(
             f"finetune.{method}.best_by is win_rate, which needs a judge, and there is none. "
@@ -173,7 +173,7 @@ def refuse_other_tokenizer(inputs: FinetuneInputs, tokenizer: PreTrainedTokenize
 def consult_reference(
     run: OfflineRun, device: torch.device, *parts: Sequence[TokenPair]
 ) -> tuple[list[torch.Tensor], Arena | None]:
-    """Log-probabilities (N, 2) of each part under π_ref (nats per sequence), and the arena, where there is a judge."""
+    """Log-probabilities (N, 2) of each part under π_ref (nats per sequence), and the arena, if there is a judge."""
     inputs, params = run.inputs, run.params
     run.policy.to(device)
     reference = run.policy
@@ -211,7 +211,7 @@ def consult_reference(
 
 
 def callbacks(run: OfflineRun) -> list[Any]:
-    """Early stopping where params ask for it, and the usual ones."""
+    """Early stopping if params ask for it, and the usual ones."""
     stopping = run.params.early_stopping
     patience = [Patience(stopping.patience, stopping.min_delta, WATCHED)] if stopping else []
     return [*patience, *usual_callbacks(run.inputs.progress)]

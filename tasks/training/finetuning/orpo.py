@@ -3,7 +3,7 @@
 With p the geometric mean of a response's token probabilities, odds(p) = p / (1 - p) and x = log odds(p_chosen) -
 log odds(p_rejected), the loss of a pair (Hong et al. 2024, eqs. 4 to 7) is NLL - beta * logsigmoid(x); NLL is the
 negative log-likelihood of the chosen response a token, as in the paper. TRL takes it over the prompt as well: on the
-sample world, whose π_ref never learned prompts, that alone moved the policy 7.6 nats a response and below π_ref.
+sample world, whose π_ref never learned prompts, that alone moved the policy 7.6 nats per response and below π_ref.
 
 π_ref takes no part in training; the arena measures win rate and KL against it as for every method. What a policy
 says of a pair while it trains is its own log odds.
@@ -67,7 +67,7 @@ class TokenRows(torch.utils.data.Dataset[dict[str, list[int]]]):
 
 
 class OddsTrainer(MeasuringTrainer, GroupsByLength, ORPOTrainer):  # type: ignore[misc]
-    """TRL's ORPOTrainer, batches grouped by length where params say so, and prompts left out of the likelihood."""
+    """TRL's ORPOTrainer, batches grouped by length if params say so, and prompts left out of the likelihood."""
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Mean token log-probabilities (B,) of chosen and rejected, their logits, and the likelihood term of chosen."""

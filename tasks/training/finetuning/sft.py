@@ -63,7 +63,7 @@ Example = tuple[list[int], list[int]]
 
 
 class ConversationTrainer(GroupsByLength, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer, batches grouped by length where params say so."""
+    """TRL's SFTTrainer, batches grouped by length if params say so."""
 
 
 class ImitationTrainer(MeasuringTrainer, ConversationTrainer):

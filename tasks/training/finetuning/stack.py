@@ -47,7 +47,7 @@ def run(inputs: FinetuneInputs, params: FinetuneParams) -> dict[str, Any]:
 
     One method gives its own facts; several give theirs under `stages`, and for the whole stack:
 
-    - `implied_beta`, that of the last stage, where its policy implies a reward β·log(π / π_ref); None where it implies
+    - `implied_beta`, that of the last stage, where its policy implies a reward β·log(π / π_ref); None if it implies
       none, or one against the stage before it (`stage_reference: previous`), which nobody keeps;
     - `too_long`, examples set aside for their length by the stage that set aside the most: stages read the same
       feedback, so that a sum would count an example once a stage;

@@ -124,7 +124,7 @@ def _length(pairs: ScoredPairs, margins: Array) -> dict[str, Any]:
 
 
 def _correlation(name: str, x: Array, y: Array) -> float | None:
-    """A correlation of scipy.stats, or None where one side is constant and there is none."""
+    """A correlation of scipy.stats, or None if one side is constant and there is none."""
     from scipy import stats
 
     if np.ptp(x) == 0 or np.ptp(y) == 0:

@@ -52,7 +52,7 @@ WHERE = "reward"
 
 
 class RewardPairTrainer(GroupsByLength, RewardTrainer):  # type: ignore[misc]
-    """TRL's RewardTrainer, batches grouped by length where params say so."""
+    """TRL's RewardTrainer, batches grouped by length if params say so."""
 
 
 def check_params(params: RewardParams) -> None:

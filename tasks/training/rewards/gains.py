@@ -84,7 +84,7 @@ class JudgedGains:
 def build_gains(params: GainParams, noise: float | None) -> JudgedGains:
     """Gains after params for a judge whose noise was measured as `noise` (None: not measured).
 
-    Raises `JudgeError` where Bradley-Terry scores are asked for and no usable noise is known.
+    Raises `JudgeError` if Bradley-Terry scores are asked for and no usable noise is known.
     """
     known = params.noise if params.noise is not None else noise
     if params.kind != "bradley_terry":

@@ -75,7 +75,7 @@ class TrainingRun:
 def train_and_audit(run: TrainingRun, splits: Splits, params: RewardParams) -> dict[str, Any]:
     """Train the reward model and, where `splits` holds pairs for one, the held-out judge; audit each; return facts.
 
-    Each resumes from checkpoints of its own. Facts of the judge, where there is one, stand under `held_out`. Raises
+    Each resumes from checkpoints of its own. Facts of the judge, if there is one, stand under `held_out`. Raises
     what `bradley_terry.train_reward` raises.
     """
     facts = _train_one(run, splits.training, splits, params)

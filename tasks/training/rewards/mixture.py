@@ -40,7 +40,7 @@ _EXCERPT = 120
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Values of a term (N,), NaN where there is none, and why there is none by row."""
+    """Values of a term (N,), NaN if there is none, and why there is none by row."""
 
     raw: Floats
     missing: Mapping[int, str]
@@ -112,7 +112,7 @@ class Mixture:
     def calibrate(self, answers: Answers) -> None:
         """Measure mean and spread of each `reference` term on completions of π_ref; doing so again replaces them.
 
-        Rows without a value are left out, where params state a fallback. Raises `RewardError` for fewer than two
+        Rows without a value are left out, if params state a fallback. Raises `RewardError` for fewer than two
         values, and for a term without spread under on_zero_spread: error.
         """
         for part in self._parts:
@@ -228,12 +228,12 @@ def _read(title: str, answer: Any, count: int) -> _Values:
         values = list(answer)
     except TypeError as error:
         raise RewardError(
-            f"{title}: expected a list of {count} values, one a completion, found {type(answer).__name__}. "
+            f"{title}: expected a list of {count} values, one per completion, found {type(answer).__name__}. "
             "Return a list."
         ) from error
     if len(values) != count:
         raise RewardError(
-            f"{title}: expected {count} values, one a completion, found {len(values)}. Values would not fit the rows, "
+            f"{title}: expected {count} values, one per completion, found {len(values)}. Values then fit no rows, "
             "so no fallback covers this: mend the term."
         )
     raw: NDArray[np.float64] = np.full(count, math.nan)

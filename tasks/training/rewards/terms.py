@@ -62,7 +62,7 @@ def _any_of(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def reward_model(params: RewardModelTermParams, model: RewardModel | None) -> Term:
-    """The reward model's score; None where prompt and response exceed its length."""
+    """The reward model's score; None if prompt and response exceed its length."""
     if model is None:
         raise ParamsError(
             f"mixture.terms: `{params.title}` is a reward_model, but this run has none. Train one (stage `reward`), or "

@@ -1,1 +1,1 @@
-"""Proximal policy optimisation for language models: one file a step of the algorithm, `trainer.py` ties them."""
+"""Proximal policy optimisation for language models: one file per step of the algorithm, `trainer.py` ties them."""

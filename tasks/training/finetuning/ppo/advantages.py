@@ -14,7 +14,7 @@ VARIANCE_FLOOR = 1e-8
 
 @torch.no_grad()
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of N responses, each (N, T), 0 where masked (Schulman et al. 2016, eqs. 11, 12 and 16).
+    """Advantages and returns of N responses, each (N, T), 0 if masked (Schulman et al. 2016, eqs. 11, 12 and 16).
 
     rewards, values (N, T) float32; values[:, t] is of the state before token t. mask (N, T) bool, True = a response
     token, a prefix of each row. With V = 0 behind the last token, which is an end and never a cut to bootstrap from:
@@ -41,7 +41,7 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """Scale values to variance 1 and, with `shift_mean`, to mean 0, over all tokens that count.
 
     values: any shape, of the whole rollout, never of a micro-batch or of one process; mask: bool, True = counts; the
-    result is 0 where masked. Without `shift_mean` the mean stays, as for rewards, whose sign matters. The variance is
+    result is 0 if masked. Without `shift_mean` the mean stays, as for rewards, whose sign matters. The variance is
     that of the population (1/n). Sums are float64.
     """
     kept = values[mask].double()  # (M,)

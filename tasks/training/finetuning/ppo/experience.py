@@ -62,7 +62,7 @@ class Experience:
     """Episodes as tensors for the losses.
 
     ids (N, L) int64: prompt and response, padded on the right; lengths (N,) counts both. mask (N, T) bool, True = a
-    response token; the others (N, T) float32, 0 where masked. `critic_pass` (N, T): the rollout's own values with their
+    response token; the others (N, T) float32, 0 if masked. `critic_pass` (N, T): the rollout's own values with their
     graph, good for the first optimiser step, before which no weight moves.
     """
 

@@ -1,7 +1,7 @@
 """Reports of an update that has ended: its figures, the evaluation, the monitors and the best checkpoint.
 
 An update ends with its last optimiser step. Its figures are read then, once. The monitors see them beside the
-evaluation that falls on the same step, and alone where there is none.
+evaluation that falls on the same step, and alone if there is none.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ShapedRewards:
-    """Rewards of N responses of up to T tokens, with what they are made of; 0 where masked."""
+    """Rewards of N responses of up to T tokens, with what they are made of; 0 if masked."""
 
     rewards: Tensor  # (N, T) float32
     kl: Tensor  # (N, T) the penalty of each token before β, nats

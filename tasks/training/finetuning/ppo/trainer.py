@@ -325,7 +325,7 @@ class PPOTrainer(MeasuresUpdates):
         return self._clip_apart(self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
-        """The policy's norm; where nothing was clipped, it is measured here, beside the critic's."""
+        """The policy's norm; if nothing was clipped, it is measured here, beside the critic's."""
         return self._clip_apart(math.inf) if grad_norm is None else grad_norm
 
     def _clip_apart(self, limit: float) -> torch.Tensor:

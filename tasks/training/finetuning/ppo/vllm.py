@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def check_vllm() -> None:
-    """Raise `ParamsError` where vLLM is not installed; costs nothing, so it can be asked before any work."""
+    """Raise `ParamsError` if vLLM is not installed; costs nothing, so it can be asked before any work."""
     if importlib.util.find_spec("vllm") is None:
         raise ParamsError(
             "The rollouts are to be sampled by vLLM, which is not installed. Install it (`pip install 'trl[vllm]'`, "
@@ -54,7 +54,7 @@ class VllmSampler:
 
         `max_length`: tokens of prompt and completion together, at most the model's context.
 
-        Raises `ParamsError` where vLLM is not installed, or for temperature 0: a greedy rollout explores nothing.
+        Raises `ParamsError` if vLLM is not installed, or for temperature 0: a greedy rollout explores nothing.
         """
         check_vllm()
         if temperature <= 0:
@@ -98,7 +98,7 @@ class VllmSampler:
 
         vLLM seeds every request alike, so a prompt that occurs twice in a call gets the same answer twice: draw prompts
         without replacement, and another seed for each call. `batch_size` is that of the forward pass that scores.
-        Raises `StageError` where vLLM's log-probabilities do not belong to the policy (`max_mismatch`).
+        Raises `StageError` if vLLM's log-probabilities do not belong to the policy (`max_mismatch`).
         """
         from plumbline.tasks.models.chat import encode_prompts
         from plumbline.tasks.models.logps import token_logps
@@ -130,7 +130,7 @@ class VllmSampler:
         return heads + heads[:1] * (most - len(heads))
 
     def _compare(self, theirs: Any, own: list[list[float]]) -> None:
-        """Compare theirs (N, tokens, 1), nats, None where vLLM had no number, with own (N, tokens)."""
+        """Compare theirs (N, tokens, 1), nats, None if vLLM had no number, with own (N, tokens)."""
         pairs = [
             (float("nan") if other[0] is None else other[0], value)
             for others, values in zip(theirs, own, strict=True)

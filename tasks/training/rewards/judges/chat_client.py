@@ -1,7 +1,7 @@
 """Many requests to one server of the OpenAI chat protocol, a bounded number at once, each with retries and a deadline.
 
 Connections, attempts and backoff are the openai client's. What it raises becomes a named reason (`Unusable`) where
-another question may fare better, and a `JudgeError` where none will: wrong key, unknown model or address.
+another question may fare better, and a `JudgeError` if none will: wrong key, unknown model or address.
 """
 
 from __future__ import annotations

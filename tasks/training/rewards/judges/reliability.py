@@ -60,7 +60,7 @@ class MeasuredJudge:
 def calibrate(judge: Judge, pairs: Sequence[CuratedPair], count: int, seed: int) -> dict[str, Any]:
     """Measure a judge on at most `count` held-out pairs, drawn with the seed; JSON-able.
 
-    Figures that need answers are None where there is none. Raises `JudgeError` on no pairs, or where the judge cannot
+    Figures that need answers are None if there is none. Raises `JudgeError` on no pairs, or where the judge cannot
     work at all.
     """
     if not pairs:

@@ -38,7 +38,7 @@ class RewardModelJudge:
         return hashlib.sha256(orjson.dumps([self.name, self.model.digest, self.temperature])).hexdigest()
 
     def judge(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> Verdicts:
-        """Judge G groups in one scoring. Raises `JudgeError` where a reward is not finite."""
+        """Judge G groups in one scoring. Raises `JudgeError` if a reward is not finite."""
         start = perf_counter()
         repeated = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
         scores = self.model.score_fitting(repeated, [text for group in groups for text in group])

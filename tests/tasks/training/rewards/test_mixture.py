@@ -142,7 +142,7 @@ def test_a_row_that_every_term_was_dropped_from_is_an_error() -> None:
 @pytest.mark.parametrize("answer", [[1.0], [1.0, 2.0, 3.0], []])
 def test_a_wrong_count_is_always_an_error(on_invalid: str, answer: list[float]) -> None:
     changes = {"on_invalid": on_invalid} | ({"constant": 0.0} if on_invalid == "constant" else {})
-    with pytest.raises(RewardError, match=rf"term: expected 2 values, one a completion, found {len(answer)}\."):
+    with pytest.raises(RewardError, match=rf"term: expected 2 values, one per completion, found {len(answer)}\."):
         mixture(lambda **_: answer, **changes).score(answers("a", "b"))
 
 
