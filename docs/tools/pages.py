@@ -34,8 +34,12 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json",
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Replace folders in `nav` by their pages."""
-    config.nav = [_filled(item, Path(config.docs_dir)) for item in config.nav or []]
+    """Replace folders in `nav` by their pages; pages that nothing names come last."""
+    docs = Path(config.docs_dir)
+    config.nav = [_filled(item, docs) for item in config.nav or []]
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    if others := sorted(pages - set(_paths(config.nav))):
+        config.nav.append({"More": others})
     return config
 
 
@@ -65,6 +69,14 @@ def _filled(item: Any, docs: Path) -> Any:
         return item
     pages = sorted((docs / item).glob("*.md"), key=lambda path: (path.name != "index.md", path.name))
     return [path.relative_to(docs).as_posix() for path in pages]
+
+
+def _paths(nav: Any) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for entry in nav.values() if isinstance(nav, dict) else nav:
+            yield from _paths(entry)
 
 
 def _linked_sources(pages: Iterable[File]) -> Iterator[str]:

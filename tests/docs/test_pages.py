@@ -106,3 +106,16 @@ def _texts() -> Iterator[str]:
                     yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield node.value
+
+
+def test_every_path_that_a_page_names_is_there() -> None:
+    """`tasks/…/file.py` in README, CONTRIBUTING and `docs/`: a file that moved takes its name along."""
+    named = re.compile(r"`((?:data_contracts|flows|tasks|tests|benchmarks|infra|docs)/[\w/.-]+)`")
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
+    gone = {
+        f"{page.relative_to(ROOT)}: {path}"
+        for page in pages
+        for path in named.findall(page.read_text(encoding="utf-8"))
+        if not (ROOT / path).exists()
+    }
+    assert gone == set()
