@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
-SEED ?= $(shell shuf -i 0-9999 -n 1)
+SEED := $(or $(SEED),$(shell shuf -i 0-9999 -n 1))
 MINUTES ?= 30
 # on two cores: a test often waits
 WORKERS ?= 3
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --long-seed $(SEED)
+FAST := not (long or server or training or slow)
+PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --long-seed $(SEED)
 
-.PHONY: setup system-packages demo test test-fast test-long check docs docs-reference lint-docs clean-demo
+.PHONY: setup system-packages demo test test-fast test-long coverage check docs docs-reference lint-docs clean-demo
 
 setup: $(STAMP)
 
@@ -32,15 +33,24 @@ demo: $(STAMP)
 
 # All but the long part, and a slice of that, which a seed draws and prints: `make test SEED=7` repeats it.
 test: $(STAMP)
-	@$(PYTEST) --long slice
+	@$(BIN)/python -m $(PYTEST) --long slice
 
 # No server, no training, nothing beyond about a second.
 test-fast: $(STAMP)
-	@$(PYTEST) --long slice -m "not (long or server or training or slow)"
+	@$(BIN)/python -m $(PYTEST) --long slice -m "$(FAST)"
+
+# Branches covered, subprocesses among them: of the fast part, or with `PART=` of all that `make test` runs.
+PART ?= $(FAST)
+coverage: export REPOSITORY := $(CURDIR)
+coverage: $(STAMP)
+	@rm -rf .coverage && mkdir .coverage
+	@$(BIN)/coverage run -m $(PYTEST) --long slice -m "$(PART)"
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --sort=cover
 
 # Campaigns, whole retrainings, simulations: in an order of the seed, until the time is spent.
 test-long: $(STAMP)
-	@$(PYTEST) --minutes $(MINUTES) --hypothesis-seed=$(SEED)
+	@$(BIN)/python -m $(PYTEST) --minutes $(MINUTES) --hypothesis-seed=$(SEED)
 
 check: $(STAMP) lint-docs
 	@$(BIN)/ruff check .

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from plumbline.flows.graph import environment
+from tests.support.once import give_key
 
 pytest_plugins = ["tests.support.parts"]
 environment.prepare(threads=1)
 os.environ["HF_HUB_OFFLINE"] = "1"
 _CONFIG = tempfile.TemporaryDirectory(prefix="plumbline-config-")  # the signing key of the tests, not the person's own
 os.environ["XDG_CONFIG_HOME"] = _CONFIG.name
+give_key(Path(_CONFIG.name))
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C, and so would every command that a test interrupts.

@@ -4,6 +4,7 @@ The fork server notices its starter's end once its imports are done. Until then 
 anything is forked. The starter's pid is in the environment: it may have ended before this module is read.
 """
 
+import gc
 import os
 import threading
 
@@ -27,3 +28,5 @@ try:
 finally:
     _done.set()
     _look.join()
+gc.collect()
+gc.freeze()  # a stage that is forked has all of this for ever: a collection, which trainers call, takes 0.3 s with it

@@ -30,6 +30,7 @@ from plumbline.tasks.operations.announce import EVENTS, workspace_id
 from plumbline.tasks.operations.freshness.outbox import OutboxEntry
 from plumbline.tasks.params.document import load_params, save_params
 from plumbline.tasks.storage.versioning.lock import current_hashes
+from tests.support.once import copy_workspace, made_once
 
 TINY = Path(__file__).with_name("tiny.yaml")
 BIN = Path(sys.executable).parent
@@ -212,12 +213,20 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, server: str) -> Callable[[st
 
 
 @pytest.fixture(scope="session")
-def trained(fresh: Callable[[str], Workspace]) -> Trained:
-    """`plumbline retrain --params tiny.yaml --json` in a process of its own."""
-    workspace = fresh("trained")
-    first = workspace.shell("plumbline", "retrain", "--params", TINY, "--json")
-    assert first.code == 0, first.err
-    return Trained(workspace.root, workspace.server, first)
+def trained(fresh: Callable[[str], Workspace], tmp_path_factory: pytest.TempPathFactory, server: str) -> Trained:
+    """`plumbline retrain --params tiny.yaml --json` in a process of its own, once for all workers."""
+
+    def make(folder: Path) -> None:
+        workspace = fresh("trained")
+        first = workspace.shell("plumbline", "retrain", "--params", TINY, "--json")
+        assert first.code == 0, first.err
+        shutil.copytree(workspace.root, folder / "workspace", symlinks=True)
+        (folder / "first.json").write_bytes(orjson.dumps(first))
+
+    kept = made_once("trained", (TINY, Path(__file__)), make)
+    root = tmp_path_factory.mktemp("trained") / "workspace"
+    copy_workspace(kept / "workspace", root)
+    return Trained(root, server, Done(**orjson.loads((kept / "first.json").read_bytes())))
 
 
 @pytest.fixture

@@ -148,6 +148,7 @@ def methods(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Compa
     return Compared(workspace.root, workspace.server, done)
 
 
+@pytest.mark.long(keep=99)
 def test_the_methods_run_side_by_side_and_dpo_before_a_shorter_ppo(methods: Compared) -> None:
     """Of PPO's 64 episodes half are left after DPO. Only what learns from the reward model is told with its time."""
     answer = methods.done.payload
@@ -169,6 +170,7 @@ def test_the_methods_run_side_by_side_and_dpo_before_a_shorter_ppo(methods: Comp
         assert found["wall_with_reward_model"] > found["wall"] > 0
 
 
+@pytest.mark.long(keep=99)
 def test_whether_the_methods_had_one_budget_is_measured(methods: Compared) -> None:
     """The readings are the evaluations of training, and end with all of its seconds; a stack has none."""
     budget, rows = methods.done.payload["budget"], methods.done.payload["variants"]
@@ -184,6 +186,7 @@ def test_whether_the_methods_had_one_budget_is_measured(methods: Compared) -> No
             assert readings[-1]["cpu_seconds"] == pytest.approx(row["cpu_seconds"])
 
 
+@pytest.mark.long(keep=99)
 def test_each_method_leaves_the_plots_that_it_has_figures_for(methods: Compared) -> None:
     sampled = {"rewards.png", "on_policy.png"}
     for name in ("dpo", "grpo", "ppo", "dpo_ppo"):

@@ -65,6 +65,19 @@ def kills() -> Iterator[tuple[Any, ...]]:
     yield from REGISTRATION
 
 
+@pytest.fixture(scope="module")
+def chosen(at_full_size: bool, long_seed: int) -> list[tuple[Any, ...]]:
+    """All kills, or eight that a seed draws: one in training, one in the registration, six anywhere."""
+    everywhere = list(kills())
+    if at_full_size:
+        return everywhere
+    draw = random.Random(long_seed)
+    in_training = draw.choice([kill for kill in everywhere if kill[0] == "at_work"])
+    some = {in_training, draw.choice(REGISTRATION)}
+    some |= set(draw.sample([kill for kill in everywhere if kill not in some], 6))
+    return [kill for kill in everywhere if kill in some]
+
+
 @dataclass
 class Victims:
     """`tests.flows.victim` at work: it starts runs, and what lives beside its own two servers is an orphan."""
@@ -125,11 +138,11 @@ class Killed(Workspace):
 
 
 @pytest.fixture(scope="module")
-def killed(fresh: Callable[[str], Workspace], victims: Victims) -> Killed:
+def killed(fresh: Callable[[str], Workspace], victims: Victims, chosen: list[tuple[Any, ...]]) -> Killed:
     workspace = fresh("killed")
     workspace.set_params(overlays=[TINY])
     landed = []
-    for kill in kills():
+    for kill in chosen:
         code = victims.run(workspace.root, kill)
         of_trainer = kill[-1] == "trainer" and "exit code -9" in victims.log.read_text()
         hit = code == (3 if of_trainer else -9)
@@ -147,20 +160,23 @@ def test_the_graph_is_known_to_the_victim() -> None:
     assert tuple(STAGES) == victim.STAGES
 
 
-def test_the_kills_struck_at_every_boundary_and_in_training(killed: Killed) -> None:
+@pytest.mark.long(keep=99)
+def test_the_kills_struck_at_every_boundary_and_in_training(killed: Killed, chosen: list[tuple[Any, ...]]) -> None:
     """One of a trainer may come too late on a busy machine: then its stage is done, and has no place for its others."""
-    assert len(killed.landed) >= 30
-    missed = [kill for kill in kills() if kill not in killed.landed]
+    assert len(killed.landed) >= 0.7 * len(chosen)
+    missed = [kill for kill in chosen if kill not in killed.landed]
     too_late = {kill[1] for kill in missed if kill[-1] == "trainer"}
     assert {kill[1] for kill in missed} <= too_late
 
 
+@pytest.mark.long(keep=99)
 def test_the_last_run_finds_every_stage_done_and_the_same_hashes(killed: Killed, trained: Trained) -> None:
     assert all(stage["reused"] for stage in killed.last["stages"])
     assert killed.hashes() == trained.hashes()
     assert all(verify_artifact(killed.root / stage.out) == [] for stage in STAGES.values())
 
 
+@pytest.mark.long(keep=99)
 def test_one_version_was_registered_and_no_run_is_open(killed: Killed, trained: Trained) -> None:
     params, _ = load_params(killed.root)
     store = Store(killed.root, params.registry)
@@ -172,6 +188,7 @@ def test_one_version_was_registered_and_no_run_is_open(killed: Killed, trained: 
     assert [run.info.run_name for run in left] == []
 
 
+@pytest.mark.long(keep=99)
 def test_nothing_is_left_half_written_and_no_lock_is_held(killed: Killed) -> None:
     left = [path for path in killed.root.rglob("*") if ".draft-" in path.name or ".retired-" in path.name]
     assert left == []
@@ -182,6 +199,7 @@ def test_nothing_is_left_half_written_and_no_lock_is_held(killed: Killed) -> Non
     assert killed.run("retrain", "--json").redone == []
 
 
+@pytest.mark.long(keep=99)
 def test_a_finding_whose_run_was_killed_behind_its_registration_has_its_answer(
     killed: Killed, victims: Victims
 ) -> None:

@@ -25,6 +25,7 @@ def reproduced(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tu
     return folder, done.payload
 
 
+@pytest.mark.long(keep=99)
 def test_every_stage_is_equal_on_one_machine(reproduced: tuple[Path, dict[str, Any]]) -> None:
     _, report = reproduced
     assert (report["equal"], report["first"], report["model_uri"]) == (True, None, "models:/assistant/1")
@@ -34,6 +35,7 @@ def test_every_stage_is_equal_on_one_machine(reproduced: tuple[Path, dict[str, A
     assert [line for line in report["environment"] if not line.startswith("program ")] == []
 
 
+@pytest.mark.long(keep=99)
 def test_every_stage_really_ran(reproduced: tuple[Path, dict[str, Any]]) -> None:
     """Each left a log, and none a link to the run-cache."""
     folder, _ = reproduced
@@ -69,6 +71,7 @@ def test_the_first_stage_that_differs_is_named_with_how_much(
     render_reproduction(report)
 
 
+@pytest.mark.long(keep=99)
 def test_a_folder_with_other_content_is_refused(
     trained: Trained, reproduced: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -1,13 +1,14 @@
 """Parts of the suite, and how a run draws from the long one.
 
-A test marked `long` is a kill campaign, a whole retraining, a statistical simulation or alike. Of those in a file,
-`--long slice` keeps one (or as many as the mark's `keep` says), drawn by `--long-seed`. `--minutes` runs them in an
-order drawn by the seed until the time is spent. Plain pytest runs them all.
+A test marked `long` is a kill campaign, a whole retraining, a statistical simulation or alike. `--long slice` draws a
+third of their files by `--long-seed`, and one test of each (or as many as a mark's `keep` says). `--minutes` runs them
+in an order drawn by the seed until the time is spent. Plain pytest runs them all.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from collections import defaultdict
@@ -20,7 +21,7 @@ MARKS = {
     "server": "starts a real server of Prefect, or works on a workspace whose run needed one",
     "training": "trains a model for more than a second",
     "slow": "takes more than a second for another reason: processes, databases, statistics",
-    "long(keep=1): runs whole in `make test-long`; `make test` runs `keep` of each file's": "",
+    "long(keep=1)": "runs whole in `make test-long`; where `make test` draws its file, it runs `keep` of these",
 }
 # Whoever asks for one of these gets a server.
 SERVED = frozenset({"prefect_server", "server", "restartable", "trained", "fresh", "copy", "services", "worker", "up"})
@@ -36,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     for name, text in MARKS.items():
-        config.addinivalue_line("markers", f"{name}: {text}" if text else name)
+        config.addinivalue_line("markers", f"{name}: {text}")
     option = config.option
     if option.long_seed is None:
         option.long_seed = random.SystemRandom().randrange(10_000)
@@ -117,12 +118,12 @@ def _by_file(items: Iterable[pytest.Item]) -> dict[str, list[pytest.Item]]:
 
 
 def _drawn(items: list[pytest.Item], seed: int) -> set[pytest.Item]:
-    """The long tests of a slice: `keep` of each file, by its largest mark."""
+    """The long tests of a slice: of a third of the files with any, `keep` of each by its largest mark."""
+    draw = random.Random(seed)
+    files = sorted(_by_file(item for item in items if item.get_closest_marker("long")).items())
     drawn: set[pytest.Item] = set()
-    for path, tests in _by_file(item for item in items if item.get_closest_marker("long")).items():
-        keep = max(_keep(test) for test in tests)
-        name = path.rsplit("/tests/", 1)[-1]  # the same in every clone
-        drawn |= set(random.Random(f"{seed} {name}").sample(tests, min(keep, len(tests))))
+    for _, tests in draw.sample(files, math.ceil(len(files) / 3)):
+        drawn |= set(draw.sample(tests, min(max(map(_keep, tests)), len(tests))))
     return drawn
 
 

@@ -37,6 +37,7 @@ from plumbline.tasks.registry.store.runs import open_run
 from plumbline.tasks.registry.versions.registered import resolve
 from plumbline.tasks.storage.versioning.git import commit_git
 from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning
+from tests.support.once import copy_workspace, made_once
 
 # name -> (out, deps, params)
 GRAPH: dict[str, tuple[str, list[str], list[str]]] = {
@@ -234,11 +235,13 @@ def hash_of_text(text: str) -> int:
 
 
 @pytest.fixture(scope="session")
-def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated_store() -> Path:
     """An empty MLflow database to copy: making one takes seconds."""
-    root = tmp_path_factory.mktemp("store")
-    Store(root, RegistryParams())
-    return root / ".plumbline/mlflow.db"
+
+    def make(folder: Path) -> None:
+        Store(folder, RegistryParams())
+
+    return made_once("store", (), make) / ".plumbline/mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -259,10 +262,16 @@ def registered_world(tmp_path_factory: pytest.TempPathFactory, migrated_store: P
 
     Shared: a test that changes it puts it back.
     """
-    world = make_world(tmp_path_factory.mktemp("registered") / "workspace", migrated_store)
-    world.register()
-    world.set(finetune={"dpo": {"beta": 0.2}}, gate={"pass": False})
-    world.register()
-    world.set(finetune={"dpo": {"beta": 0.1}}, gate={"pass": True}, curation=2)
-    world.register()
-    return world
+
+    def make(folder: Path) -> None:
+        world = make_world(folder / "workspace", migrated_store)
+        world.register()
+        world.set(finetune={"dpo": {"beta": 0.2}}, gate={"pass": False})
+        world.register()
+        world.set(finetune={"dpo": {"beta": 0.1}}, gate={"pass": True}, curation=2)
+        world.register()
+
+    kept = made_once("registered", (Path(__file__),), make)
+    root = tmp_path_factory.mktemp("registered") / "workspace"
+    copy_workspace(kept / "workspace", root)
+    return World(root)

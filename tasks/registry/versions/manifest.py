@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any
 
@@ -143,15 +144,20 @@ def broken_links(manifest: Mapping[str, Any]) -> list[str]:
 
 def environment() -> dict[str, Any]:
     """The environment lock: Python, platform and every installed distribution with its version."""
-    names = ((item.metadata["Name"], item.version) for item in distributions())
-    packages = {str(name).lower().replace("_", "-"): version for name, version in names if name}
-    lock = dict(sorted(packages.items()))
+    lock = dict(_installed())
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()}-{platform.machine()}",
         "packages": lock,
         "sha256": hashlib.sha256(orjson.dumps(lock, option=orjson.OPT_SORT_KEYS)).hexdigest(),
     }
+
+
+@cache
+def _installed() -> tuple[tuple[str, str], ...]:
+    """Name and version of every distribution, read once: the metadata of three hundred takes a second."""
+    names = ((item.metadata["Name"], item.version) for item in distributions())
+    return tuple(sorted({str(name).lower().replace("_", "-"): version for name, version in names if name}.items()))
 
 
 def _stage(entry: Mapping[str, Any], artifact: Artifact | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 from plumbline.data_contracts.records import CuratedPair, Message, Origin
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
+from tests.support.training import FirstRun
 
 WORDS = ["red", "blue", "green", "one", "two", "three", "cat", "dog", "bird", "yes", "no", "please"]
 TEMPLATE = (
@@ -116,6 +117,12 @@ def elsewhere(inputs: FinetuneInputs, tmp_path: Path) -> Callable[..., FinetuneI
         return dataclasses.replace(inputs, folder=tmp_path / name, work=work, **changes)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
+    """The uninterrupted training that tests of a file compare theirs with."""
+    return FirstRun(tmp_path_factory.mktemp("first-run"))
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from plumbline.tasks.params.finetuning import DpoParams, FinetuneParams
 from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams, ValidationParams
 from plumbline.tasks.training.finetuning import dpo, offline, reference_logps
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
+from tests.support.training import FirstRun, Killed, killed_at, rows, same_bytes
 
 pytestmark = pytest.mark.training
 
@@ -43,37 +44,14 @@ QUICK = DpoParams(
 """Twelve steps, with evaluations and checkpoints after 4, 8 and 12."""
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-def killed_at(step: int) -> Callable[[int, int, str], None]:
-    def progress(done: int, total: int, note: str) -> None:
-        if total == 12 and done == step:
-            raise Killed
-
-    return progress
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def same_bytes(one: Path, other: Path) -> bool:
-    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    return files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file()) and all(
-        (one / file).read_bytes() == (other / file).read_bytes() for file in files
-    )
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture
-def whole(inputs: FinetuneInputs) -> tuple[dict[str, Any], Path]:
+def whole(inputs: FinetuneInputs, first_run: FirstRun) -> tuple[dict[str, Any], Path]:
     """An uninterrupted run: facts and folder."""
-    return dpo.run(inputs, QUICK), inputs.folder
+    return first_run.of(inputs, lambda: dpo.run(inputs, QUICK))
 
 
 def naive_logp(folder: Path, prompt: tuple[Message, ...], response: str) -> tuple[float, int]:
@@ -122,7 +100,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     facts, folder = whole
     with pytest.raises(Killed):
-        dpo.run(elsewhere("killed", progress=killed_at(7)), QUICK)
+        dpo.run(elsewhere("killed", progress=killed_at(7, 12)), QUICK)
     seen: list[int] = []
     second = elsewhere("second", progress=lambda done, total, note: seen.append(done) if total == 12 else None)
     second = dataclasses.replace(second, work=second.folder.parent / "killed-work")
@@ -140,7 +118,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(
     file: str,
 ) -> None:
     facts, folder = whole
-    killed = elsewhere("killed", progress=killed_at(9))
+    killed = elsewhere("killed", progress=killed_at(9, 12))
     with pytest.raises(Killed):
         dpo.run(killed, QUICK)
     (damaged,) = killed.work.glob(f"run-*/checkpoint-8/{file}")
@@ -158,7 +136,7 @@ def test_checkpoints_of_other_params_are_not_resumed(
     inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs]
 ) -> None:
     with pytest.raises(Killed):
-        dpo.run(dataclasses.replace(inputs, progress=killed_at(7)), QUICK)
+        dpo.run(dataclasses.replace(inputs, progress=killed_at(7, 12)), QUICK)
     seen: list[int] = []
     second = elsewhere(
         "second", share_work=True, progress=lambda done, total, note: seen.append(done) if total == 12 else None
@@ -172,7 +150,7 @@ def test_checkpoints_of_other_threads_are_not_resumed(
 ) -> None:
     """Sums over two threads round otherwise than over one: the resumed run would be neither of both."""
     with pytest.raises(Killed):
-        dpo.run(dataclasses.replace(inputs, progress=killed_at(7)), QUICK)
+        dpo.run(dataclasses.replace(inputs, progress=killed_at(7, 12)), QUICK)
     seen: list[int] = []
     second = elsewhere(
         "second",
@@ -427,7 +405,7 @@ def test_lora_trains_adapters_only_and_merges_them(inputs: FinetuneInputs) -> No
 def test_lora_resumes_to_the_same_bytes(inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs]) -> None:
     params = QUICK.model_copy(update={"lora": LoraParams(r=2, dropout=0.1)})
     facts = dpo.run(inputs, params)
-    killed = elsewhere("killed", progress=killed_at(7))
+    killed = elsewhere("killed", progress=killed_at(7, 12))
     with pytest.raises(Killed):
         dpo.run(killed, params)
     second = dataclasses.replace(elsewhere("second"), work=killed.work)

@@ -27,6 +27,7 @@ from plumbline.tasks.params.method_sections import LoraParams, ValidationParams
 from plumbline.tasks.training.finetuning import offline
 from plumbline.tasks.training.finetuning.arena import Arena
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
+from tests.support.training import Killed
 
 pytestmark = pytest.mark.training
 
@@ -50,10 +51,6 @@ SECTIONS: dict[str, type[OfflineParams]] = {
     "orpo": OrpoParams,
 }
 NEW = ("sft", "kto", "orpo")
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 def train(method: str, inputs: FinetuneInputs, **changes: Any) -> dict[str, Any]:

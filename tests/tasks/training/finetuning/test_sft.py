@@ -21,6 +21,7 @@ from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import sft
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.sft import IGNORED, build_reference, encode_conversations
+from tests.support.training import Killed
 
 QUICK = SftParams(lr=1e-2, epochs=2, batch_size=8, log_every=2, save_every=4)
 CONVERSATIONS = [
@@ -33,10 +34,6 @@ CONVERSATIONS = [
     for word in ("one", "two", "three", "cat", "dog", "bird", "red", "blue") * 5
 ]
 """Forty, so twelve... ten steps of eight over two epochs."""
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from plumbline.tasks.params.method_sections import FormatParams, LoraParams, Val
 from plumbline.tasks.training.finetuning import dpo, stack
 from plumbline.tasks.training.finetuning.adapters import ADAPTER
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
+from tests.support.training import Killed, rows
 
 QUICK: dict[str, Any] = {
     "lr": 1e-2,
@@ -32,10 +33,6 @@ QUICK: dict[str, Any] = {
 }
 REAL = FinetuneParams(methods=("sft", "dpo"), sft=ImitationParams(**QUICK), dpo=DpoParams(**QUICK, beta=0.1))
 """Two stages of six steps."""
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 @dataclasses.dataclass
@@ -101,10 +98,6 @@ class Learning:
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.training

@@ -19,15 +19,12 @@ from plumbline.tasks.params.reward import RewardParams, RewardThresholds
 from plumbline.tasks.training.rewards import bradley_terry
 from plumbline.tasks.training.rewards.bradley_terry import train_reward
 from plumbline.tasks.training.rewards.scoring import RewardModel, padding_id
+from tests.support.training import Killed
 
 pytestmark = pytest.mark.training
 
 Pairs = tuple[list[CuratedPair], list[CuratedPair]]
 PARAMS = RewardParams(epochs=4, batch_size=8, lr=5e-3, log_every=3, eval_every=9)
-
-
-class Killed(Exception):
-    """Stands for SIGKILL: nothing of the trainer's own runs after it."""
 
 
 def train(init: Path, pairs: Pairs, at: Path, params: RewardParams = PARAMS, progress: Any = silent) -> dict[str, Any]:

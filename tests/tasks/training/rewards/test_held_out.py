@@ -15,13 +15,10 @@ from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.training.rewards.held_out import Splits, TrainingRun, choose_judge, split_off, train_and_audit
 from plumbline.tasks.training.rewards.scoring import RewardModel
+from tests.support.training import Killed
 
 Pairs = tuple[list[CuratedPair], list[CuratedPair]]
 PARAMS = RewardParams(epochs=2, batch_size=8, lr=5e-3, log_every=3, eval_every=3, held_out_share=0.5)
-
-
-class Killed(Exception):
-    """Stands for SIGKILL: nothing of the trainer's own runs after it."""
 
 
 def clustered(pairs: list[CuratedPair], size: int) -> list[CuratedPair]:

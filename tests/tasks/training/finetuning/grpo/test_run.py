@@ -22,6 +22,7 @@ from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraPara
 from plumbline.tasks.params.on_policy import HackingMonitorParams, KlParams
 from plumbline.tasks.training.finetuning.grpo import run as grpo
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
+from tests.support.training import FirstRun, Killed, killed_at, rows, same_bytes
 
 pytestmark = pytest.mark.training
 
@@ -29,31 +30,8 @@ RECORDED = Path(__file__).parents[1] / "recorded" / "grpo.json"
 STEPS = 12
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-def killed_at(step: int) -> Callable[[int, int, str], None]:
-    def progress(done: int, total: int, note: str) -> None:
-        if total == STEPS and done == step:
-            raise Killed
-
-    return progress
-
-
 def recorder(seen: list[int]) -> Callable[[int, int, str], None]:
     return lambda done, total, note: seen.append(done) if total == STEPS else None
-
-
-def same_bytes(one: Path, other: Path) -> bool:
-    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    return files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file()) and all(
-        (one / file).read_bytes() == (other / file).read_bytes() for file in files
-    )
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -61,9 +39,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def whole(judged: FinetuneInputs, quick: GrpoParams) -> tuple[dict[str, Any], Path]:
+def whole(judged: FinetuneInputs, quick: GrpoParams, first_run: FirstRun) -> tuple[dict[str, Any], Path]:
     """An uninterrupted run: facts and folder."""
-    return grpo.run(judged, quick), judged.folder
+    return first_run.of(judged, lambda: grpo.run(judged, quick))
 
 
 @pytest.fixture
@@ -131,7 +109,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     """The progress of step 8 comes before its checkpoint. Twelve rollouts of 4 prompts pass 48 pairs once."""
     facts, folder = whole
-    killed = again("killed", progress=killed_at(step))
+    killed = again("killed", progress=killed_at(step, STEPS))
     with pytest.raises(Killed):
         grpo.run(killed, quick)
     seen: list[int] = []
@@ -169,7 +147,7 @@ def test_everything_that_has_a_state_resumes(
     facts = grpo.run(one, params)
     assert facts["steps"]["run"] == STEPS
     assert len({row["beta"] for row in rows(one.folder) if "beta" in row}) > 1
-    killed = make("killed", progress=killed_at(10))
+    killed = make("killed", progress=killed_at(10, STEPS))
     with pytest.raises(Killed):
         grpo.run(killed, params)
     two = dataclasses.replace(make("two"), work=killed.work)
@@ -182,7 +160,7 @@ def test_checkpoints_are_sealed_and_a_damaged_one_gives_way(
     quick: GrpoParams, again: Callable[..., FinetuneInputs], whole: tuple[dict[str, Any], Path], caplog: Any
 ) -> None:
     facts, folder = whole
-    killed = again("killed", progress=killed_at(11))
+    killed = again("killed", progress=killed_at(11, STEPS))
     with pytest.raises(Killed):
         grpo.run(killed, quick)
     (damaged,) = killed.work.glob("run-*/checkpoint-8/grpo.json")
@@ -200,7 +178,7 @@ def test_checkpoints_are_sealed_and_a_damaged_one_gives_way(
 def test_checkpoints_under_another_judge_are_not_resumed(
     quick: GrpoParams, again: Callable[..., FinetuneInputs], judge: Any, change: str
 ) -> None:
-    killed = again("killed", progress=killed_at(7))
+    killed = again("killed", progress=killed_at(7, STEPS))
     with pytest.raises(Killed):
         grpo.run(killed, quick)
     seen: list[int] = []
@@ -301,7 +279,7 @@ def test_lora_trains_adapters_and_the_reference_is_the_policy_without_them(
     assert not torch.equal(
         before["model.layers.0.self_attn.q_proj.weight"], after["model.layers.0.self_attn.q_proj.weight"]
     )
-    killed = again("killed", progress=killed_at(7))
+    killed = again("killed", progress=killed_at(7, STEPS))
     with pytest.raises(Killed):
         grpo.run(killed, params)
     second = dataclasses.replace(again("second"), work=killed.work)

@@ -25,6 +25,7 @@ from plumbline.tasks.params.on_policy import HackingMonitorParams, KlParams
 from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from plumbline.tasks.training.finetuning.ppo import run as ppo
+from tests.support.training import FirstRun, Killed, killed_at, rows, same_bytes
 
 pytestmark = pytest.mark.training
 
@@ -32,18 +33,6 @@ RECORDED = Path(__file__).parents[1] / "recorded" / "ppo.json"
 STEPS = 12
 Elsewhere = Callable[..., FinetuneInputs]
 Whole = tuple[dict[str, Any], Path]
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-def killed_at(step: int) -> Callable[[int, int, str], None]:
-    def progress(done: int, total: int, note: str) -> None:
-        if total == STEPS and done == step:
-            raise Killed
-
-    return progress
 
 
 def seen_in(steps: list[int]) -> Callable[[int, int, str], None]:
@@ -54,21 +43,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def same_bytes(one: Path, other: Path) -> bool:
-    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    return files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file()) and all(
-        (one / file).read_bytes() == (other / file).read_bytes() for file in files
-    )
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture
-def whole(ppo_inputs: FinetuneInputs, quick: PpoParams) -> Whole:
+def whole(ppo_inputs: FinetuneInputs, quick: PpoParams, first_run: FirstRun) -> Whole:
     """An uninterrupted run: facts and folder."""
-    return ppo.run(ppo_inputs, quick), ppo_inputs.folder
+    return first_run.of(ppo_inputs, lambda: ppo.run(ppo_inputs, quick))
 
 
 def test_two_runs_are_bitwise_identical_and_inputs_are_untouched(
@@ -143,7 +121,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     """Checkpoints lie at steps 4 and 8: a kill at 3 starts anew, at 7 in the middle of an update, at 9 behind one."""
     facts, folder = whole
-    killed = ppo_elsewhere("killed", progress=killed_at(step))
+    killed = ppo_elsewhere("killed", progress=killed_at(step, STEPS))
     with pytest.raises(Killed):
         ppo.run(killed, quick)
     seen: list[int] = []
@@ -157,7 +135,7 @@ def test_a_damaged_critic_or_state_gives_way_to_the_checkpoint_before(
     ppo_elsewhere: Elsewhere, whole: Whole, quick: PpoParams, caplog: pytest.LogCaptureFixture
 ) -> None:
     facts, folder = whole
-    killed = ppo_elsewhere("killed", progress=killed_at(9))
+    killed = ppo_elsewhere("killed", progress=killed_at(9, STEPS))
     with pytest.raises(Killed):
         ppo.run(killed, quick)
     (damaged,) = killed.work.glob("run-*/checkpoint-8/critic/model.safetensors")
@@ -174,7 +152,7 @@ def test_a_damaged_critic_or_state_gives_way_to_the_checkpoint_before(
 def test_checkpoints_under_another_reward_are_not_resumed(
     ppo_elsewhere: Elsewhere, quick: PpoParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = ppo_elsewhere("killed", progress=killed_at(7))
+    killed = ppo_elsewhere("killed", progress=killed_at(7, STEPS))
     with pytest.raises(Killed):
         ppo.run(killed, quick)
     seen: list[int] = []
@@ -277,7 +255,7 @@ def test_lora_trains_adapters_only_and_resumes(
     curve = rows(ppo_inputs.folder)
     assert curve[0]["kl_per_token"] == pytest.approx(0, abs=1e-5), "the reference is the policy, adapter off"
     assert curve[-1]["kl_per_token"] != pytest.approx(0, abs=1e-4)
-    killed = ppo_elsewhere("killed", progress=killed_at(7))
+    killed = ppo_elsewhere("killed", progress=killed_at(7, STEPS))
     with pytest.raises(Killed):
         ppo.run(killed, params)
     second = dataclasses.replace(ppo_elsewhere("second"), work=killed.work)
