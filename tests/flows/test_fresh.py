@@ -122,6 +122,7 @@ def test_the_server_sees_that_the_gate_said_no_and_a_caller_gets_the_version(
     assert loop.retrain(str(root)) == rejected
 
 
+@pytest.mark.long
 def test_an_event_sent_again_after_a_restart_of_the_server_gives_no_second_run(
     root: Path,
     triggers: list[Any],
@@ -182,6 +183,7 @@ os._exit(9)
 """
 
 
+@pytest.mark.long
 def test_the_claim_of_a_killed_run_is_taken_over_by_the_next_poll(root: Path, triggers: list[Any]) -> None:
     assert subprocess.run([sys.executable, "-c", _CLAIM, str(root)], check=False).returncode == 9
     assert fresh.poll_freshness(str(root), return_state=True).is_completed()

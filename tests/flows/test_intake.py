@@ -91,6 +91,7 @@ def test_ingest_without_a_server_is_kept_pending(fresh: Any, url: str, tmp_path:
     assert workspace.run("outbox", "drain").code == 3
 
 
+@pytest.mark.long
 def test_a_watcher_ends_at_the_first_signal_and_well(fresh: Any) -> None:
     workspace = fresh("watched")
     for number in (signal.SIGINT, signal.SIGTERM):

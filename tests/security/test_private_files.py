@@ -111,6 +111,7 @@ def test_another_user_reads_nothing(made: Path, as_stranger: None) -> None:
     assert any(SECRET.encode() in path.read_bytes() for path in files)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_earlier_workspace_is_found_open_and_put_right(made: Path, home: Path, as_stranger: None) -> None:
     workspace = home / "workspace"

@@ -36,6 +36,7 @@ with get_client(sync_client=True) as client:
 """
 
 
+@pytest.mark.long
 def test_no_call_waits_for_a_server_that_was_killed(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     command = [sys.executable, "-c", _PROGRAM, str(tmp_path)]

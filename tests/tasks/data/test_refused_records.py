@@ -86,6 +86,7 @@ def run(root: Path) -> Callable[..., dict[str, Any]]:
     return go
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_refused_record_costs_itself_alone(root: Path, run: Callable[..., dict[str, Any]]) -> None:
     sft = SftParams(epochs=1, batch_size=16, data="curated")

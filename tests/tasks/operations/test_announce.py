@@ -129,6 +129,7 @@ def test_a_server_that_is_down_leaves_the_row_pending(
     assert len(events(server, root)) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", CRASHES)
 def test_kill_9_between_any_two_steps_loses_nothing(root: Path, params: Params, reachable: str, step: str) -> None:
     path = feedback(root, "crash")

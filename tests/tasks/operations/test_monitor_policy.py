@@ -107,6 +107,7 @@ def test_looks_add_up_and_count_each_request_once(world: World) -> None:
     assert look(world, day=2)["by_name"]["refusals"]["n"] == 45
 
 
+@pytest.mark.long
 def test_a_finding_asks_once_and_says_why_until_another_champion_serves(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_finding_asks_once_and_says_why_until_another_champion_serves(
     assert len(asked(world)) == 2
 
 
+@pytest.mark.long
 def test_the_champion_is_held_to_the_one_before_by_its_answers_in_shadow_or_new_ones(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,6 +342,7 @@ def test_who_acts(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert current_actor(world.root) == "os-user"
 
 
+@pytest.mark.long
 def test_a_kill_at_any_step_of_a_promotion_is_made_good_by_the_next_command(world: Any) -> None:
     """SIGKILL of a real process behind the n-th call to MLflow or commit: the ledger and MLflow agree again after."""
     code = _KILLED.format(root=str(world.root))

@@ -58,6 +58,7 @@ def lines(world: World) -> list[tuple[str, str | None, str | None, str]]:
     return [(line.action, line.previous, line.version, line.actor) for line in found.entries]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_return_takes_the_alias_and_a_retry_gives_it_back_with_fresh_evidence(
     world: World, monkeypatch: pytest.MonkeyPatch

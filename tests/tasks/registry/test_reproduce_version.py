@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.tasks.conftest import World
 
 
+@pytest.mark.long
 def test_a_version_that_was_changed_meanwhile_is_not_resumed(world: World) -> None:
     world.register()
     open_reproduction(world.root, "models:/assistant/1", world.registry, None)

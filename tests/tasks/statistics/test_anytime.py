@@ -283,6 +283,7 @@ def test_restarts_find_a_late_change_that_one_long_bet_misses() -> None:
     assert not once.decided
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_more_than_alpha_of_unchanged_streams_are_ever_decided() -> None:
     rng, decided = np.random.default_rng(29), 0

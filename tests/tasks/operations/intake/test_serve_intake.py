@@ -349,6 +349,7 @@ async def attack(
     return statuses, rate
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_attack_gets_nothing_in_and_keeps_nothing_out(endpoint: Any, record_property: Any) -> None:
     accepted: set[str] = set()
@@ -362,6 +363,7 @@ def test_an_attack_gets_nothing_in_and_keeps_nothing_out(endpoint: Any, record_p
     assert sorted(attacked) == sorted(accepted)  # each once, and none but what was answered 202
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_was_answered_before_a_kill_lands_after_the_restart(tmp_path: Path) -> None:
     root = tmp_path / "workspace"

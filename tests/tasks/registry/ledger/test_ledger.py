@@ -373,6 +373,7 @@ def _race(root: Path, name: str, number: str, start: Any, answers: Any) -> None:
         answers.put((number, str(error)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_of_two_promotions_at_once_exactly_one_wins(three: Any) -> None:
     """Two processes, both seeing champion 1, each promoting its own."""

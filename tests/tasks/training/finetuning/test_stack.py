@@ -110,6 +110,7 @@ def test_a_stack_of_one_is_the_method_itself(inputs: FinetuneInputs, elsewhere: 
     assert sorted(path.name for path in inputs.work.iterdir()) == sorted(path.name for path in alone.work.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.training
 def test_stages_train_on_and_a_killed_stack_goes_on_with_its_stage(
     inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs]

@@ -105,6 +105,7 @@ def play(two_armed: Any, reference: Path, tmp_path: Path) -> Callable[[float], t
     return train
 
 
+@pytest.mark.long
 def test_without_kl_penalty_the_better_arm_is_all_that_is_left(play: Callable[[float], Any]) -> None:
     """β = 0: the expected reward P(yes) is largest at 1; it starts at 0.2."""
     chosen, log = play(0.0)
@@ -112,6 +113,7 @@ def test_without_kl_penalty_the_better_arm_is_all_that_is_left(play: Callable[[f
     assert chosen > 0.98
 
 
+@pytest.mark.long
 def test_with_kl_penalty_the_policy_reaches_the_regularised_optimum(play: Callable[[float], Any]) -> None:
     """max E[r] - β KL(π ‖ π_ref) is at π* ∝ π_ref · exp(r / β) (Ziegler et al. 2019, section 2.1).
 

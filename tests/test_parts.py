@@ -1,0 +1,85 @@
+"""The parts of the suite themselves: what a slice draws, and what is made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import once, parts
+
+
+@dataclass(eq=False)
+class Item:
+    """A test as the hooks see it."""
+
+    path: Path
+    name: str
+    marks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def get_closest_marker(self, name: str) -> Any:
+        return pytest.mark.long(**self.marks[name]).mark if name in self.marks else None
+
+
+def suite() -> list[Any]:
+    """Nine files, each with four long tests and one that is not; the last keeps three."""
+    return [
+        Item(Path(f"/x/test_{file}.py"), f"{file}.{n}", {"long": {"keep": 3} if file == 8 else {}} if n else {})
+        for file in range(9)
+        for n in range(5)
+    ]
+
+
+def test_a_slice_is_a_third_of_the_files_and_one_test_of_each() -> None:
+    items = suite()
+    seen: set[str] = set()
+    for seed in range(40):
+        drawn = parts._drawn(items, seed)
+        files = {item.path.name for item in drawn}
+        assert len(files) == 3
+        assert len(drawn) == (5 if "test_8.py" in files else 3)
+        assert all("long" in item.marks for item in drawn)
+        assert drawn == parts._drawn(items, seed), "the seed repeats it"
+        seen |= {item.name for item in drawn}
+    assert len(seen) > 30, "what one run leaves out another takes"
+
+
+def test_an_order_by_a_seed_keeps_a_file_in_one_piece() -> None:
+    items = suite()
+    orders = [[item.name for item in parts._shuffled(items, seed)] for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(item.name for item in items)
+    assert all(len({name.split(".")[0] for name in orders[0][at : at + 5]}) == 1 for at in range(0, 45, 5))
+
+
+def test_what_takes_long_is_made_once_until_its_ingredients_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(once, "KEPT", tmp_path / "kept")
+    recipe, made = tmp_path / "recipe.yaml", []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "content").write_text(recipe.read_text())
+
+    for text in ("one", "one", "two"):
+        recipe.write_text(text)
+        once._digest.cache_clear()  # as another process would read it
+        assert (once.made_once("world", (recipe,), make) / "content").read_text() == text
+    assert len(made) == 2
+    assert len(list((tmp_path / "kept").glob("world-*"))) == 1, "what is out of date goes"
+
+
+def test_what_could_not_be_made_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(once, "KEPT", tmp_path / "kept")
+
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        once.made_once("world", (), fail)
+    whole = once.made_once("world", (), lambda folder: (folder / "whole").touch())
+    assert [path.name for path in whole.iterdir()] == ["whole"]
