@@ -36,6 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     """No font, script, style or image of another host: only links that a reader follows."""
     loads = re.compile(
@@ -46,16 +47,19 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     assert [page.name for page in pages if loads.search(page.read_text())] == []
 
 
+@pytest.mark.slow
 def test_a_link_to_source_leads_to_a_page_that_shows_it(site: Path) -> None:
     assert "def render_dvc_yaml" in re.sub(r"<[^>]+>", "", (site / "source/flows/graph/stages.py.html").read_text())
 
 
+@pytest.mark.slow
 def test_the_roots_pages_and_every_decision_are_in_the_site(site: Path) -> None:
     names = {page.relative_to(site).as_posix() for page in site.rglob("*.html")}
     decisions = {f"decisions/{path.stem}.html" for path in (ROOT / "docs/decisions").glob("*.md")}
     assert decisions | {"contributing.html", "results.html", "readme.html"} <= names
 
 
+@pytest.mark.slow
 def test_links_that_lead_nowhere_fail_the_build(tmp_path: Path) -> None:
     """A page, an anchor and a source file that are not there, each named."""
     for name in ("benchmarks", "data_contracts", "docs", "flows", "infra", "tasks"):

@@ -15,6 +15,7 @@ def found(root: Path, name: str, text: str) -> list[str]:
     return list(words.problems(root))
 
 
+@pytest.mark.slow
 def test_the_rule_holds() -> None:
     assert list(words.problems()) == []
 
