@@ -15,6 +15,8 @@ from plumbline.flows.cli.temporary_server import naming_its_end, temporary_serve
 from plumbline.flows.graph import environment
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.stages import STAGES
+from plumbline.flows.graph.up_to_date import up_to_date
+from plumbline.flows.graph.workspaces import exclusive_run
 from plumbline.tasks.params.document import load_params
 from plumbline.tasks.params.whole import Params
 
@@ -27,15 +29,28 @@ if TYPE_CHECKING:
 def retrain_here(
     root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output
 ) -> tuple[Settled, float]:
-    """Write params to `params.yaml` and run the flow; what it registered, and the seconds it took."""
+    """Write params to `params.yaml` and run the flow; what it registered, and the seconds it took.
+
+    A flow that would have nothing to do is not started: its imports and a server of its own take 15 s of CPU.
+    """
     started = time.monotonic()
-    _settled(root, overlays, settings, output)
+    params = _settled(root, overlays, settings, output)
+    with exclusive_run(root):
+        registered = up_to_date(root, params)
+    if registered is None:
+        registered = _run_retrain(root)
+    else:
+        output.remark("Nothing to do: every stage is up to date, and its model is registered.")
+    return registered, time.monotonic() - started
+
+
+def _run_retrain(root: Path) -> Settled:
     with _server(root):
         from plumbline.flows.cli.display import Display
         from plumbline.flows.retrain import retrain
 
     with Display(list(STAGES.values())), naming_its_end():
-        return retrain(root=str(root)), time.monotonic() - started
+        return retrain(root=str(root))
 
 
 def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> Compared:
@@ -52,7 +67,6 @@ def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
 def self_play_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> SelfPlayed:
     """Write params to `params.yaml`, answer, judge and ingest; no Prefect server is needed."""
     from plumbline.flows.cli.display import Display
-    from plumbline.flows.graph.workspaces import exclusive_run
     from plumbline.tasks.evaluation import self_play as verb
 
     with exclusive_run(root):

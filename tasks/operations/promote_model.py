@@ -130,13 +130,18 @@ def promote_first(root: Path, params: Params, model: str) -> Promotion | None:
     Nobody can be compared with, which its gate says; all else is measured and held to params, as for every champion.
     Raises as `promote`.
     """
-    store, engine = _open(root, params)
-    books.settle(engine, store)
-    state = alias_state(books.history(engine, params.registry.model_name))
-    if CHAMPION in state or CHAMPION in books.moved_outside(engine, store):
+    if had_champion(root, params):
         return None
     reason = "registered, and no champion before it"
     return promote(root, params, model, reason=reason, actor=REGISTRATION, asked_as="assign")
+
+
+def had_champion(root: Path, params: Params) -> bool:
+    """Tell if a version ever was champion, by the ledger or by MLflow alone. Raises as `promote`."""
+    store, engine = _open(root, params)
+    books.settle(engine, store)
+    state = alias_state(books.history(engine, params.registry.model_name))
+    return CHAMPION in state or CHAMPION in books.moved_outside(engine, store)
 
 
 def rollback(root: Path, params: Params, *, reason: str, to: str | None = None, actor: str | None = None) -> Promotion:

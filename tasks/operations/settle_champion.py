@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from plumbline.tasks.operations.promote_model import Promotion, promote_first
+from plumbline.tasks.operations.promote_model import Promotion, had_champion, promote_first
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.register_model import Registered
 
@@ -30,3 +30,10 @@ def settle_first_champion(root: Path, params: Params, registered: Registered) ->
     if first is not None and first.promoted:
         aliases.append(f"models:/{params.registry.model_name}@{first.alias}")
     return Settled(registered.model_uri, aliases, registered.passed, registered.stages, first)
+
+
+def settled_before(root: Path, params: Params, registered: Registered) -> Settled | None:
+    """Return the result of `settle_first_champion` if it has nothing to do; None if a first champion is to be tried."""
+    if registered.passed and not had_champion(root, params):
+        return None
+    return Settled(registered.model_uri, registered.alias_uris, registered.passed, registered.stages)

@@ -23,7 +23,7 @@ from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.runs import Run
 from plumbline.tasks.registry.versions.card import render_card
 from plumbline.tasks.registry.versions.manifest import all_paths, build_manifest, published_files
-from plumbline.tasks.registry.versions.registered import Upload, register, results_key
+from plumbline.tasks.registry.versions.registered import Upload, Version, register, results_key, settled_version
 from plumbline.tasks.storage.versioning.git import head_commit, is_dirty, program_identity, workspace_state
 from plumbline.tasks.storage.versioning.lock import current_hashes, read_lock, read_tracked
 from plumbline.tasks.storage.versioning.objects import ObjectStore
@@ -51,10 +51,15 @@ def refuse_early(root: Path, params: RegistryParams, operations: OperationsParam
     The reasons are: no remote to push to, a ledger that is not whole, and, if params ask for a committed workspace,
     uncommitted changes. Raises `VersioningError`, `SignatureError`, `RegistryError`.
     """
-    refuse_dirty(root, params)
-    settle(open_ledger(root, operations), Store(root, params))
+    settle_ledger(root, params, operations)
     if params.push:
         Versions(root).push_tracked(RAW)  # asking alone tells little: DVC takes silence for an empty remote
+
+
+def settle_ledger(root: Path, params: RegistryParams, operations: OperationsParams) -> None:
+    """The part of `refuse_early` that asks no remote: it finishes what a crash left of the ledger."""
+    refuse_dirty(root, params)
+    settle(open_ledger(root, operations), Store(root, params))
 
 
 def refuse_dirty(root: Path, params: RegistryParams) -> None:
@@ -99,6 +104,29 @@ def register_model(
         manifest=manifest,
         ledger=open_ledger(root, operations or OperationsParams()),
     )
+    return _registered(version, records)
+
+
+def registered_before(
+    root: Path, params: RegistryParams, records: Sequence[StageRecord], operations: OperationsParams
+) -> Registered | None:
+    """The version that these results have already, signed, sealed and candidate if it passed; None where any is left.
+
+    As `register_model`, it refuses a workspace that is to be committed, and pushes.
+    """
+    refuse_dirty(root, params)
+    if params.push:
+        Versions(root).push()
+    artifacts = {record.name: record.artifact for record in records}
+    version = settled_version(
+        Store(root, params),
+        results_key([artifacts[stage].digest for stage in PUBLISHED]),
+        open_ledger(root, operations),
+    )
+    return None if version is None else _registered(version, records)
+
+
+def _registered(version: Version, records: Sequence[StageRecord]) -> Registered:
     aliases = [f"models:/{version.name}@{alias}" for alias in version.aliases]
     return Registered(version.uri, aliases, version.passed, list(records))
 

@@ -122,6 +122,15 @@ def settle_candidate(store: Store, name: str, key: str, ledger: Engine) -> Versi
     return resolve(store, version.uri)
 
 
+def settled_version(store: Store, key: str, ledger: Engine) -> Version | None:
+    """The version of these results where registering them again would change nothing; None where it would."""
+    found = (item for item in all_versions(store, store.params.model_name) if item.tags.get(KEY_TAG) == key)
+    version = next(found, None)
+    if version is None or SEAL_TAG not in version.tags or (version.passed and _candidate_move(store, version, ledger)):
+        return None
+    return version if (StoredFiles(store, version).folder / SIGNATURE).is_file() else None
+
+
 def _candidate_move(store: Store, version: Version, ledger: Engine) -> list[Move]:
     """`candidate` to this version, unless it is there."""
     state = alias_state(history(ledger, version.name))

@@ -73,6 +73,24 @@ def with_repo(root: Path, action: Callable[[Repo], Result], *, wait_s: float = B
                 raise VersioningError(f"{root}: DVC refused: {_first_lines(error)}") from error
 
 
+def read_repo(root: Path, action: Callable[[Repo], Result]) -> Result:
+    """Open the repository afresh and run `action`, which only reads: no lock is taken, and no file is written.
+
+    Raises `VersioningError` when DVC refuses.
+    """
+    silence()
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with _thread_lock(root):
+        try:
+            with Repo(os.fspath(root)) as repo:
+                _root_stage_cache(repo)
+                return action(repo)
+        except DvcException as error:
+            raise VersioningError(f"{root}: DVC refused: {_first_lines(error)}") from error
+
+
 def _root_stage_cache(repo: Repo) -> None:
     """Make the run-cache work from any current directory.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,15 @@ from plumbline.tasks.storage.versioning.remote import (
     settle_memory,
     settle_remote,
 )
-from plumbline.tasks.storage.versioning.repo import BUSY_WAIT_S, Result, with_repo
+from plumbline.tasks.storage.versioning.repo import BUSY_WAIT_S, Result, read_repo, with_repo
 from plumbline.tasks.storage.versioning.silence import silence
+from plumbline.tasks.storage.versioning.standing import (
+    Standing,
+    is_params,
+    outputs_at_hand,
+    restore_from_run_cache,
+    standings,
+)
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -113,6 +120,28 @@ class Versions:
 
         self._locked(check)
 
+    def standings(
+        self,
+        names: Sequence[str],
+        *,
+        values: Mapping[str, Any] | None = None,
+        changing: Mapping[str, str] | None = None,
+    ) -> dict[str, Standing]:
+        """The next step of each stage, in the order of the graph, and the reasons. Nothing in the workspace is changed.
+
+        Refuses what `require_clean_inputs` would: an output that a person edited by hand. `values` and `changing` are
+        as of `tasks.storage.versioning.standing.standings`.
+        """
+
+        def look(repo: Repo) -> dict[str, Standing]:
+            stages = _load_stages(repo, names)
+            for name, stage in stages.items():
+                for out in stage.outs:
+                    self._require_replaceable(repo, out, name)
+            return standings(repo, list(stages.values()), values, changing)
+
+        return read_repo(self.root, look)
+
     def reuse(self, name: str) -> bool:
         """True if the outputs for the present dependencies and params are at hand, without running.
 
@@ -124,13 +153,10 @@ class Versions:
 
         def attempt(repo: Repo) -> bool:
             stage = _load_stage(repo, name)
-            recorded = any(out.hash_info for out in stage.outs)
-            same_inputs = recorded and not any(dep.status() for dep in stage.deps)
-            changed_outs = any(out.status() for out in stage.outs)
-            if same_inputs and not changed_outs and not stage.changed_stage():
+            at_hand = outputs_at_hand(stage)
+            if at_hand == "reuse":
                 return True
-            only_uncached = same_inputs and changed_outs and not any(out.workspace_status() for out in stage.outs)
-            if not only_uncached and not _restore_from_run_cache(stage):
+            if at_hand is None and not restore_from_run_cache(stage):
                 return False
             _commit(repo, name)
             return True
@@ -257,7 +283,7 @@ class Versions:
         return os.path.relpath(entry.fs_path, self.root)
 
     def _require_clean_dep(self, repo: Repo, dep: Output, stage: str) -> None:
-        if _is_params(dep):
+        if is_params(dep):
             return
         producer = _find_out(repo, Path(dep.fs_path), containing=True)
         name = self._name(producer or dep)
@@ -346,6 +372,12 @@ def _free(path: Path) -> Path:
     return free
 
 
+def _load_stages(repo: Repo, names: Sequence[str]) -> dict[str, Stage]:
+    """As `_load_stage`, for several: DVC reads `dvc.yaml` and the params that it names once."""
+    found = {stage.name: stage for stage in repo.stage.load_all(os.path.join(repo.root_dir, "dvc.yaml"))}
+    return {name: found[name] if name in found else _load_stage(repo, name) for name in names}
+
+
 def _load_stage(repo: Repo, name: str) -> Stage:
     from dvc.stage.exceptions import StageFileDoesNotExistError, StageNotFound
 
@@ -363,19 +395,13 @@ def _commit(repo: Repo, name: str) -> None:
     repo.commit(os.path.join(repo.root_dir, f"dvc.yaml:{name}"), force=True, with_deps=False)
 
 
-def _is_params(dep: Output) -> bool:
-    from dvc.dependency.param import ParamsDependency
-
-    return isinstance(dep, ParamsDependency)
-
-
 def _params_of(stage: Stage) -> list[Any]:
-    return [dep.read_params() for dep in stage.deps if _is_params(dep)]
+    return [dep.read_params() for dep in stage.deps if is_params(dep)]
 
 
 def _inputs_of(stage: Stage) -> dict[str, str]:
     """Path of each input -> the hash of what is there now."""
-    inputs = [dep for dep in stage.deps if not _is_params(dep)]
+    inputs = [dep for dep in stage.deps if not is_params(dep)]
     return {dep.fs_path: str(dep.get_hash().value) for dep in inputs}
 
 
@@ -406,21 +432,3 @@ def _files_of(obj: Any) -> dict[str, str]:
     if isinstance(obj, Tree):
         return {"/".join(key): str(info.value) for key, _, info in obj}
     return {".": str(obj.hash_info.value)}
-
-
-def _restore_from_run_cache(stage: Stage) -> bool:
-    """Check out what an earlier run of this stage with the same inputs produced, if DVC still has it."""
-    from dvc.stage.cache import RunCacheNotFoundError
-
-    if stage.changed_stage() or any(dep.status() for dep in stage.deps):
-        # Otherwise DVC would take the recorded outputs, made from other inputs, for the answer.
-        stage.save_deps()
-        for out in stage.outs:
-            out.clear()
-    try:
-        stage.repo.stage_cache.restore(stage, dry=True)
-    except RunCacheNotFoundError:
-        return False
-    stage.remove_outs(ignore_remove=False, force=False)
-    stage.repo.stage_cache.restore(stage)
-    return True
