@@ -23,7 +23,11 @@ app = typer.Typer()
 
 @app.command(epilog="Example: plumbline retrain --set finetune.dpo.beta=0.2")
 def retrain(
-    params: Overlays = None, settings: Settings = None, workspace: Directory = HERE, json: Json = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run and why; change nothing.")] = False,
+    params: Overlays = None,
+    settings: Settings = None,
+    workspace: Directory = HERE,
+    json: Json = False,
 ) -> None:
     """Run the whole loop and register the model.
 
@@ -31,12 +35,23 @@ def retrain(
     """
     from plumbline.flows.cli import report, runner
 
-    root, output = workspace_root(workspace), Output(json)
+    root, output = workspace_root(workspace, use_services=not dry_run), Output(json)
+    if dry_run:
+        _show_plan(root, params or [], settings or [], output)
+        return
     registered, seconds = runner.retrain_here(root, params or [], settings or [], output)
     payload = report.payload_of(registered, seconds)
     output.result(payload, lambda: Group(*report.tables_of(registered, seconds, root)))
     if not registered.passed:
         raise CheckFailed("the gate said no: the model is registered as rejected, with the reasons above.")
+
+
+def _show_plan(root: Path, overlays: list[Path], settings: list[str], output: Output) -> None:
+    from plumbline.flows.cli.plan_view import plan_view
+    from plumbline.flows.graph.plan import plan_run
+
+    plan = plan_run(root, overlays, settings)
+    output.result(plan.as_dict(), lambda: plan_view(plan))
 
 
 @app.command(epilog="Example: plumbline compare --set finetune.dpo.beta=0.2 --json")

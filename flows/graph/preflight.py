@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ruamel.yaml.comments import CommentedMap
+
 from plumbline.data_contracts.errors import ModelError, ParamsError, PlumblineError
 from plumbline.flows.graph import environment
 from plumbline.flows.graph.variants import validated_variants
@@ -30,10 +32,20 @@ DEFAULT_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
 def settle_params(
     root: Path, overlays: Sequence[str | Path], settings: Sequence[str], *, comparing: bool = False
 ) -> tuple[Params, list[str]]:
-    """Refuse wrong params before they reach `params.yaml`, then write them there.
+    """Refuse wrong params before they reach `params.yaml` (`check_params`), then write them there.
+
+    Returns the params and a line for each key that changed. Raises `ParamsError`.
+    """
+    params, document = check_params(root, overlays, settings, comparing=comparing)
+    return params, save_params(root, document)
+
+
+def check_params(
+    root: Path, overlays: Sequence[str | Path], settings: Sequence[str], *, comparing: bool = False
+) -> tuple[Params, CommentedMap]:
+    """The params of a run and their document, which is written nowhere. Raises `ParamsError`.
 
     `comparing`: what the variants of `compare` train by must be there, in place of what the run's own methods do.
-    Returns the params and a line for each key that changed. Raises `ParamsError`.
     """
     params, document = load_params(root, resolve_overlays(root, overlays), settings)
     environment.prepare(params.threads, root)
@@ -50,7 +62,7 @@ def settle_params(
             check_teachers(root, own)
         except ParamsError as error:
             raise ParamsError(f"compare.variants.{variant.name}: {error}") from error
-    return params, save_params(root, document)
+    return params, document
 
 
 def check_sources(params: Params) -> None:

@@ -15,7 +15,7 @@ from plumbline.tasks.params.optimisation import EvaluatedOptimisation, Optimisat
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-_KEPT_CHECKPOINTS = 3  # the last, the one before it should the last be damaged, and the best
+KEPT_CHECKPOINTS = 3  # the last, the one before it should the last be damaged, and the best
 
 
 def check_trainer_args(config_class: type, given: Mapping[str, Any], where: str) -> None:
@@ -83,7 +83,7 @@ def _shared(params: Optimisation) -> dict[str, Any]:
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "save_strategy": "steps",
-        "save_total_limit": _KEPT_CHECKPOINTS,
+        "save_total_limit": KEPT_CHECKPOINTS,
         "restore_callback_states_from_checkpoint": True,
     }
 

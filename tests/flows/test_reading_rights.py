@@ -27,6 +27,7 @@ COMMANDS = (
     ("canary", "list"),
     ("live",),
     ("validate", "human_pairs", "pairs.jsonl"),
+    ("retrain", "--dry-run"),
     ("restore", "assistant", "--to", "restored"),
 )
 

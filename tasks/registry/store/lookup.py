@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from plumbline.tasks.registry.store.client import Store, refusals
+from plumbline.tasks.registry.store.run_tables import REUSED_TAG, SECONDS, STAGE_TAG, read_stage_seconds
 
 
 def registered(store: Store, name: str) -> tuple[dict[str, str], dict[str, str]] | None:
@@ -33,3 +34,17 @@ def registered_at(store: Store, name: str, number: str) -> datetime:
         row = store.tables.version(name, number) if store.tables is not None else None
         found = row.created_ms if row is not None else store.client.get_model_version(name, number).creation_timestamp
     return datetime.fromtimestamp(int(found) / 1000, UTC)
+
+
+def stage_seconds(store: Store) -> dict[str, float]:
+    """Seconds of each stage's last run that was no reuse, by the stage's name; stages that never ran are left out."""
+    with refusals("times of stages"):
+        if store.tables is not None:
+            with store.tables.reading() as connection:
+                return read_stage_seconds(connection, store.params.experiment)
+        experiment = store.client.get_experiment_by_name(store.params.experiment)
+        if experiment is None:
+            return {}
+        ended = f"attributes.status = 'FINISHED' and tags.`{REUSED_TAG}` = 'false'"
+        runs = store.client.search_runs([experiment.experiment_id], ended, order_by=["attributes.end_time ASC"])
+    return {run.data.tags[STAGE_TAG]: float(run.data.metrics[SECONDS]) for run in runs if STAGE_TAG in run.data.tags}

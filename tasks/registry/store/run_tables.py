@@ -6,20 +6,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Float, String, Table, Text, or_, select
+from sqlalchemy import BigInteger, Boolean, Column, Connection, Float, Integer, String, Table, Text, or_, select
 
-from plumbline.tasks.registry.store.tables import METADATA
+from plumbline.tasks.registry.store.tables import DEFAULT_WORKSPACE, METADATA
 
 PARENT = "mlflow.parentRunId"
 CURVE = "curve/"  # what a training's curve is logged under
 CONTEXT = "mlflow.data.context"
+STAGE_TAG, REUSED_TAG, SECONDS = "plumbline.stage", "plumbline.reused", "seconds"
 
 _RUNS = Table(
     "runs",
     METADATA,
     Column("run_uuid", String(32)),
+    Column("experiment_id", Integer),
+    Column("status", String(20)),
+    Column("end_time", BigInteger),
     Column("lifecycle_stage", String(20)),
     Column("artifact_uri", String(200)),
+)
+_EXPERIMENTS = Table(
+    "experiments",
+    METADATA,
+    Column("experiment_id", Integer),
+    Column("name", String(256)),
+    Column("workspace", String(63)),
 )
 _LATEST = Table(
     "latest_metrics",
@@ -124,6 +135,23 @@ def read_runs(connection: Connection, run_id: str) -> dict[str, RunRecord]:
     for run, name, digest, context in _inputs(connection, ids):
         found[run].datasets[name] = (digest, context or "")
     return found
+
+
+def read_stage_seconds(connection: Connection, experiment: str) -> dict[str, float]:
+    """Seconds of each stage's last run that ended well and was no reuse, by the stage's name."""
+    stage, reused = _TAGS.alias(), _TAGS.alias()
+    wanted = (
+        select(stage.c.value, _LATEST.c.value)
+        .select_from(_RUNS)
+        .join(_EXPERIMENTS, _EXPERIMENTS.c.experiment_id == _RUNS.c.experiment_id)
+        .join(stage, (stage.c.run_uuid == _RUNS.c.run_uuid) & (stage.c.key == STAGE_TAG))
+        .join(reused, (reused.c.run_uuid == _RUNS.c.run_uuid) & (reused.c.key == REUSED_TAG))
+        .join(_LATEST, (_LATEST.c.run_uuid == _RUNS.c.run_uuid) & (_LATEST.c.key == SECONDS))
+        .where(_EXPERIMENTS.c.name == experiment, _EXPERIMENTS.c.workspace == DEFAULT_WORKSPACE)
+        .where(_RUNS.c.status == "FINISHED", _RUNS.c.lifecycle_stage == "active", reused.c.value == "false")
+        .order_by(_RUNS.c.end_time)
+    )
+    return {name: float(seconds) for name, seconds in connection.execute(wanted)}
 
 
 def _pairs(connection: Connection, table: Table, ids: Sequence[str]) -> Iterable[Any]:

@@ -38,7 +38,7 @@ from plumbline.tasks.storage.database.sqlite import connect_for_reading
 SCHEMA_REVISION = "dc11669786a5"  # the last migration of the MLflow that these tables were read off
 METADATA = MetaData()
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_DEFAULT = "default"  # MLflow's workspace if none is named
+DEFAULT_WORKSPACE = "default"  # MLflow's workspace if none is named
 _DELETED = "Deleted_Internal"  # stage of a version that was deleted and keeps its number
 _LARGEST = 2**31 - 1  # of an integer column
 
@@ -191,7 +191,7 @@ def empty_tables() -> Tables:
 
 
 def _of(query: Any, table: Table, name: str) -> Any:
-    return query.where(table.c.workspace == _DEFAULT, table.c.name == name)
+    return query.where(table.c.workspace == DEFAULT_WORKSPACE, table.c.name == name)
 
 
 def _alive(query: Any, name: str) -> Any:

@@ -38,7 +38,7 @@ def test_what_stands_for_a_deleted_version_and_for_the_only_workspace_are_mlflow
     from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
     from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
 
-    assert (tables._DELETED, tables._DEFAULT) == (STAGE_DELETED_INTERNAL, DEFAULT_WORKSPACE_NAME)
+    assert (tables._DELETED, tables.DEFAULT_WORKSPACE) == (STAGE_DELETED_INTERNAL, DEFAULT_WORKSPACE_NAME)
 
 
 def _answers(store: Store, name: str) -> dict[str, Any]:
