@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plumbline.data_contracts.errors import UsageError
 from plumbline.flows.cli import completion
+from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
     from plumbline.tasks.params.whole import Params
@@ -58,5 +61,27 @@ def loaded(
     from plumbline.tasks.params.document import load_params, resolve_overlays
 
     root = workspace_root(workspace)
+    params, _ = load_params(root, resolve_overlays(root, overlays or []), settings or [])
+    return root, params
+
+
+def loaded_or_default(
+    workspace: Path, output: Output, overlays: list[Path] | None = None, settings: list[str] | None = None
+) -> tuple[Path, Params]:
+    """As `loaded`, for what needs no server; outside of a workspace, and without -C, a new folder and the defaults.
+
+    It is said on stderr that the defaults hold.
+    """
+    from plumbline.tasks.params.document import load_params, resolve_overlays
+    from plumbline.tasks.params.section import PARAMS_FILE
+
+    try:
+        root = workspace_root(workspace, use_services=False)
+    except UsageError:
+        if workspace != HERE:
+            raise
+        root = Path(tempfile.mkdtemp(prefix="plumbline-no-workspace-"))
+        (root / PARAMS_FILE).touch()
+        output.remark("Not inside a workspace: the default params hold (`plumbline init DIR` makes one).")
     params, _ = load_params(root, resolve_overlays(root, overlays or []), settings or [])
     return root, params

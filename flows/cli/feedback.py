@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from plumbline.data_contracts.errors import ContractViolation, OperationsError, UsageError
+from plumbline.data_contracts.errors import CheckFailed, ContractViolation, OperationsError, UsageError
 from plumbline.flows.cli import completion
-from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, loaded
+from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, loaded, loaded_or_default
+from plumbline.flows.cli.fit_view import fit_view, stopping
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
+    from plumbline.tasks.data.curation.curate import Curated
     from plumbline.tasks.data.feedback.withdrawals import Kind
     from plumbline.tasks.operations.withdraw_feedback import Withdrawn
+    from plumbline.tasks.params.whole import Params
 
 app = typer.Typer()
 Source = Annotated[
@@ -30,10 +34,17 @@ Source = Annotated[
 Files = Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")]
 
 
-@app.command(epilog="Example: plumbline validate human_pairs pairs.jsonl")
+@app.command(epilog="Example: plumbline validate pairs.jsonl --base MODEL")
 def validate(
-    source: Source,
-    files: Files,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SOURCE] FILE...",
+            help="Kind of feedback (feedback.source by default), then files, Parquet, or datasets folders or names.",
+            autocompletion=completion.sources,
+        ),
+    ],
+    base: Annotated[str | None, typer.Option(help="A model: tell also what a run could do with it.")] = None,
     params: Overlays = None,
     settings: Settings = None,
     workspace: Directory = HERE,
@@ -41,16 +52,17 @@ def validate(
 ) -> None:
     """Check feedback files and curate them; ingest nothing.
 
-    Exit code 1 when a run would stop.
+    With --base: what fits the model, which gates cannot pass with so little data, minutes and disk. Exit code 1 when a
+    run would stop, or its gate cannot pass. Outside of a workspace the default params hold.
     """
-    from plumbline.tasks.data.dry_run import dry_run
+    from plumbline.tasks.data.dry_run import try_files
     from plumbline.tasks.data.feedback.ledger import describe_notes
 
-    require_source(source)
     output = Output(json)
-    root, read = loaded(workspace, params, settings)
+    root, read = loaded_or_default(workspace, output, params, settings)
+    source, files = _source_and_files(words, read.feedback.source)
     with output.working("validating and curating"):
-        report = dry_run(
+        tried = try_files(
             root,
             source,
             files,
@@ -59,11 +71,43 @@ def validate(
             read.seed,
             trust_remote_code=read.reference.trust_remote_code,
         )
+    report, fit = tried.report, None
     for line in describe_notes(report):
         output.remark(line)
-    output.result(report, lambda: _validated(report))
+    if base is not None and tried.curated is not None:
+        fit = _fit(read, tried.curated, base, tried.feedback_bytes, output)
+    _show_validated(report, fit, output)
     if report["stopped"] is not None:
         raise ContractViolation(report["stopped"])
+    if fit is not None and stopping(fit):
+        raise CheckFailed("a run with this file and model cannot pass:\n" + "\n".join(stopping(fit)))
+
+
+def _source_and_files(words: list[str], default: str) -> tuple[str, list[str]]:
+    """The source that was named, or the default, and the files. A first word that is no file is a source misspelt."""
+    from plumbline.tasks.data.feedback import SOURCES
+
+    first, *rest = words
+    if first in SOURCES and rest:
+        return first, rest
+    if rest and not Path(first).exists() and not {"/", "."} & set(first):
+        require_source(first)
+    return default, words
+
+
+def _fit(params: Params, curated: Curated, base: str, feedback_bytes: int, output: Output) -> dict[str, Any]:
+    from plumbline.tasks.training.fit_feedback import fit_feedback
+
+    splits = {"train": curated.train, "validation": curated.validation, "test": curated.test}
+    with output.working(f"reading them with {base}"):
+        return fit_feedback(params, splits, base, feedback_bytes)
+
+
+def _show_validated(report: Mapping[str, Any], fit: dict[str, Any] | None, output: Output) -> None:
+    if fit is None:
+        output.result(dict(report), lambda: _validated(report))
+    else:
+        output.result({**report, "fit": fit}, lambda: Group(_validated(report), fit_view(fit)))
 
 
 def _validated(report: Mapping[str, Any]) -> Table:

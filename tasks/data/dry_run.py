@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from plumbline.data_contracts.artifact import full_disk_as_stage_error, write_js
 from plumbline.data_contracts.errors import ContractViolation, PlumblineError
 from plumbline.data_contracts.records import PreferencePair, UnpairedResponse, dump_jsonl, load_jsonl
 from plumbline.tasks.data.curate_preferences import UNPAIRED, account, objections, set_aside
-from plumbline.tasks.data.curation.curate import curate
+from plumbline.tasks.data.curation.curate import Curated, curate
 from plumbline.tasks.data.curation.unpaired import curate_unpaired
 from plumbline.tasks.data.feedback.batches import store_batch
 from plumbline.tasks.data.feedback.shares import shares
@@ -32,6 +33,15 @@ BASE = "models/base"
 """The folder in which a run leaves the base, whose tokenizer and chat template every stage has."""
 
 
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """The report of a dry run, the curated pairs (None where the contract stopped it), and the bytes of the files."""
+
+    report: dict[str, Any]
+    curated: Curated | None
+    feedback_bytes: int
+
+
 def dry_run(
     root: Path,
     source: str,
@@ -42,6 +52,20 @@ def dry_run(
     *,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
+    """The report of `try_files`."""
+    return try_files(root, source, paths, feedback, curation, seed, trust_remote_code=trust_remote_code).report
+
+
+def try_files(
+    root: Path,
+    source: str,
+    paths: list[str],
+    feedback: FeedbackParams,
+    curation: CurationParams,
+    seed: int,
+    *,
+    trust_remote_code: bool = False,
+) -> DryRun:
     """Account for every row of the files as a run would; keep only the report and the quarantine file.
 
     Where a run would stop, over a threshold for one, "stopped" says why; else it is None. A contract that stops the
@@ -72,10 +96,11 @@ def _account(
     curation: CurationParams,
     seed: int,
     trust_remote_code: bool,
-) -> dict[str, Any]:
+) -> DryRun:
     """Validate and curate in `folder`, which is a draft; report and quarantine go to `home`."""
     stored = {store_batch(path, source, folder / "raw", limits=feedback.limits()).path: path for path in paths}
     (folder / "validated").mkdir()
+    size = sum(batch.stat().st_size for batch in stored)
     batches = [(source, path, batch) for batch, path in stored.items()]
     try:
         facts = validate(
@@ -87,7 +112,7 @@ def _account(
             withdrawn=withdrawals_of(root),
         )
     except ContractViolation as stop:
-        return _stopped(home, str(stop))
+        return DryRun(_stopped(home, str(stop)), None, size)
     contract = orjson.loads((folder / "validated" / REPORT).read_bytes())
     pairs = list(load_jsonl(folder / "validated" / "accepted.jsonl", PreferencePair))
     if not pairs:  # single responses alone: there is nothing to split
@@ -109,7 +134,7 @@ def _account(
     named = {field: contract[field] for field in _NAMED}
     write_json(home / REPORT, {**contract, **counts, "shares": shares(counts), "curation": report})
     stopped = "\n".join([*stops, f"Every row set aside: {quarantine}; the account: {home / REPORT}."])
-    return {
+    told = {
         **counts,
         **named,
         **_under_template(root / BASE, [*pairs, *responses], trust_remote_code),
@@ -117,6 +142,7 @@ def _account(
         "quarantine_path": str(quarantine),
         "stopped": stopped if stops else None,
     }
+    return DryRun(told, curated, size)
 
 
 def _report_folder(root: Path) -> Path:

@@ -747,7 +747,6 @@ def test_a_broken_params_file(
         ("retrain",),
         ("stage", "curate"),
         ("ingest", "human_pairs", "x.jsonl"),
-        ("validate", "human_pairs", "x.jsonl"),
         ("audit", "models:/assistant@champion"),
         ("restore", "models:/assistant@champion", "--to", "elsewhere"),
     ],

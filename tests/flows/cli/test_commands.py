@@ -215,7 +215,6 @@ ARGUMENTS = {
     "self-play": [],
     "stage": ["gate"],
     "ingest": ["human_pairs", "file.jsonl"],
-    "validate": ["human_pairs", "file.jsonl"],
     "audit": ["assistant"],
     "reproduce": ["assistant"],
     "restore": ["assistant", "--to", "new"],
@@ -253,7 +252,7 @@ ARGUMENTS = {
 
 
 def test_the_table_of_arguments_holds_every_command_that_needs_a_workspace() -> None:
-    anywhere = {"init", "doctor", "restore-workspace", "keys trust"}
+    anywhere = {"init", "doctor", "restore-workspace", "keys trust", "validate"}
     assert {*ARGUMENTS, *anywhere} == set(COMMANDS)
 
 
