@@ -189,11 +189,11 @@ def _why(standing: Standing) -> list[str]:
     """One line for each thing that changed, as a person reads it."""
     if standing.action == "reuse":
         return []
+    if not standing.recorded:
+        return ["never run"] if standing.action in RUNS else []
     lines = [f"{change.key}: {change.old!r} -> {change.new!r}" for change in standing.params]
     lines += [f"input {change.path}: {change.change}" for change in standing.inputs]
     lines += [f"output {change.path}: {change.change}" for change in standing.outputs]
-    if not standing.recorded:
-        return ["never run", *lines] if standing.action in RUNS else lines
     return lines or ["its command or outputs in dvc.yaml changed"]
 
 

@@ -55,7 +55,7 @@ class PathChange:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The next step of one stage, and the changes since it ran. `recorded`: it ran before."""
+    """The next step of one stage, and the changes since it ran. `recorded`: it ran before, else there are none."""
 
     stage: str
     action: Action
@@ -120,12 +120,12 @@ def restore_from_run_cache(stage: Stage) -> bool:
 
 def _standing(repo: Repo, stage: Stage, remade: Mapping[str, str], restored: dict[str, Any]) -> Standing:
     recorded = any(out.hash_info for out in stage.outs)
-    params = _changed_params(stage)
+    params = _changed_params(stage) if recorded else ()
     own = [dep for dep in stage.deps if not is_params(dep)]
-    inputs = [_change(repo, dep, remade, restored) for dep in own]
-    outputs = [_status(repo, out) for out in stage.outs]
+    inputs = [_change(repo, dep, remade, restored) for dep in own] if recorded else []
+    outputs = [_status(repo, out) for out in stage.outs] if recorded else []
     changed = tuple(change for change in inputs if change is not None)
-    spoilt = tuple(change for change in outputs if change is not None) if recorded else ()
+    spoilt = tuple(change for change in outputs if change is not None)
 
     def standing(action: Action) -> Standing:
         return Standing(str(stage.name), action, recorded, params, changed, spoilt)
