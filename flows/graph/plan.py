@@ -40,7 +40,7 @@ _COUNTS = ("read", "accepted", "merged", "quarantined", "splits", "unpaired")
 class PlannedStage:
     """One stage: its standing, the reasons, the seconds of its last run (None: no record), bytes kept and at work.
 
-    `kept_bytes` is None where nothing tells how large its output will be.
+    `kept_bytes` is None if nothing tells how large its output will be.
     """
 
     name: str
@@ -65,7 +65,7 @@ class PlannedStage:
 class Plan:
     """The steps and costs of `plumbline retrain`, were it run now.
 
-    `model_uri` is the version that its results have already; None where a run would register one. `records` counts
+    `model_uri` is the version that its results have already; None if a run would register one. `records` counts
     what the last run counted, and `to_ingest` what comes beside it.
     """
 
@@ -215,7 +215,7 @@ def _registered(root: Path, store: Store, standings: Mapping[str, Standing]) -> 
 
 
 def _records(root: Path) -> dict[str, Any] | None:
-    """What curation counted when it last ran; None where it never did."""
+    """What curation counted when it last ran; None if it never did."""
     curated = root / STAGES["curate"].out
     if not (curated / MANIFEST).is_file():
         return None

@@ -16,7 +16,7 @@ from plumbline.tasks.storage.versioning.workspace import Versions
 
 
 def up_to_date(root: Path, params: Params) -> Settled | None:
-    """The version that stands for what is there; None where a run has a stage to run or anything to register.
+    """The version that stands for what is there; None if a run has a stage to run or anything to register.
 
     It does what such a run does: takes feedback in that params name, brings in what arrived, completes the ledger and
     pushes. It refuses what such a run refuses. Call it with the workspace held (`exclusive_run`).

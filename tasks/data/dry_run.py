@@ -35,7 +35,7 @@ BASE = "models/base"
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """The report of a dry run, the curated pairs (None where the contract stopped it), and the bytes of the files."""
+    """The report of a dry run, the curated pairs (None if the contract stopped it), and the bytes of the files."""
 
     report: dict[str, Any]
     curated: Curated | None

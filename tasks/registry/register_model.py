@@ -110,7 +110,7 @@ def register_model(
 def registered_before(
     root: Path, params: RegistryParams, records: Sequence[StageRecord], operations: OperationsParams
 ) -> Registered | None:
-    """The version that these results have already, signed, sealed and candidate if it passed; None where any is left.
+    """The version that these results have already, signed, sealed and candidate if it passed; None if any is left.
 
     As `register_model`, it refuses a workspace that is to be committed, and pushes.
     """

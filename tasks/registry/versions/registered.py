@@ -123,7 +123,7 @@ def settle_candidate(store: Store, name: str, key: str, ledger: Engine) -> Versi
 
 
 def settled_version(store: Store, key: str, ledger: Engine) -> Version | None:
-    """The version of these results where registering them again would change nothing; None where it would."""
+    """The version of these results where registering them again would change nothing; None if it would."""
     found = (item for item in all_versions(store, store.params.model_name) if item.tags.get(KEY_TAG) == key)
     version = next(found, None)
     if version is None or SEAL_TAG not in version.tags or (version.passed and _candidate_move(store, version, ledger)):

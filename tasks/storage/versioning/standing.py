@@ -144,7 +144,7 @@ def _standing(repo: Repo, stage: Stage, remade: Mapping[str, str], restored: dic
 
 
 def _of_run_cache(repo: Repo, stage: Stage, restored: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Path -> hash of the outputs that DVC's cache has of an earlier run with these inputs; None where it has none."""
+    """Path -> hash of the outputs that DVC's cache has of an earlier run with these inputs; None if it has none."""
     require_names("dvc", type(repo.stage_cache), "_load", "_create_stage")
     if any(not dep.exists and dep.fs_path not in restored for dep in stage.deps):
         return None
