@@ -44,9 +44,10 @@ def token_logps(
     model.eval()
     try:
         for rows in length_sorted_batches([len(head) + len(tail) for head, tail in pairs], batch_size):
-            batch = _batch_logps(model, [pairs[row] for row in rows], temperature)
+            with torch.no_grad():
+                batch = batch_logps(model, [pairs[row] for row in rows], temperature)
             for row, logps in zip(rows, batch, strict=True):
-                results[row] = logps
+                results[row] = logps.cpu()
     finally:
         model.train(was_training)
     return results
@@ -86,10 +87,10 @@ def accepts(model: PreTrainedModel, argument: str) -> bool:
     return argument in inspect.signature(unadapted(model).forward).parameters
 
 
-@torch.no_grad()
-def _batch_logps(
-    model: PreTrainedModel, pairs: Sequence[tuple[Tokens, Tokens]], temperature: float
+def batch_logps(
+    model: PreTrainedModel, pairs: Sequence[tuple[Tokens, Tokens]], temperature: float = 1.0
 ) -> list[torch.Tensor]:
+    """As `token_logps`, in one forward pass with the model as it is (train or eval), its gradient and its device."""
     if not all(head for head, _ in pairs):
         raise ModelError("A prompt has no tokens, so its completion has no first log-probability. Give it a prompt.")
     ids, mask = pad_right([[*head, *tail] for head, tail in pairs], padding_id=0)  # (B, T)
@@ -106,5 +107,5 @@ def _batch_logps(
         shortcut = {"logits_to_keep": keep} if accepts(model, "logits_to_keep") else {}
         whole = model(input_ids=ids, attention_mask=mask, use_cache=False, **shortcut).logits[:, -keep:]  # (B, K, V)
         logits = whole[rows, positions - 1 - first]
-    logps = target_logps(logits.float() / temperature, ids[rows, positions]).cpu()  # (N,) float32, nats
+    logps = target_logps(logits.float() / temperature, ids[rows, positions])  # (N,) float32, nats
     return list(torch.split(logps, tails))
