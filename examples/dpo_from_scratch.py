@@ -8,7 +8,7 @@ There is no sampling while it learns, no reward model and no value function:
 1. feedback       read the raw rows, set defects aside, drop duplicates, split by cluster of prompts
 2. π_ref          a tiny model of the same world; the policy π starts as a copy, π_ref is never changed
 3. log π_ref      of every response, once
-4. learn          L = -E log σ(β (log π/π_ref (y_w|x) - log π/π_ref (y_l|x))) - weight · mean log π(y_w)
+4. learn          L = -E log sigmoid(β log π/π_ref (y_w|x) - β log π/π_ref (y_l|x)) - weight · mean log π(y_w)
 5. measure        on held-out prompts: preference accuracy, win rate against π_ref by the known truth, KL
 
 It runs on the sample world in less than a minute of one core and keeps nothing but π_ref in FOLDER. What the library
@@ -25,25 +25,25 @@ from pathlib import Path
 import torch
 
 from plumbline.data_contracts.records import Message, PreferencePair, load_conversations
-from plumbline.tasks.data.curation.curate import Curated, curate
-from plumbline.tasks.data.curation.params import CurationParams
+from plumbline.tasks.data.curation.curate import curate
 from plumbline.tasks.data.feedback import human_pairs
 from plumbline.tasks.data.sample_world.generate import DEMONSTRATIONS, FEEDBACK, generate
 from plumbline.tasks.data.sample_world.gold import gold_reward
-from plumbline.tasks.data.sample_world.params import SampleWorldParams
 from plumbline.tasks.models.checkpoints import is_whole, seal
 from plumbline.tasks.models.length_groups import LengthGroups
 from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.logps import batch_logps, token_logps
 from plumbline.tasks.models.pairs import TokenPair, tokenise_pairs
-from plumbline.tasks.models.params import TinyModelParams
 from plumbline.tasks.models.tiny import train_base
+from plumbline.tasks.params.curation import CurationParams
+from plumbline.tasks.params.method_sections import ValidationParams
+from plumbline.tasks.params.sample_world import SampleWorldParams
+from plumbline.tasks.params.tiny_model import TinyModelParams
 from plumbline.tasks.training.finetuning.arena import open_arena
-from plumbline.tasks.training.finetuning.sections import ValidationParams
 from plumbline.tasks.training.finetuning.validation import Validation
 
 SEED = 7
-PAIRS, CONVERSATIONS = 1_500, 3_000
+PAIRS, CONVERSATIONS = 2_000, 3_000
 BETA = 0.25  # strength of the tie to π_ref
 SFT_WEIGHT = 0.2  # of the likelihood of y_w, which keeps the policy near what people wrote
 LEARNING_RATE = 6e-4  # for 0.2 million weights; 5e-7 to 5e-6 for real models

@@ -11,7 +11,7 @@ better ones of each group. There is no reward model and no critic: the group is 
 3. rollout        π answers each of G prompts K times
 4. judge          the order of each group, turned into gains that know how noisy the judge is
 5. advantages     A_k = (gain_k - mean of its group) / standard deviation
-6. learn          max(-A ρ, -A clip(ρ, 1 ± ε)) with ρ = π / π_old, plus β · k3, an estimate of KL(π ‖ π_ref)
+6. learn          max(-A r, -A clip(r, 1 ± ε)) with r = π / π_old, plus β · k3, an estimate of KL(π ‖ π_ref)
 7. KL control     is π near π_ref: β for the next rollout
 8. measure        on held-out prompts: win rate against π_ref by the known truth
 
@@ -33,32 +33,33 @@ import torch
 
 from plumbline.data_contracts.records import Message, PreferencePair, load_conversations
 from plumbline.tasks.data.curation.curate import curate
-from plumbline.tasks.data.curation.params import CurationParams
 from plumbline.tasks.data.feedback import human_pairs
 from plumbline.tasks.data.sample_world.annotators import judge as prefers
 from plumbline.tasks.data.sample_world.generate import DEMONSTRATIONS, FEEDBACK, generate
 from plumbline.tasks.data.sample_world.gold import gold_reward
-from plumbline.tasks.data.sample_world.params import SampleWorldParams
 from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.checkpoints import is_whole, seal
 from plumbline.tasks.models.judging import Judgement, Prompt, Verdicts
 from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.logps import batch_logps, token_logps
-from plumbline.tasks.models.params import TinyModelParams
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.tiny import train_base
+from plumbline.tasks.params.curation import CurationParams
+from plumbline.tasks.params.gains import GainParams
+from plumbline.tasks.params.method_sections import ValidationParams
+from plumbline.tasks.params.on_policy import KlParams
+from plumbline.tasks.params.sample_world import SampleWorldParams
+from plumbline.tasks.params.tiny_model import TinyModelParams
 from plumbline.tasks.training.finetuning.arena import open_arena
 from plumbline.tasks.training.finetuning.grpo.groups import advantages
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlController, KlParams
+from plumbline.tasks.training.finetuning.on_policy.kl_control import KlController, k3
 from plumbline.tasks.training.finetuning.ppo.losses import policy_loss
-from plumbline.tasks.training.finetuning.sections import ValidationParams
-from plumbline.tasks.training.rewards.gain_params import GainParams
 from plumbline.tasks.training.rewards.gains import build_gains
 from plumbline.tasks.training.rewards.judges.pairwise import from_wins
 from plumbline.tasks.training.rewards.judges.reliability import calibrate
 
 SEED = 7
-PAIRS, CONVERSATIONS = 1_500, 3_000
+PAIRS, CONVERSATIONS = 2_000, 3_000
 UPDATES, GROUPS, CANDIDATES = 24, 8, 8
 PASSES = 2  # over a rollout
 CLIP_RANGE = 0.2
@@ -160,8 +161,7 @@ def main(folder: Path) -> None:
         for _ in range(PASSES):
             logps = torch.cat(batch_logps(policy, drawn))  # (M,), with a gradient
             surrogate = policy_loss(logps, old, advantage, clip_range=CLIP_RANGE).sum
-            k3 = (fixed - logps).expm1() - (fixed - logps)
-            loss = (surrogate + beta * k3.sum()) / len(old)
+            loss = (surrogate + beta * k3(fixed - logps).sum()) / len(old)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

@@ -6,13 +6,13 @@ A policy answers prompts, a reward model that learned from people scores the com
 what scores well, near the policy that it came from:
 
 1. feedback       read the raw rows, set defects aside, drop duplicates, split by cluster of prompts
-2. models         π_ref; a reward model on the pairs; the policy π, a copy of π_ref; a critic V, a copy of the reward model
+2. models         π_ref; a reward model on the pairs; the policy π, a copy of π_ref; a critic V on the reward model
    then, an update at a time:
 3. rollout        π answers prompts; reward model, π_ref and critic say what they think of the completions
 4. KL control     is π near π_ref: β for the next rollout
-5. rewards        r_t = -β (log π - log π_ref), and the score on the last token
+5. rewards        of token t: -β (log π - log π_ref), and the score on the last token
 6. advantages     A_t by generalised advantage estimation, whitened over the rollout
-7. learn          some passes: max(-A ρ, -A clip(ρ, 1 ± ε)) with ρ = π / π_old, and the clipped squared error of V
+7. learn          some passes: max(-A r, -A clip(r, 1 ± ε)) with r = π / π_old, and the clipped squared error of V
 8. measure        on held-out prompts: win rate against π_ref by the known truth, which the reward never saw
 
 It runs on the sample world in less than a minute of one core. What the library does beside (checkpoints, several
@@ -31,36 +31,38 @@ import torch
 from plumbline.data_contracts.progress import silent
 from plumbline.data_contracts.records import Message, PreferencePair, load_conversations
 from plumbline.tasks.data.curation.curate import curate
-from plumbline.tasks.data.curation.params import CurationParams
 from plumbline.tasks.data.feedback import human_pairs
 from plumbline.tasks.data.sample_world.generate import DEMONSTRATIONS, FEEDBACK, generate
 from plumbline.tasks.data.sample_world.gold import gold_reward
-from plumbline.tasks.data.sample_world.params import SampleWorldParams
 from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.checkpoints import is_whole, seal
+from plumbline.tasks.models.judging import Answers
 from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.logps import token_logps
-from plumbline.tasks.models.params import TinyModelParams
 from plumbline.tasks.models.responses import located
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.tiny import train_base
+from plumbline.tasks.params.curation import CurationParams
+from plumbline.tasks.params.method_sections import ValidationParams
+from plumbline.tasks.params.mixture import MixtureParams
+from plumbline.tasks.params.on_policy import KlParams, ShapingParams
+from plumbline.tasks.params.reward import RewardParams
+from plumbline.tasks.params.sample_world import SampleWorldParams
+from plumbline.tasks.params.tiny_model import TinyModelParams
 from plumbline.tasks.training.finetuning.arena import open_arena
-from plumbline.tasks.training.finetuning.grpo.rollouts import answers
+from plumbline.tasks.training.finetuning.on_policy.kl_control import KlController, check_kl_sign
 from plumbline.tasks.training.finetuning.ppo.advantages import gae, whiten
 from plumbline.tasks.training.finetuning.ppo.experience import Episodes, Experience, joined, minibatch_rows, padded
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlController, KlParams, check_kl_sign
 from plumbline.tasks.training.finetuning.ppo.losses import policy_loss, value_loss
 from plumbline.tasks.training.finetuning.ppo.model import ActorCritic, load_critic
-from plumbline.tasks.training.finetuning.ppo.rewards import ShapingParams, shape_rewards
-from plumbline.tasks.training.finetuning.sections import ValidationParams
+from plumbline.tasks.training.finetuning.ppo.rewards import shape_rewards
+from plumbline.tasks.training.finetuning.ppo.rollouts import plan_updates
 from plumbline.tasks.training.rewards.bradley_terry import train_reward
 from plumbline.tasks.training.rewards.mixture import build_mixture
-from plumbline.tasks.training.rewards.mixture_params import MixtureParams
-from plumbline.tasks.training.rewards.params import RewardParams
 from plumbline.tasks.training.rewards.scoring import RewardModel
 
 SEED = 7
-PAIRS, CONVERSATIONS = 1_500, 3_000
+PAIRS, CONVERSATIONS = 2_000, 3_000
 UPDATES, EPISODES = 24, 64  # an update's completions
 PASSES = 2  # over a rollout
 CLIP_RANGE, VALUE_CLIP_RANGE, VALUE_WEIGHT = 0.2, 0.2, 0.5
@@ -117,7 +119,7 @@ def main(folder: Path) -> None:
     )
     # a reward model has no origin and no unit: its scale is that of π_ref's own completions
     reward = build_mixture(MixtureParams(), RewardModel.load(reward_folder))
-    reward.calibrate(answers(arena.prompts, arena.reference_completions))
+    reward.calibrate(Answers.of(arena.prompts, arena.reference_completions))
     controller = KlController(KlParams(target=0.15))
     optimizer = torch.optim.AdamW(
         [
@@ -129,11 +131,12 @@ def main(folder: Path) -> None:
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (UPDATES * PASSES))
     generator = torch.Generator().manual_seed(SEED)
-    order = torch.randperm(len(prompts), generator=generator).tolist()
+    sizes = [len(head) for head in encode_prompts(tokenizer, prompts)]
+    plan = plan_updates(sizes, episodes=UPDATES * EPISODES, rows=EPISODES, tokens=None, least=1, seed=SEED)
 
-    for update in range(UPDATES):
+    for update, chosen in enumerate(plan):
         # 3. rollout
-        asked = [prompts[row % len(prompts)] for row in order[update * EPISODES : (update + 1) * EPISODES]]
+        asked = [prompts[row] for row in chosen]
         heads = encode_prompts(tokenizer, asked)
         completions = sample(
             policy,
@@ -153,7 +156,7 @@ def main(folder: Path) -> None:
         episodes = Episodes(
             prompts=heads,
             completions=completions,
-            scored=reward.score(answers(asked, completions)),
+            scored=reward.score(Answers.of(asked, completions)),
             logps=padded([each.logps for each in completions], mask),
             reference_logps=padded([row.tolist() for row in said], mask),
             values=torch.zeros(mask.shape).masked_scatter(mask, values),
@@ -203,7 +206,7 @@ def main(folder: Path) -> None:
                 regression = value_loss(now.values, old["values"], old["returns"], clip_range=VALUE_CLIP_RANGE)
                 loss = (surrogate.sum + VALUE_WEIGHT * regression.sum) / experience.tokens(rows)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 for network in (policy, critic):
                     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()

@@ -123,7 +123,7 @@ def check_teachers(root: Path, params: Params) -> None:
     """
     methods, grpo = params.finetune.methods, params.finetune.grpo
     if ("ppo" in methods and params.finetune.ppo.sampler == "vllm") or ("grpo" in methods and grpo.use_vllm):
-        from plumbline.tasks.training.finetuning.ppo.vllm import check_vllm
+        from plumbline.tasks.training.finetuning.on_policy.vllm import check_vllm
 
         check_vllm()
     with importable(root):

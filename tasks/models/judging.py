@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plumbline.data_contracts.records import Message
+
+if TYPE_CHECKING:
+    from plumbline.tasks.models.sampling import Completion
 
 Floats = NDArray[np.float64]
 Prompt = Sequence[Message]
@@ -33,6 +36,16 @@ class Answers:
     texts: Sequence[str]
     token_ids: Sequence[Sequence[int]]
     finished: Sequence[bool]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Self:
+        """Completions as a sampler gave them."""
+        return cls(
+            prompts,
+            [each.text for each in completions],
+            [each.token_ids for each in completions],
+            [each.finished for each in completions],
+        )
 
 
 @dataclass(frozen=True, slots=True)

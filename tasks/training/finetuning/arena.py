@@ -121,15 +121,13 @@ def open_arena(
     judge_length: int | None = None,
     adapter: bool = False,
     progress: Progress = silent,
-) -> Arena | None:
-    """Let π_ref answer validation prompts once and keep the judge's scores; None when `settings.prompts` is 0.
+) -> Arena:
+    """Let π_ref answer validation prompts once and keep the judge's scores.
 
     Prompts (distinct, in the order of `pairs`) that leave no room for `max_new_tokens`, in the model or for the
     judge, are passed over. A frozen copy of `reference` stays in memory for the KL, unless `adapter` says that the
     policy is π_ref with an adapter. Raises `StageError` when no prompt is left.
     """
-    if settings.prompts == 0:
-        return None
     judge_length = context if judge_length is None else judge_length
     # the judge reads an end token behind a response that did not reach its own
     room = min(context, judge_length - 1)

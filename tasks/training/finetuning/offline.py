@@ -173,7 +173,7 @@ def refuse_other_tokenizer(inputs: FinetuneInputs, tokenizer: PreTrainedTokenize
 def consult_reference(
     run: OfflineRun, device: torch.device, *parts: Sequence[TokenPair]
 ) -> tuple[list[torch.Tensor], Arena | None]:
-    """Log-probabilities (N, 2) of each part under π_ref (nats per sequence), and the arena, if there is a judge."""
+    """Log π_ref (N, 2) of each part, nats per sequence, and the arena, if there are a judge and prompts."""
     inputs, params = run.inputs, run.params
     run.policy.to(device)
     reference = run.policy
@@ -191,7 +191,7 @@ def consult_reference(
         )
         for part in parts
     ]
-    if inputs.judge is None:
+    if inputs.judge is None or params.validation.prompts == 0:
         return logps, None
     arena = open_arena(
         reference,

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from plumbline.tasks.params.on_policy import HackingMonitorParams
-from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitor
+from plumbline.tasks.training.finetuning.on_policy.monitors import HackingMonitor
 
 logger = logging.getLogger(__name__)
 

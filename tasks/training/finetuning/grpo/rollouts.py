@@ -211,7 +211,7 @@ class JudgedRollouts:
         if self.reward is None:
             return {}
         scored = self.reward.score(
-            answers([prompt for prompt in prompts for _ in range(self.params.candidates)], completions)
+            Answers.of([prompt for prompt in prompts for _ in range(self.params.candidates)], completions)
         )
         for name, count in scored.fallbacks.items():
             self._count(f"reward fallback/{name}", count)
@@ -302,13 +302,3 @@ class JudgedRollouts:
         """Add to the totals of the run and to the figures of this rollout."""
         self.totals[name] += value  # type: ignore[assignment]
         self.figures[name] = self.figures.get(name, 0.0) + value
-
-
-def answers(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Answers:
-    """Completions as a reward takes them."""
-    return Answers(
-        prompts,
-        [each.text for each in completions],
-        [each.token_ids for each in completions],
-        [each.finished for each in completions],
-    )

@@ -24,7 +24,7 @@ from plumbline.tasks.models.callbacks import Patience, stop_reason, usual_callba
 from plumbline.tasks.models.chat import as_dicts, encode_prompts
 from plumbline.tasks.models.checkpoints import newest_whole, run_folder, weights_digest
 from plumbline.tasks.models.curve import curve_rows, evaluations_of, write_curve
-from plumbline.tasks.models.judging import GainFunction, Judge, Prompt
+from plumbline.tasks.models.judging import Answers, GainFunction, Judge, Prompt
 from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.trainer_args import trainer_config
@@ -32,13 +32,13 @@ from plumbline.tasks.models.training import library_versions, train
 from plumbline.tasks.params.grpo import GrpoParams
 from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning.adapters import lora_config, save_policy
-from plumbline.tasks.training.finetuning.arena import Arena, open_arena
+from plumbline.tasks.training.finetuning.arena import Arena, is_beyond, open_arena
 from plumbline.tasks.training.finetuning.grpo.monitoring import WatchForHacking
-from plumbline.tasks.training.finetuning.grpo.rollouts import JudgedRollouts, answers
+from plumbline.tasks.training.finetuning.grpo.rollouts import JudgedRollouts
 from plumbline.tasks.training.finetuning.grpo.trainer import ROLLOUT, SELECTION, JudgedTrainer, KeepState
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import refuse_other_tokenizer
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlController
+from plumbline.tasks.training.finetuning.on_policy.kl_control import KlController
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
@@ -243,7 +243,7 @@ def _open_arena(
     inputs: FinetuneInputs, params: GrpoParams, reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Arena:
     assert inputs.judge is not None
-    arena = open_arena(
+    return open_arena(
         reference,
         tokenizer,
         inputs.validation,
@@ -257,8 +257,6 @@ def _open_arena(
         adapter=params.lora is not None or params.kl.beta > 0,
         progress=inputs.progress,
     )
-    assert arena is not None
-    return arena
 
 
 def _calibrate(rollouts: JudgedRollouts, reference: PreTrainedModel, prompts: Sequence[Prompt]) -> None:
@@ -276,7 +274,7 @@ def _calibrate(rollouts: JudgedRollouts, reference: PreTrainedModel, prompts: Se
         seed=rollouts.seed,
         batch_size=rollouts.params.eval_batch_size,
     )
-    rollouts.reward.calibrate(answers(some, completions))
+    rollouts.reward.calibrate(Answers.of(some, completions))
 
 
 def _trainer(
@@ -349,7 +347,6 @@ def _curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _outcome(state: TrainerState, params: GrpoParams, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     evaluations = evaluations_of(rows, "win_rate")
     best = next(each for each in evaluations if each["step"] == state.best_global_step)
-    within = params.best_within_kl is None or best["kl_per_token"] <= params.best_within_kl
     watched = state.stateful_callbacks[WatchForHacking.__name__]["attributes"]["kept"]
     return {
         "steps": {"planned": state.max_steps, "run": evaluations[-1]["step"]},
@@ -358,7 +355,7 @@ def _outcome(state: TrainerState, params: GrpoParams, rows: Sequence[Mapping[str
             "metric": "win_rate",
             "value": best["win_rate"],
             "kl_per_token": best["kl_per_token"],
-            "within_kl": within,
+            "within_kl": not is_beyond(best["kl_per_token"], params.best_within_kl),
         },
         "stopped": stop_reason(state.stateful_callbacks) or "all steps done",
         "final_loss": rows[-1]["loss"],

@@ -24,11 +24,11 @@ from plumbline.tasks.models.judging import Floats
 from plumbline.tasks.models.packed_head import read_packed
 from plumbline.tasks.models.responses import unadapted
 from plumbline.tasks.models.sampling import Completion, stop_token_ids
-from plumbline.tasks.training.finetuning.arena import Arena
+from plumbline.tasks.training.finetuning.arena import Arena, is_beyond
 from plumbline.tasks.training.finetuning.grpo.padding import WithoutPadding
 from plumbline.tasks.training.finetuning.grpo.rollouts import ADVANTAGE, REWARD, JudgedRollouts
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlController, check_kl_sign
-from plumbline.tasks.training.finetuning.ppo.monitors import repeated_share
+from plumbline.tasks.training.finetuning.on_policy.kl_control import KlController, check_kl_sign
+from plumbline.tasks.training.finetuning.on_policy.monitors import repeated_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
@@ -176,8 +176,7 @@ class JudgedTrainer(WithoutPadding, GRPOTrainer):  # type: ignore[misc]
         found = meeting.metrics()
         found["repetition"] = repeated_share([each.token_ids for each in meeting.completions])
         found["training_reward"] = self._training_reward(meeting.completions)
-        within = self.best_within_kl is None or found["kl_per_token"] <= self.best_within_kl
-        found[SELECTION] = found["win_rate"] - (0.0 if within else 1.0)
+        found[SELECTION] = found["win_rate"] - is_beyond(found["kl_per_token"], self.best_within_kl)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
         seen = {"eval_entropy": self.rollouts.figures["sampled_entropy"]}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plumbline.tasks.training.finetuning.on_policy.kl_control import k3
+
 LOG_RATIO_LIMIT = 20.0
 """Largest |log ratio| that is exponentiated (verl, `compute_policy_loss`): e^88 overflows, and inf · 0 is NaN."""
 
@@ -44,7 +46,7 @@ def policy_loss(
     """Clipped surrogate loss max(-A·r, -A·clip(r, 1-ε, 1+ε)) with r = π/π_old (Schulman et al. 2017, eq. 7).
 
     logps carry the gradient; old_logps (nats) are of the policy that sampled, at the same temperature.
-    approx_kl is Schulman's k3, r - 1 - log r ≥ 0 (joschu.net/blog/kl-approx.html, 2020), for samples of π_old.
+    approx_kl is `k3` of KL(π_old ‖ π), for samples of π_old.
     """
     logps, old_logps, advantages = _kept(mask, logps, old_logps, advantages)
     log_ratio = (logps - old_logps).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)  # (M,)
@@ -55,7 +57,7 @@ def policy_loss(
     return PolicyLoss(
         sum=torch.maximum(plain, clipped).sum(),
         clipped=(clipped > plain).sum(),
-        approx_kl=(fixed_log_ratio.expm1() - fixed_log_ratio).sum(),
+        approx_kl=k3(fixed_log_ratio).sum(),
         ratio_sum=fixed_ratio.sum(),
         ratio_sq_sum=fixed_ratio.square().sum(),
         count=torch.tensor(logps.numel(), device=logps.device),

@@ -15,11 +15,11 @@ from transformers import Trainer
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.training.finetuning.arena import near_first
+from plumbline.tasks.training.finetuning.on_policy.monitors import HackingMonitor
 from plumbline.tasks.training.finetuning.ppo.checkpointing import SavesActorCritic
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.figures import Figures
 from plumbline.tasks.training.finetuning.ppo.model import ActorCritic
-from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitor
 from plumbline.tasks.training.finetuning.ppo.rollouts import on_main
 
 if TYPE_CHECKING:

@@ -1,18 +1,15 @@
-"""Per-token rewards of PPO: a KL penalty on every token, the score on the last one.
-
-Torch itself is only imported for whitening: the params here are loaded by the command line, which must not wait for it.
-"""
+"""Per-token rewards of PPO: a KL penalty on every token, the score on the last one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from plumbline.data_contracts.errors import RewardError
 from plumbline.tasks.params.on_policy import ShapingParams
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from plumbline.tasks.training.finetuning.on_policy.kl_control import k3
+from plumbline.tasks.training.finetuning.ppo.advantages import whiten
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +52,12 @@ def shape_rewards(
     # 2. the KL penalty of each token
     kl = (logps.detach().float() - ref_logps.detach().float()).masked_fill(~mask, 0.0)
     if params.kl_estimator == "k3":
-        kl = (-kl).expm1() + kl
+        kl = k3(-kl)
     # 3. the score at the last token
     last = mask.sum(1, keepdim=True) - 1  # (N, 1)
     rewards = (-beta * kl).scatter_add(1, last, used.unsqueeze(1))
     # 4. whitening, mean kept
     if params.whiten:
-        from plumbline.tasks.training.finetuning.ppo.advantages import whiten
-
         rewards = whiten(rewards, mask, shift_mean=False)
     return ShapedRewards(rewards, kl, used, int(unended.sum()))
 

@@ -285,12 +285,7 @@ class RolloutMaker:
         return said[0], said[1], values if keeps else None
 
     def _answers(self, rows: Sequence[int], completions: Sequence[Completion]) -> Answers:
-        return Answers(
-            prompts=[self.prompts.messages[row] for row in rows],
-            texts=[each.text for each in completions],
-            token_ids=[each.token_ids for each in completions],
-            finished=[each.finished for each in completions],
-        )
+        return Answers.of([self.prompts.messages[row] for row in rows], completions)
 
     def _gathered(self, share: Any) -> list[Any]:
         return [share] if self.accelerator.num_processes == 1 else gather_object([share])

@@ -28,11 +28,11 @@ from plumbline.tasks.params.ppo import ARGUMENTS, PpoParams
 from plumbline.tasks.training.finetuning.adapters import lora_config, save_policy
 from plumbline.tasks.training.finetuning.arena import Arena, is_beyond, open_arena
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs, Score
+from plumbline.tasks.training.finetuning.on_policy.vllm import check_vllm
 from plumbline.tasks.training.finetuning.ppo.checkpointing import STATE
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.model import load_critic
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
-from plumbline.tasks.training.finetuning.ppo.vllm import check_vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
@@ -195,8 +195,6 @@ def _arena(
         adapter=params.lora is not None and not stacked,
         progress=inputs.progress,
     )
-    # params refuse validation.prompts: 0
-    assert arena is not None
     return arena, arena.reference
 
 

@@ -30,15 +30,16 @@ from plumbline.data_contracts.errors import ParamsError, StageError
 from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.models.loading import context_length
 from plumbline.tasks.params.on_policy import VllmParams
+from plumbline.tasks.training.finetuning.on_policy.kl_control import KlController, check_kl_sign
+from plumbline.tasks.training.finetuning.on_policy.monitors import HackingMonitor, repeated_share
+from plumbline.tasks.training.finetuning.on_policy.vllm import VllmSampler
 from plumbline.tasks.training.finetuning.ppo.advantages import gae, whiten
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.experience import Episodes, Experience, joined, minibatch_rows
 from plumbline.tasks.training.finetuning.ppo.figures import Figures
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlController, check_kl_sign
 from plumbline.tasks.training.finetuning.ppo.losses import explained_variance, policy_loss, value_loss
 from plumbline.tasks.training.finetuning.ppo.measuring import Evaluate, MeasuresUpdates
 from plumbline.tasks.training.finetuning.ppo.model import ActorCritic
-from plumbline.tasks.training.finetuning.ppo.monitors import HackingMonitor, repeated_share
 from plumbline.tasks.training.finetuning.ppo.rewards import shape_rewards
 from plumbline.tasks.training.finetuning.ppo.rollouts import (
     MINIBATCHES,
@@ -48,7 +49,6 @@ from plumbline.tasks.training.finetuning.ppo.rollouts import (
     read_prompts,
     rollout_metrics,
 )
-from plumbline.tasks.training.finetuning.ppo.vllm import VllmSampler
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -65,7 +65,6 @@ def test_metrics_against_naive_ones(reference: Path, pairs: Callable[..., list[C
 
     before = torch.stack([both(model, each) for each in shown.tokens])
     arena = open_arena(model, tokenizer, shown.pairs, judge, SETTINGS, **OPEN)
-    assert arena is not None
     metrics = Validation(shown, before, 0.1, 64, 3, arena).measure(policy)
 
     after = torch.stack([both(policy, each) for each in shown.tokens])
@@ -121,7 +120,6 @@ def test_what_is_longer_than_the_judge_takes_is_left_out(
 
     monkeypatch.setattr(arena_module, "_answer", answer)
     arena = open_arena(model, tokenizer, shown.pairs, judge, SETTINGS, judge_length=15, **OPEN)
-    assert arena is not None
     assert all(len(head) <= 15 - 1 - 6 for head in encode_prompts(tokenizer, arena.prompts))
     assert Validation(shown, torch.zeros(9, 2), 0.1, 64, 3, arena).measure(model)["win_rate"] == 0.5
 
@@ -143,7 +141,6 @@ def test_a_judge_may_find_a_text_too_long_in_its_own_tokens(
 
     monkeypatch.setattr(arena_module, "_answer", answer)
     arena = open_arena(model, tokenizer, shown.pairs, judge, SETTINGS, **OPEN)
-    assert arena is not None
     meeting = arena.meet(model)
     assert meeting.win_rate == 1.0
     assert meeting.scores.isnan().tolist() == [False, True, False, False]

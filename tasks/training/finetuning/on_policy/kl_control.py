@@ -1,18 +1,21 @@
 """The weight β of the KL penalty: fixed or steered to a target, with a ramp for spikes and a stop for runaways.
 
 All KL here is KL(π ‖ π_ref) in nats per response TOKEN, measured on samples of π: the sum over tokens of
-log π - log π_ref divided by the number of tokens. Nothing here knows of PPO: GRPO uses the same controller.
+log π - log π_ref divided by the number of tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.rounding import rounded
 from plumbline.tasks.params.on_policy import KlParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ERROR_CLIP = 0.2
 """Bound of the relative error KL / target - 1 (Ziegler et al. 2019, section 2.2)."""
@@ -88,6 +91,14 @@ class KlController:
         self.beta = float(state["beta"])
         self._ramp_from = None if state["ramp_from"] is None else float(state["ramp_from"])
         self._updates_above = int(state["updates_above"])
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """Schulman's estimate r - 1 - log r ≥ 0 of KL(p ‖ q), from log r = log q - log p (nats) of samples of p.
+
+    Unbiased, and never negative (joschu.net/blog/kl-approx.html, 2020).
+    """
+    return log_ratio.expm1() - log_ratio
 
 
 def check_kl_sign(mean: float, standard_error: float, *, where: str = "the rollout") -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from plumbline.data_contracts.errors import StageError
 from plumbline.tasks.params.on_policy import KlParams
-from plumbline.tasks.training.finetuning.ppo.kl_control import KlController, check_kl_sign
+from plumbline.tasks.training.finetuning.on_policy.kl_control import KlController, check_kl_sign
 
 
 def controller(**changes: Any) -> KlController:

@@ -5,7 +5,7 @@ tokens. vLLM's own are of another implementation (kernels, dtype) and behind top
 would make the first ratio of an update differ from 1. How far both lie apart is measured on every call, and a distance
 that no rounding explains (weights not synchronised, another temperature or tokenizer) is an error.
 
-Torch and TRL are imported when a sampler is made: the params here are loaded by the command line.
+Torch and TRL are imported when a sampler is made: the check whether vLLM is there must not wait for them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from plumbline.data_contracts.errors import StageError
 from plumbline.tasks.params.on_policy import HackingMonitorParams
-from plumbline.tasks.training.finetuning.ppo.monitors import (
+from plumbline.tasks.training.finetuning.on_policy.monitors import (
     MOST_FINDINGS,
     HackingFinding,
     HackingMonitor,

@@ -21,7 +21,7 @@ from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.loading import load_policy, load_tokenizer
 from plumbline.tasks.models.sampling import Completion, sample, stop_token_ids
 from plumbline.tasks.params.on_policy import VllmParams
-from plumbline.tasks.training.finetuning.ppo.vllm import VllmSampler, check_vllm
+from plumbline.tasks.training.finetuning.on_policy.vllm import VllmSampler, check_vllm
 
 PROMPTS = [(Message(role="user", content=words),) for words in ("red cat", "one", "blue dog please", "two bird")]
 SETTINGS = {"max_new_tokens": 24, "temperature": 0.8, "top_p": 1.0}
