@@ -12,7 +12,7 @@ There is no sampling while it learns, no reward model and no value function:
 5. measure        on held-out prompts: preference accuracy, win rate against π_ref by the known truth, KL
 
 It runs on the sample world in less than a minute of one core and keeps nothing but π_ref in FOLDER. What the library
-does beside (checkpoints, early stopping, LoRA, other losses) is told in docs/methods/dpo.md.
+does beside (checkpoints, early stopping, LoRA, other losses) is in docs/methods/dpo.md.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ better ones of each group. There is no reward model and no critic: the group is 
 8. measure        on held-out prompts: win rate against π_ref by the known truth
 
 It runs on the sample world in less than a minute of one core. What the library does beside (TRL's loss and its
-relatives, LLM judges, resampling, vLLM) is told in docs/methods/grpo.md.
+relatives, LLM judges, resampling, vLLM) is in docs/methods/grpo.md.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ what scores well, near the policy that it came from:
 8. measure        on held-out prompts: win rate against π_ref by the known truth, which the reward never saw
 
 It runs on the sample world in less than a minute of one core. What the library does beside (checkpoints, several
-processes, LoRA, vLLM) is told in docs/methods/ppo.md.
+processes, LoRA, vLLM) is in docs/methods/ppo.md.
 """
 
 from __future__ import annotations
