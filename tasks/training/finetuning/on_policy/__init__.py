@@ -1,1 +1,1 @@
-"""What PPO and GRPO share: control of the KL from π_ref, signs of reward hacking, rollouts by vLLM."""
+"""Parts that PPO and GRPO share: control of the KL from π_ref, signs of reward hacking, rollouts by vLLM."""
