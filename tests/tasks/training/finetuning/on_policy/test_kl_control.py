@@ -187,9 +187,9 @@ def test_kl_below_0_beyond_noise_is_an_error() -> None:
         check_kl_sign(-0.0011, 0.0)
 
 
-def test_params_load_without_torch() -> None:
-    """The command line reads params before any work: torch takes seconds to import, scipy one."""
-    modules = ["kl_control", "rewards", "monitors", "vllm", "params"]
-    code = f"import sys; [__import__(f'plumbline.tasks.training.finetuning.ppo.{{name}}') for name in {modules}]; "
+def test_what_the_command_line_reads_loads_without_torch() -> None:
+    """It reads params and looks for vLLM before any work: torch takes seconds to import, scipy one."""
+    modules = ["params.whole", "training.finetuning.methods", "training.finetuning.on_policy.vllm"]
+    code = f"import sys; [__import__(f'plumbline.tasks.{{name}}') for name in {modules}]; "
     code += "assert not {'torch', 'scipy', 'trl', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
