@@ -60,7 +60,7 @@ def _with_random_head(source: Path, folder: Path, seed: int) -> None:
     import torch
 
     from plumbline.tasks.models.loading import load_reward, load_tokenizer, save_model
-    from plumbline.tasks.training.rewards.scoring import FACTS
+    from plumbline.tasks.training.rewards.layout import FACTS
 
     torch.manual_seed(seed)
     trained_head = (source / FACTS).is_file()

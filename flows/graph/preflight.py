@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ruamel.yaml.comments import CommentedMap
 
-from plumbline.data_contracts.errors import ModelError, ParamsError, PlumblineError
+from plumbline.data_contracts.errors import ParamsError
 from plumbline.flows.graph import environment
 from plumbline.flows.graph.variants import validated_variants
 from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
-from plumbline.tasks.params.judge import JudgeParams
-from plumbline.tasks.params.mixture import FunctionTermParams, SafetyTermParams, TermParams
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.stage import importable
 from plumbline.tasks.training.finetune_policy import STAGE as FINETUNE
-from plumbline.tasks.training.finetune_policy import maximises_mixture
-
-REWARD_FACTS = "reward.json"
-"""The file that marks a folder of a reward model (`tasks.training.rewards.scoring.FACTS`, whose module needs torch)."""
-
-HELD_OUT = "held_out"
-"""Folder of the held-out judge in that of the reward model (`tasks.training.rewards.held_out.HELD_OUT`, likewise)."""
-
-DEFAULT_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
-"""The labels that transformers takes, and leaves out of config.json, if a classifier names none."""
 
 
 def settle_params(
@@ -121,89 +108,16 @@ def check_teachers(root: Path, params: Params) -> None:
 
     Functions, classifiers, judges, their rubric and key, and vLLM, each only where a method of the run uses it.
     """
-    methods, grpo = params.finetune.methods, params.finetune.grpo
-    if ("ppo" in methods and params.finetune.ppo.sampler == "vllm") or ("grpo" in methods and grpo.use_vllm):
+    from plumbline.tasks.training.finetuning.methods import needs_of
+    from plumbline.tasks.training.rewards.checks import check_judge, check_terms
+
+    needs = needs_of(params.finetune)
+    if needs.vllm:
         from plumbline.tasks.training.finetuning.on_policy.vllm import check_vllm
 
         check_vllm()
     with importable(root):
-        if maximises_mixture(params.finetune):
-            _check_terms("mixture.terms", params.mixture.terms)
-        if "grpo" in methods:
-            _check_judge(root, params.judge)
-
-
-def _check_terms(where: str, terms: Sequence[TermParams]) -> None:
-    for term in terms:
-        try:
-            if isinstance(term, FunctionTermParams):
-                _check_function(term)
-            if isinstance(term, SafetyTermParams) and term.classifier is not None:
-                _check_classifier(term)
-        except PlumblineError as error:
-            raise ParamsError(f"{where}: `{term.title}`: {error}") from error
-
-
-def _check_function(term: FunctionTermParams) -> None:
-    from plumbline.tasks.training.rewards.terms import build_term
-
-    try:
-        build_term(term, None)
-    except PlumblineError:
-        raise
-    except Exception as error:  # whatever a user's module raises while it is imported
-        raise ParamsError(
-            f"{term.function}: expected an importable reward function, found {type(error).__name__} on import: "
-            f"{error}. Mend its module."
-        ) from error
-
-
-def _check_classifier(term: SafetyTermParams) -> None:
-    """Raise `ModelError` unless the folder holds a classifier with the label; its weights are not read."""
-    folder = Path(str(term.classifier))
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        labels = sorted(config.get("id2label", DEFAULT_LABELS).values())
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"{folder}: expected the folder of a text-classification model with its config.json, found "
-            f"{type(error).__name__}: {error}. Correct `classifier`, or set it to null for patterns."
-        ) from error
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder}: expected weights (*.safetensors), found none. Save the classifier there whole.")
-    if term.classifier_label not in labels:
-        raise ModelError(
-            f"{folder}: expected a classifier with the label {term.classifier_label!r}, found {labels[:10]}. Set "
-            "classifier_label to the one of a request to refuse."
-        )
-
-
-def _check_judge(root: Path, judge: JudgeParams) -> None:
-    if judge.kind == "rule":
-        _check_terms("judge.rule.terms", judge.rule.terms)
-    elif judge.kind == "reward_model" and judge.reward_model.path is not None:
-        _check_reward_model(root, Path(judge.reward_model.path))
-    elif judge.kind == "llm":
-        from plumbline.tasks.training.rewards.judges.chat_client import ChatClient
-        from plumbline.tasks.training.rewards.judges.rubric import load_rubric
-
-        try:
-            load_rubric(judge.llm.rubric)
-            ChatClient(judge.llm)  # reads the key's variable
-        except PlumblineError as error:
-            raise ParamsError(f"judge.llm: {error}") from error
-
-
-def _check_reward_model(root: Path, folder: Path) -> None:
-    if folder.resolve() == (root / FINETUNE.deps["reward"] / HELD_OUT).resolve():
-        raise ParamsError(
-            f"judge.reward_model.path: found the held-out judge ({folder}), which reports win rates because no policy "
-            "is trained by it. Name another reward model, or null for the trained one."
-        )
-    missing = [name for name in ("config.json", REWARD_FACTS) if not (folder / name).is_file()]
-    if missing or not list(folder.glob("*.safetensors")):
-        raise ParamsError(
-            f"judge.reward_model.path: expected the folder of a reward model that Plumbline trained, found {folder} "
-            f"without {', '.join(missing) or 'weights (*.safetensors)'}. Correct the path, or set it to null for the "
-            "model of this run."
-        )
+        if needs.mixture:
+            check_terms("mixture.terms", params.mixture.terms)
+        if needs.ranker:
+            check_judge(params.judge, root / FINETUNE.deps["reward"])

@@ -16,7 +16,7 @@ from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from plumbline.tasks.training.finetuning.methods import FinetuneInputs
+    from plumbline.tasks.training.finetuning.methods import FinetuneInputs, Needs
     from plumbline.tasks.training.rewards.scoring import RewardModel
 
 UNPAIRED = "unpaired.jsonl"
@@ -49,14 +49,15 @@ def finetune_policy(
     from plumbline.tasks.models.loading import load_tokenizer
     from plumbline.tasks.models.renderable import sift_splits
     from plumbline.tasks.training.finetuning import stack
-    from plumbline.tasks.training.finetuning.methods import FinetuneInputs
+    from plumbline.tasks.training.finetuning.methods import FinetuneInputs, needs_of
     from plumbline.tasks.training.rewards.held_out import choose_judge
     from plumbline.tasks.training.rewards.scoring import RewardModel
 
     curated, reward = context.dep("curated"), context.dep("reward")
     name, folder = choose_judge(reward)
-    optimised = name == "reward_model" and learns_from_reward_model(finetune, mixture, judge)
-    unpaired, ignored = unpaired_responses(curated / UNPAIRED, finetune)
+    needs = needs_of(finetune)
+    optimised = name == "reward_model" and learns_from_reward_model(needs, mixture, judge)
+    unpaired, ignored = unpaired_responses(curated / UNPAIRED, needs)
     given = {name: list(load_jsonl(curated / f"{name}.jsonl", CuratedPair)) for name in ("train", "validation")}
     tokenizer = load_tokenizer(context.dep("reference"), trust_remote_code=reference_trust_remote_code)
     kept, sifted = sift_splits(tokenizer, {**given, "unpaired": unpaired}, reference_refused_threshold)
@@ -80,11 +81,11 @@ def finetune_policy(
         refused_threshold=reference_refused_threshold,
     )
     taught: Facts = {}
-    if {"ppo", "grpo"} & set(finetune.methods):
+    if needs.mixture or needs.ranker:
         trained = (
             arbiter if folder == reward else RewardModel.load(reward, trust_remote_code=reference_trust_remote_code)
         )
-        inputs, taught = _with_rewards(inputs, finetune, mixture, judge, trained)
+        inputs, taught = _with_rewards(inputs, needs, mixture, judge, trained)
     facts = stack.run(inputs, finetune)
     facts = {**sifted, **facts, **taught, **ignored, "held_out_judge": name, "optimised_against_judge": optimised}
     return {**facts, "warnings": training_warnings(facts, read_curve(context.folder))}
@@ -112,30 +113,25 @@ def training_warnings(facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[s
     return found
 
 
-def unpaired_responses(file: Path, finetune: FinetuneParams) -> tuple[list[UnpairedResponse], Facts]:
+def unpaired_responses(file: Path, needs: Needs) -> tuple[list[UnpairedResponse], Facts]:
     """The single responses that a method learns from, or, as a fact, how many there are that none does."""
     if not file.is_file():
         return [], {}
     found = list(load_jsonl(file, UnpairedResponse))
-    if "kto" in finetune.methods or not found:
+    if needs.unpaired or not found:
         return found, {}
     return [], {"unpaired_ignored": len(found)}
 
 
-def maximises_mixture(finetune: FinetuneParams) -> bool:
-    """True if a method is trained on the reward mixture: PPO is, and GRPO where it gives it a weight."""
-    return "ppo" in finetune.methods or ("grpo" in finetune.methods and finetune.grpo.reward_weight > 0)
-
-
-def learns_from_reward_model(finetune: FinetuneParams, mixture: MixtureParams, judge: JudgeParams) -> bool:
+def learns_from_reward_model(needs: Needs, mixture: MixtureParams, judge: JudgeParams) -> bool:
     """True if a method is optimised against the reward model of this run, as a term of its reward or as its judge."""
     in_mixture = any(term.kind == "reward_model" and term.weight != 0 for term in mixture.terms)
     ranks = judge.kind == "reward_model" and judge.reward_model.path is None
-    return (maximises_mixture(finetune) and in_mixture) or ("grpo" in finetune.methods and ranks)
+    return (needs.mixture and in_mixture) or (needs.ranker and ranks)
 
 
 def _with_rewards(
-    inputs: FinetuneInputs, finetune: FinetuneParams, mixture: MixtureParams, judge: JudgeParams, model: RewardModel
+    inputs: FinetuneInputs, needs: Needs, mixture: MixtureParams, judge: JudgeParams, model: RewardModel
 ) -> tuple[FinetuneInputs, Facts]:
     """The inputs with what on-policy methods learn from, and facts of it.
 
@@ -149,10 +145,10 @@ def _with_rewards(
     from plumbline.tasks.training.rewards.mixture import build_mixture
 
     facts: Facts = {}
-    if maximises_mixture(finetune):
+    if needs.mixture:
         inputs = replace(inputs, reward=build_mixture(mixture, model))
         facts["reward_terms"] = [{"name": term.title, "weight": term.weight} for term in mixture.terms]
-    if "grpo" in finetune.methods:
+    if needs.ranker:
         means = JudgeMeans(model, inputs.work / "judge_answers", inputs.trust_remote_code)
         unmeasured = build_judge(judge, means)
         report = calibrate(unmeasured, inputs.validation, judge.calibration_pairs, inputs.seed)

@@ -674,13 +674,6 @@ def test_the_held_out_judge_may_not_rank(empty: Place) -> None:
         check_teachers(empty.root, Params.model_validate(given))
 
 
-def test_folders_that_preflight_looks_into_without_torch_are_those_of_reward_models() -> None:
-    from plumbline.flows.graph import preflight
-    from plumbline.tasks.training.rewards import held_out, scoring
-
-    assert (preflight.REWARD_FACTS, preflight.HELD_OUT) == (scoring.FACTS, held_out.HELD_OUT)
-
-
 @pytest.mark.parametrize(
     ("config", "weights", "label", "message"),
     [

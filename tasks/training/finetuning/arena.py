@@ -26,6 +26,7 @@ from plumbline.tasks.models.chat import encode_all, encode_prompts
 from plumbline.tasks.models.divergence import sequence_divergences
 from plumbline.tasks.models.sampling import Completion, sample
 from plumbline.tasks.params.method_sections import ValidationParams
+from plumbline.tasks.params.on_policy import ArenaParams
 from plumbline.tasks.training.finetuning.methods import Score
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Arena:
     reference: PreTrainedModel | None = field(repr=False)  # None: the policy with its adapter off
     judge: Score
     judge_length: int  # tokens of prompt and response
-    settings: ValidationParams
+    settings: ArenaParams | ValidationParams
     batch_size: int
     seed: int
 
@@ -113,7 +114,7 @@ def open_arena(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[CuratedPair],
     judge: Score,
-    settings: ValidationParams,
+    settings: ArenaParams | ValidationParams,
     *,
     batch_size: int,
     context: int,
@@ -156,7 +157,7 @@ def _answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    settings: ValidationParams,
+    settings: ArenaParams | ValidationParams,
     seed: int,
     batch_size: int,
     progress: Progress = silent,

@@ -28,19 +28,14 @@ from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pa
 from plumbline.tasks.models.responses import unadapted
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.params.finetuning import DpoParams
-from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
     MeasuringTrainer,
-    callbacks,
     consult_reference,
     keeps_dropout,
-    open_run,
+    open_pairs,
     refuse_early,
-    train_and_write,
 )
-from plumbline.tasks.training.finetuning.tokens import of_passes
-from plumbline.tasks.training.finetuning.validation import Validation
 
 require_names("trl", DPOTrainer, "_precompute_ref_logps", "_prepare_dataset")
 
@@ -85,8 +80,8 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
     refuse_early(METHOD, inputs, params)
 
     # 2. the policy, and the pairs as its tokens
-    opened = open_run(METHOD, inputs, params)
-    training = fitting_pairs(inputs.train, opened.tokenizer, opened.max_length, "training", WHERE)
+    opened = open_pairs(METHOD, inputs, params)
+    training = fitting_pairs(inputs.train, opened.run.tokenizer, opened.max_length, "training", WHERE)
 
     # 3. what π_ref says of the pairs, and how it answers validation prompts
     runs_in = opened.folder(digest_of_tokens(training.tokens))
@@ -95,29 +90,16 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
 
     # 4. train, evaluate, keep the best, write
     trainer = DpoPairTrainer(
-        model=opened.policy,
-        args=config,
-        processing_class=opened.tokenizer,
+        **opened.trainer_arguments(config),
         train_dataset=_dataset(training.tokens, logps[0]),
         eval_dataset=_dataset(opened.shown.tokens, logps[1]),
         lengths=[pair.longest for pair in training.tokens] if params.group_by_length else None,
-        peft_config=lora_config(params.lora),
-        callbacks=callbacks(opened),
-        validation=Validation(opened.shown, logps[1], params.beta, opened.max_length, params.eval_batch_size, arena),
-        best_within_kl=params.best_within_kl,
+        validation=opened.measured_by(logps[1], params.beta, arena),
     )
-    facts = train_and_write(opened, trainer, runs_in)
     lengths = [pair.total for pair in training.tokens]
-    return facts | {
-        "implied_beta": params.beta,
-        "pairs": {"train": len(training.tokens), "validation": len(opened.shown.tokens)},
-        "too_long": {
-            "train": training.too_long,
-            "validation": opened.validation.too_long,
-            "max_length": opened.max_length,
-        },
-        "tokens": of_passes(lengths, params, steps=facts["steps"]["run"], processes=config.world_size),
-    }
+    facts = opened.train_and_write(trainer, runs_in, lengths, {"train": training.too_long})
+    pairs = {"train": len(training.tokens), **facts["pairs"]}
+    return facts | {"implied_beta": params.beta, "pairs": pairs}
 
 
 def _config(params: DpoParams, seed: int, folder: Path) -> DPOConfig:

@@ -32,19 +32,14 @@ from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens, tokenise_p
 from plumbline.tasks.models.responses import unadapted
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.params.finetuning import KtoParams
-from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
     MeasuringTrainer,
-    callbacks,
     consult_reference,
     keeps_dropout,
-    open_run,
+    open_pairs,
     refuse_early,
-    train_and_write,
 )
-from plumbline.tasks.training.finetuning.tokens import of_passes
-from plumbline.tasks.training.finetuning.validation import Validation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,8 +99,8 @@ def run(inputs: FinetuneInputs, params: KtoParams) -> dict[str, Any]:
     refuse_early(METHOD, inputs, params)
 
     # 2. the policy, and the examples as its tokens, in batches
-    opened = open_run(METHOD, inputs, params)
-    examples, too_long = encode_examples(inputs, opened.tokenizer, opened.max_length)
+    opened = open_pairs(METHOD, inputs, params)
+    examples, too_long = encode_examples(inputs, opened.run.tokenizer, opened.max_length)
     desirable = sum(example.desirable for example in examples)
     refuse_one_kind(desirable, len(examples) - desirable, opened.max_length)
     weights = balance(params, desirable, len(examples) - desirable)
@@ -120,27 +115,18 @@ def run(inputs: FinetuneInputs, params: KtoParams) -> dict[str, Any]:
 
     # 4. train, evaluate, keep the best, write
     trainer = UnpairedTrainer(
-        model=opened.policy,
-        args=config,
-        processing_class=opened.tokenizer,
+        **opened.trainer_arguments(config),
         train_dataset=_dataset(batched, mismatched, logps[0]),
         # never read: an evaluation measures pairs, see `MeasuringTrainer`
         eval_dataset=_dataset(batched[:1], mismatched[:1], logps[0][:1]),
-        peft_config=lora_config(params.lora),
-        callbacks=callbacks(opened),
-        validation=Validation(opened.shown, logps[1], params.beta, opened.max_length, params.eval_batch_size, arena),
-        best_within_kl=params.best_within_kl,
+        validation=opened.measured_by(logps[1], params.beta, arena),
     )
-    facts = train_and_write(opened, trainer, runs_in)
     lengths = [len(each.prompt_ids) + len(each.completion_ids) for each in batched]
-    return facts | {
+    return opened.train_and_write(trainer, runs_in, lengths, too_long) | {
         "implied_beta": params.beta,
         "examples": {"desirable": desirable, "undesirable": len(examples) - desirable},
-        "pairs": {"validation": len(opened.shown.tokens)},
         "weights": {"desirable": weights[0], "undesirable": weights[1]},
         "mismatched_cut": cut,
-        "too_long": too_long | {"validation": opened.validation.too_long, "max_length": opened.max_length},
-        "tokens": of_passes(lengths, params, steps=facts["steps"]["run"], processes=config.world_size),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from plumbline.data_contracts.progress import Progress, silent
 from plumbline.data_contracts.records import CuratedPair, Message, UnpairedResponse
 from plumbline.tasks.models.judging import GainFunction, Judge, Reward
-from plumbline.tasks.params.finetuning import FinetuneParams
+from plumbline.tasks.params.finetuning import FinetuneParams, KtoParams
+from plumbline.tasks.params.grpo import GrpoParams
+from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.params.section import Section
 
 Score = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float | None]]
@@ -57,14 +59,42 @@ class FinetuneInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """One method: its key in `finetune`, and the module whose `run(inputs, params)` and `check_params(params)` do it.
+class Needs:
+    """What a method learns from besides preference pairs and π_ref, under the params that it is given."""
 
-    The module is imported when the method runs: it needs torch and TRL, which a command line should not wait for.
+    mixture: bool = False  # the reward mixture, which it maximises
+    ranker: bool = False  # the judge that ranks candidates
+    unpaired: bool = False  # single judged responses
+    vllm: bool = False  # an installed vLLM, which samples
+
+
+def _nothing_more(params: Section) -> Needs:
+    return Needs()
+
+
+def _single_responses(params: KtoParams) -> Needs:
+    return Needs(unpaired=True)
+
+
+def _ranked_candidates(params: GrpoParams) -> Needs:
+    return Needs(ranker=True, mixture=params.reward_weight > 0, vllm=params.use_vllm)
+
+
+def _rewarded_completions(params: PpoParams) -> Needs:
+    return Needs(mixture=True, vllm=params.sampler == "vllm")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method: its key in `finetune`, what it needs, and the module that does it.
+
+    The module has `run(inputs, params)`, which checks its inputs first, and `check_params(params)`. It is imported when
+    the method runs: it needs torch and TRL, which a command line should not wait for.
     """
 
     name: str
     module: str
+    needs: Callable[[Any], Needs] = _nothing_more
 
     def section(self, params: FinetuneParams) -> Section:
         """The method's own section of `finetune`."""
@@ -84,8 +114,14 @@ class Method:
 METHODS: dict[str, Method] = {
     "sft": Method("sft", "plumbline.tasks.training.finetuning.sft"),
     "dpo": Method("dpo", "plumbline.tasks.training.finetuning.dpo"),
-    "kto": Method("kto", "plumbline.tasks.training.finetuning.kto"),
+    "kto": Method("kto", "plumbline.tasks.training.finetuning.kto", _single_responses),
     "orpo": Method("orpo", "plumbline.tasks.training.finetuning.orpo"),
-    "grpo": Method("grpo", "plumbline.tasks.training.finetuning.grpo.run"),
-    "ppo": Method("ppo", "plumbline.tasks.training.finetuning.ppo.run"),
+    "grpo": Method("grpo", "plumbline.tasks.training.finetuning.grpo.run", _ranked_candidates),
+    "ppo": Method("ppo", "plumbline.tasks.training.finetuning.ppo.run", _rewarded_completions),
 }
+
+
+def needs_of(params: FinetuneParams) -> Needs:
+    """What the methods of a run need, taken together."""
+    found = [METHODS[name].needs(METHODS[name].section(params)) for name in params.methods]
+    return Needs(**{each.name: any(getattr(needs, each.name) for needs in found) for each in fields(Needs)})

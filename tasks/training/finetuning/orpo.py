@@ -22,18 +22,14 @@ from plumbline.tasks.models.length_groups import GroupsByLength
 from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pairs
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.params.finetuning import OrpoParams
-from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
     MeasuringTrainer,
-    callbacks,
     consult_reference,
     keeps_dropout,
-    open_run,
+    open_pairs,
     refuse_early,
-    train_and_write,
 )
-from plumbline.tasks.training.finetuning.tokens import of_passes
 from plumbline.tasks.training.finetuning.validation import Validation
 
 with warnings.catch_warnings():
@@ -101,8 +97,8 @@ def run(inputs: FinetuneInputs, params: OrpoParams) -> dict[str, Any]:
     refuse_early(METHOD, inputs, params)
 
     # 2. the policy, and the pairs as its tokens
-    opened = open_run(METHOD, inputs, params)
-    training = fitting_pairs(inputs.train, opened.tokenizer, opened.max_length, "training", WHERE)
+    opened = open_pairs(METHOD, inputs, params)
+    training = fitting_pairs(inputs.train, opened.run.tokenizer, opened.max_length, "training", WHERE)
 
     # 3. how π_ref answers validation prompts
     runs_in = opened.folder(digest_of_tokens(training.tokens))
@@ -112,28 +108,15 @@ def run(inputs: FinetuneInputs, params: OrpoParams) -> dict[str, Any]:
     # 4. train, evaluate, keep the best, write
     unused = torch.zeros((len(opened.shown.tokens), 2))
     trainer = OddsTrainer(
-        model=opened.policy,
-        args=config,
-        processing_class=opened.tokenizer,
+        **opened.trainer_arguments(config),
         train_dataset=TokenRows(training.tokens),
         eval_dataset=TokenRows(opened.shown.tokens),
         lengths=[pair.longest for pair in training.tokens] if params.group_by_length else None,
-        peft_config=lora_config(params.lora),
-        callbacks=callbacks(opened),
         validation=OddsValidation(opened.shown, unused, 1.0, opened.max_length, params.eval_batch_size, arena),
-        best_within_kl=params.best_within_kl,
     )
-    facts = train_and_write(opened, trainer, runs_in)
     lengths = [pair.total for pair in training.tokens]
-    return facts | {
-        "pairs": {"train": len(training.tokens), "validation": len(opened.shown.tokens)},
-        "too_long": {
-            "train": training.too_long,
-            "validation": opened.validation.too_long,
-            "max_length": opened.max_length,
-        },
-        "tokens": of_passes(lengths, params, steps=facts["steps"]["run"], processes=config.world_size),
-    }
+    facts = opened.train_and_write(trainer, runs_in, lengths, {"train": training.too_long})
+    return facts | {"pairs": {"train": len(training.tokens), **facts["pairs"]}}
 
 
 def _config(params: OrpoParams, seed: int, folder: Path) -> ORPOConfig:

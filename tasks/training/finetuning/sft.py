@@ -36,18 +36,13 @@ from plumbline.tasks.models.spoken import encode_spoken
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.models.training import library_versions, train
 from plumbline.tasks.params.finetuning import ImitationParams, SftParams
-from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.offline import (
     MeasuringTrainer,
-    callbacks,
     consult_reference,
-    open_run,
+    open_pairs,
     refuse_early,
-    train_and_write,
 )
-from plumbline.tasks.training.finetuning.tokens import of_passes
-from plumbline.tasks.training.finetuning.validation import Validation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,10 +82,10 @@ def run(inputs: FinetuneInputs, params: ImitationParams) -> dict[str, Any]:
     refuse_early(METHOD, inputs, params)
 
     # 2. the policy, and the conversations as its tokens
-    opened = open_run(METHOD, inputs, params)
+    opened = open_pairs(METHOD, inputs, params)
     conversations = [(*pair.prompt, Message(role="assistant", content=pair.chosen)) for pair in inputs.train]
     drawn = _draw(conversations, params.max_examples, inputs.seed)
-    examples = encode_conversations(opened.tokenizer, drawn)
+    examples = encode_conversations(opened.run.tokenizer, drawn)
     kept = _fitting(examples, opened.max_length, f"Raise {WHERE}.max_length up to the model's context.")
 
     # 3. what π_ref says of the validation pairs, and how it answers their prompts
@@ -100,30 +95,17 @@ def run(inputs: FinetuneInputs, params: ImitationParams) -> dict[str, Any]:
 
     # 4. train, evaluate, keep the best, write
     trainer = ImitationTrainer(
-        model=opened.policy,
-        args=config,
-        processing_class=opened.tokenizer,
+        **opened.trainer_arguments(config),
         train_dataset=_dataset(kept),
         # never read: an evaluation measures pairs, see `MeasuringTrainer`
         eval_dataset=_dataset(kept[:1]),
         lengths=[len(ids) for ids, _ in kept] if params.group_by_length else None,
-        peft_config=lora_config(params.lora),
-        callbacks=callbacks(opened),
-        validation=Validation(opened.shown, logps, 1.0, opened.max_length, params.eval_batch_size, arena),
-        best_within_kl=params.best_within_kl,
+        validation=opened.measured_by(logps, 1.0, arena),
     )
-    facts = train_and_write(opened, trainer, runs_in)
     lengths = [len(ids) for ids, _ in kept]
-    return facts | {
+    return opened.train_and_write(trainer, runs_in, lengths, {"train": len(examples) - len(kept)}) | {
         "examples": {"given": len(conversations), "used": len(kept), "too_long": len(examples) - len(kept)},
-        "pairs": {"validation": len(opened.shown.tokens)},
-        "too_long": {
-            "train": len(examples) - len(kept),
-            "validation": opened.validation.too_long,
-            "max_length": opened.max_length,
-        },
         "assistant_tokens": _assistant_tokens(kept),
-        "tokens": of_passes(lengths, params, steps=facts["steps"]["run"], processes=config.world_size),
     }
 
 

@@ -42,7 +42,8 @@ from plumbline.tasks.models.pairs import TokenisedPairs, TokenPair, digest_of_to
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.models.training import library_versions, train
 from plumbline.tasks.params.reward import RewardParams
-from plumbline.tasks.training.rewards.scoring import FACTS, padding_id, score_tokens
+from plumbline.tasks.training.rewards.layout import FACTS
+from plumbline.tasks.training.rewards.scoring import padding_id, score_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

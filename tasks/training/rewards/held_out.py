@@ -24,10 +24,8 @@ from plumbline.tasks.models.chat import split_by_context
 from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.training.rewards.audit import audit_reward, score_pairs
 from plumbline.tasks.training.rewards.bradley_terry import train_reward
-from plumbline.tasks.training.rewards.scoring import FACTS, RewardModel
-
-HELD_OUT = "held_out"
-"""Folder of the held-out judge, in that of the reward model and in that of its work."""
+from plumbline.tasks.training.rewards.layout import FACTS, HELD_OUT
+from plumbline.tasks.training.rewards.scoring import RewardModel
 
 AUDIT = "audit.json"
 """Beside each model: its audit on the test split."""

@@ -27,12 +27,10 @@ from plumbline.tasks.models.fast_norm import use_fast_norms
 from plumbline.tasks.models.loading import load_reward, load_tokenizer
 from plumbline.tasks.models.logps import length_sorted_batches, pad_right, refuse_too_long
 from plumbline.tasks.models.packing import backbone, can_pack, hidden_states, pack
+from plumbline.tasks.training.rewards.layout import FACTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-FACTS = "reward.json"
-"""Beside the weights: max_length (tokens), mean and standard deviation of rewards on training responses."""
 
 _READS_TEXT_BY = (FACTS, "chat_template.jinja", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 

@@ -18,10 +18,11 @@ from plumbline.tasks.params.finetuning import FinetuneParams
 from plumbline.tasks.params.judge import JudgeParams
 from plumbline.tasks.params.mixture import MixtureParams
 from plumbline.tasks.pipeline.stage import StageContext
-from plumbline.tasks.training.finetune_policy import finetune_policy, learns_from_reward_model, maximises_mixture
+from plumbline.tasks.training.finetune_policy import finetune_policy, learns_from_reward_model
 from plumbline.tasks.training.finetuning import stack
-from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.rewards.scoring import FACTS, RewardModel
+from plumbline.tasks.training.finetuning.methods import FinetuneInputs, needs_of
+from plumbline.tasks.training.rewards.layout import FACTS
+from plumbline.tasks.training.rewards.scoring import RewardModel
 from tests.tasks.models.tiny_llama import build_tokenizer
 
 BREVITY = MixtureParams.model_validate({"terms": [{"kind": "brevity", "weight": 0.5}]})
@@ -189,16 +190,16 @@ def test_a_policy_that_no_reward_model_teaches_is_warned_of_nothing(
 def test_what_counts_as_learning_from_the_reward_model(
     of: FinetuneParams, mixture: MixtureParams, judge: JudgeParams, expected: bool
 ) -> None:
-    assert learns_from_reward_model(of, mixture, judge) is expected
+    assert learns_from_reward_model(needs_of(of), mixture, judge) is expected
 
 
 def test_the_mixture_is_built_for_those_that_maximise_it() -> None:
-    assert [maximises_mixture(params(*methods)) for methods in (("dpo",), ("grpo",), ("dpo", "ppo"))] == [
+    assert [needs_of(params(*methods)).mixture for methods in (("dpo",), ("grpo",), ("dpo", "ppo"))] == [
         False,
         False,
         True,
     ]
-    assert maximises_mixture(params("grpo", grpo={"reward_weight": 0.1}))
+    assert needs_of(params("grpo", grpo={"reward_weight": 0.1})).mixture
 
 
 @pytest.mark.parametrize("held_out", [False, True])

@@ -20,30 +20,29 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from plumbline.data_contracts.errors import ParamsError, StageError
-from plumbline.tasks.models.callbacks import Patience, stop_reason, usual_callbacks
 from plumbline.tasks.models.chat import as_dicts, encode_prompts
-from plumbline.tasks.models.checkpoints import newest_whole, run_folder, weights_digest
-from plumbline.tasks.models.curve import curve_rows, evaluations_of, write_curve
+from plumbline.tasks.models.checkpoints import newest_whole, weights_digest
+from plumbline.tasks.models.curve import curve_rows
 from plumbline.tasks.models.judging import Answers, GainFunction, Judge, Prompt
-from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.trainer_args import trainer_config
-from plumbline.tasks.models.training import library_versions, train
 from plumbline.tasks.params.grpo import GrpoParams
-from plumbline.tasks.params.method_sections import ValidationParams
-from plumbline.tasks.training.finetuning.adapters import lora_config, save_policy
-from plumbline.tasks.training.finetuning.arena import Arena, is_beyond, open_arena
+from plumbline.tasks.training.finetuning.adapters import lora_config
+from plumbline.tasks.training.finetuning.arena import Arena
 from plumbline.tasks.training.finetuning.grpo.monitoring import WatchForHacking
 from plumbline.tasks.training.finetuning.grpo.rollouts import JudgedRollouts
 from plumbline.tasks.training.finetuning.grpo.trainer import ROLLOUT, SELECTION, JudgedTrainer, KeepState
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
-from plumbline.tasks.training.finetuning.offline import refuse_other_tokenizer
 from plumbline.tasks.training.finetuning.on_policy.kl_control import KlController
+from plumbline.tasks.training.finetuning.run import TrainingRun, open_run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+    from transformers import PreTrainedModel
 
 WHERE = "finetune.grpo"
+
+BEST_BY = "win_rate"
+"""Validation metric that chooses the best checkpoint, and that early stopping looks at."""
 
 _CALIBRATION_PROMPTS = 256
 """Prompts that π_ref answers to fix the scale of the reward's terms; a standard deviation is then known to 5 %."""
@@ -77,25 +76,18 @@ def run(inputs: FinetuneInputs, params: GrpoParams) -> dict[str, Any]:
     check_params(params)
     ranker, gains = _refuse_early(inputs, params)
 
-    # 2. the policy, and the prompts that leave room for an answer
-    seed_everything(inputs.seed, inputs.threads)
-    tokenizer = load_tokenizer(inputs.start, trust_remote_code=inputs.trust_remote_code)
-    if inputs.start != inputs.reference:
-        refuse_other_tokenizer(inputs, tokenizer)
-    policy = load_policy(inputs.start, trust_remote_code=inputs.trust_remote_code)
-    prompts, too_long = _fitting_prompts(inputs, params, policy, tokenizer)
-    digests = {"start": weights_digest(inputs.start), "reference": weights_digest(inputs.reference)}
-    runs_in = run_folder(inputs.work, _depends_on(inputs, params, digests, prompts))
+    # 2. the policy, and the prompts that leave room for a completion
+    opened = open_run("grpo", inputs, params)
+    prompts, too_long = _fitting_prompts(opened, params)
+    runs_in = opened.folder(**_depends_on(inputs, params, prompts))
     config = _config(params, inputs.seed, runs_in)
-    policy.to(config.device)
 
     # 3. π_ref answers: validation prompts for the arena, training prompts for the scale of the reward
-    reference = policy
-    if inputs.start != inputs.reference:
-        reference = load_policy(inputs.reference, trust_remote_code=inputs.trust_remote_code).to(config.device)
-    arena = _open_arena(inputs, params, reference, tokenizer)
+    reference = opened.reference(config.device)
+    # with an adapter it is switched off; without one TRL's reference serves, unless β = 0 leaves TRL without
+    arena = opened.arena(reference, inputs.validation, adapter=params.lora is not None or params.kl.beta > 0)
     rollouts = JudgedRollouts(
-        tokenizer=tokenizer,
+        tokenizer=opened.tokenizer,
         pool=prompts,
         judge=ranker,
         gains=gains,
@@ -107,35 +99,22 @@ def run(inputs: FinetuneInputs, params: GrpoParams) -> dict[str, Any]:
     _calibrate(rollouts, reference, prompts)
     del reference  # TRL loads its own
 
-    # 4. train, evaluate, keep the best
-    controller = KlController(params.kl)
-    trainer = _trainer(inputs, params, policy, config, rollouts, controller, arena)
+    # 4. train, evaluate, keep the best, write
+    trainer = _trainer(opened, params, config, rollouts, arena)
     checkpoint = newest_whole(runs_in)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-    trainable = sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad)
-    state = train(trainer, runs_in)
-
-    # 5. write
-    rows = _curve(state.log_history)
-    if trainer.is_world_process_zero():
-        save_policy(trainer.model, tokenizer, inputs.folder)
-        write_curve(inputs.folder, rows)
-    return {
-        "method": "grpo",
-        "settings": params.model_dump(mode="json"),
-        "seed": inputs.seed,
-        "libraries": library_versions("peft"),
-        "start_weights": digests["start"],
-        "reference_weights": digests["reference"],
+    ended = opened.train_and_write(trainer, trainer.model, runs_in, BEST_BY, rows_of=_curve)
+    watched = ended.state.stateful_callbacks[WatchForHacking.__name__]["attributes"]["kept"]
+    return ended.facts | {
         "judge": {"name": ranker.name, "digest": ranker.digest, "noise": ranker.noise, "gains": gains.digest},
         "implied_beta": None,
         "prompts": {"train": len(prompts)},
         "too_long": {"train": too_long},
         "tokens": dict(rollouts.tokens),
         "totals": dict(sorted(rollouts.totals.items())),
-        "trained_parameters": trainable,
-        **_outcome(state, params, rows),
+        "best": ended.best_with_kl(),
+        "findings": watched["findings"],
     }
 
 
@@ -198,18 +177,16 @@ def _config(params: GrpoParams, seed: int, folder: Path) -> GRPOConfig:
     )
 
 
-def _fitting_prompts(
-    inputs: FinetuneInputs, params: GrpoParams, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Prompt], int]:
+def _fitting_prompts(opened: TrainingRun, params: GrpoParams) -> tuple[list[Prompt], int]:
     """Distinct training prompts with room for `max_new_tokens`, and how many have none."""
-    limits = [params.max_length, context_length(policy.config, tokenizer)]
+    inputs = opened.inputs
+    limits = [params.max_length, opened.context]
     if params.reward_weight and inputs.reward is not None and inputs.reward.max_length is not None:
         limits.append(inputs.reward.max_length - 1)  # an end token behind a completion that did not reach its own
     room = min(limits) - params.max_new_tokens
     distinct: list[Prompt] = list(dict.fromkeys(pair.prompt for pair in inputs.train))
-    fitting = [
-        prompt for prompt, head in zip(distinct, encode_prompts(tokenizer, distinct), strict=True) if len(head) <= room
-    ]
+    heads = encode_prompts(opened.tokenizer, distinct)
+    fitting = [prompt for prompt, head in zip(distinct, heads, strict=True) if len(head) <= room]
     if not fitting:
         raise StageError(
             f"Expected training prompts with room for {params.max_new_tokens} new tokens within {min(limits)}, found "
@@ -218,45 +195,16 @@ def _fitting_prompts(
     return fitting, len(distinct) - len(fitting)
 
 
-def _depends_on(
-    inputs: FinetuneInputs, params: GrpoParams, digests: Mapping[str, str], prompts: Sequence[Prompt]
-) -> dict[str, Any]:
+def _depends_on(inputs: FinetuneInputs, params: GrpoParams, prompts: Sequence[Prompt]) -> dict[str, Any]:
     assert inputs.ranker is not None and inputs.gains is not None
     return {
-        "method": "grpo",
-        "params": params.model_dump(mode="json"),
-        "seed": inputs.seed,
-        "threads": inputs.threads,
-        **digests,
         "train": [as_dicts(prompt) for prompt in prompts],
         "validation": [as_dicts(pair.prompt) for pair in inputs.validation],
-        "judge": [inputs.judge_digest, inputs.judge_length],
         "ranker": [inputs.ranker.digest, inputs.ranker.noise],
         "gains": inputs.gains.digest,
         "reward": inputs.reward.digest if inputs.reward and params.reward_weight else None,
         "temperatures": list(inputs.temperatures),
-        "libraries": library_versions("peft"),
     }
-
-
-def _open_arena(
-    inputs: FinetuneInputs, params: GrpoParams, reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Arena:
-    assert inputs.judge is not None
-    return open_arena(
-        reference,
-        tokenizer,
-        inputs.validation,
-        inputs.judge,
-        ValidationParams(**params.validation.model_dump()),
-        batch_size=params.eval_batch_size,
-        context=context_length(reference.config, tokenizer),
-        seed=inputs.seed,
-        judge_length=inputs.judge_length,
-        # with an adapter it is switched off; without one TRL's reference serves, unless β = 0 leaves TRL without
-        adapter=params.lora is not None or params.kl.beta > 0,
-        progress=inputs.progress,
-    )
 
 
 def _calibrate(rollouts: JudgedRollouts, reference: PreTrainedModel, prompts: Sequence[Prompt]) -> None:
@@ -278,19 +226,13 @@ def _calibrate(rollouts: JudgedRollouts, reference: PreTrainedModel, prompts: Se
 
 
 def _trainer(
-    inputs: FinetuneInputs,
-    params: GrpoParams,
-    policy: PreTrainedModel,
-    config: GRPOConfig,
-    rollouts: JudgedRollouts,
-    controller: KlController,
-    arena: Arena,
+    opened: TrainingRun, params: GrpoParams, config: GRPOConfig, rollouts: JudgedRollouts, arena: Arena
 ) -> JudgedTrainer:
     # TRL loads the reference from the folder that the policy's config names
-    policy.config._name_or_path = str(inputs.reference)
-    prompts = _order(rollouts.pool, params, inputs.seed, config.world_size)
-    stopping = params.early_stopping
-    patience = [Patience(stopping.patience, stopping.min_delta, ("win_rate",))] if stopping else []
+    opened.policy.config._name_or_path = str(opened.inputs.reference)
+    prompts = _order(rollouts.pool, params, opened.inputs.seed, config.world_size)
+    controller = KlController(params.kl)
+    watch = WatchForHacking(params.monitors.model_dump(mode="json"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)  # trl is pinned
         trainer = JudgedTrainer(
@@ -299,19 +241,14 @@ def _trainer(
             arena=arena,
             steps_a_rollout=params.steps_a_rollout,
             best_within_kl=params.best_within_kl,
-            model=policy,
+            model=opened.policy,
             args=config,
             processing_class=rollouts.tokenizer,
             train_dataset=Dataset.from_dict({"prompt": [as_dicts(prompt) for prompt in prompts]}),
             # transformers wants one; what is evaluated is the arena
             eval_dataset=Dataset.from_dict({"prompt": [as_dicts(arena.prompts[0])]}),
             peft_config=lora_config(params.lora),
-            callbacks=[
-                *patience,
-                WatchForHacking(params.monitors.model_dump(mode="json")),
-                KeepState(controller, rollouts),
-                *usual_callbacks(inputs.progress),
-            ],
+            callbacks=opened.callbacks((BEST_BY,), watch, KeepState(controller, rollouts)),
         )
     if trainer.ref_model is not None:
         trainer.arena = dataclasses.replace(arena, reference=trainer.ref_model)
@@ -342,23 +279,3 @@ def _curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             | {name: value for name, value in entry.items() if name.startswith("eval_")}
         )
     return curve_rows(entries)
-
-
-def _outcome(state: TrainerState, params: GrpoParams, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    evaluations = evaluations_of(rows, "win_rate")
-    best = next(each for each in evaluations if each["step"] == state.best_global_step)
-    watched = state.stateful_callbacks[WatchForHacking.__name__]["attributes"]["kept"]
-    return {
-        "steps": {"planned": state.max_steps, "run": evaluations[-1]["step"]},
-        "best": {
-            "step": state.best_global_step,
-            "metric": "win_rate",
-            "value": best["win_rate"],
-            "kl_per_token": best["kl_per_token"],
-            "within_kl": not is_beyond(best["kl_per_token"], params.best_within_kl),
-        },
-        "stopped": stop_reason(state.stateful_callbacks) or "all steps done",
-        "final_loss": rows[-1]["loss"],
-        "findings": watched["findings"],
-        "evaluations": evaluations,
-    }

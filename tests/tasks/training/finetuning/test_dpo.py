@@ -19,9 +19,10 @@ from plumbline.data_contracts.records import CuratedPair, Message
 from plumbline.tasks.models.chat import encode
 from plumbline.tasks.models.loading import load_policy, load_tokenizer
 from plumbline.tasks.models.pairs import tokenise_pairs
+from plumbline.tasks.models.training import library_versions
 from plumbline.tasks.params.finetuning import DpoParams, FinetuneParams
 from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams, ValidationParams
-from plumbline.tasks.training.finetuning import dpo, offline, reference_logps
+from plumbline.tasks.training.finetuning import dpo, reference_logps
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from tests.support.training import FirstRun, Killed, killed_at, rows, same_bytes
 
@@ -324,10 +325,10 @@ def test_trajectory_is_the_recorded_one(whole: tuple[dict[str, Any], Path]) -> N
     _, folder = whole
     trajectory = [{name: row[name] for name in ("step", "loss", "margin", "grad_norm")} for row in rows(folder)]
     if os.environ.get("PLUMBLINE_RECORD"):
-        RECORDED.write_text(json.dumps({"versions": offline.libraries(), "rows": trajectory}, indent=1) + "\n")
+        RECORDED.write_text(json.dumps({"versions": library_versions("peft"), "rows": trajectory}, indent=1) + "\n")
     recorded = json.loads(RECORDED.read_text())
-    if recorded["versions"] != offline.libraries():
-        pytest.skip(f"recorded for {recorded['versions']}, this is {offline.libraries()}")
+    if recorded["versions"] != library_versions("peft"):
+        pytest.skip(f"recorded for {recorded['versions']}, this is {library_versions('peft')}")
     assert len(trajectory) == len(recorded["rows"])
     for row, expected in zip(trajectory, recorded["rows"], strict=True):
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)

@@ -24,7 +24,7 @@ from plumbline.tasks.params.finetuning import (
     OrpoParams,
 )
 from plumbline.tasks.params.method_sections import LoraParams, ValidationParams
-from plumbline.tasks.training.finetuning import offline
+from plumbline.tasks.training.finetuning import offline, run
 from plumbline.tasks.training.finetuning.arena import Arena
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from tests.support.training import Killed
@@ -206,12 +206,12 @@ def test_another_tokenizer_than_the_reference_has_is_refused(
 
 def test_one_folder_is_loaded_once(inputs: FinetuneInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Path] = []
-    load = offline.load_policy
+    load = run.load_policy
 
     def spied(folder: Path, **kwargs: Any) -> Any:
         loaded.append(folder)
         return load(folder, **kwargs)
 
-    monkeypatch.setattr(offline, "load_policy", spied)
+    monkeypatch.setattr(run, "load_policy", spied)
     train("dpo", inputs)
     assert loaded == [inputs.reference]
