@@ -60,7 +60,7 @@ class FinetuneInputs:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a method learns from besides preference pairs and π_ref, under the params that it is given."""
+    """Needs of a method besides preference pairs and π_ref, under the params that it is given."""
 
     mixture: bool = False  # the reward mixture, which it maximises
     ranker: bool = False  # the judge that ranks candidates
@@ -122,6 +122,6 @@ METHODS: dict[str, Method] = {
 
 
 def needs_of(params: FinetuneParams) -> Needs:
-    """What the methods of a run need, taken together."""
+    """The needs of all methods of a run."""
     found = [METHODS[name].needs(METHODS[name].section(params)) for name in params.methods]
     return Needs(**{each.name: any(getattr(needs, each.name) for needs in found) for each in fields(Needs)})

@@ -1,4 +1,4 @@
-"""A fine-tuning run, whatever its method: what comes before its training, and what is written behind it.
+"""A fine-tuning run of any method: the steps before its training, and what it writes afterwards.
 
 1. `open_run`: seeds, tokenizer and policy, and the weights that the policy is tied to.
 2. `TrainingRun.folder`: where checkpoints go, named by all that the run depends on.
@@ -72,12 +72,12 @@ class TrainingRun:
 
     @property
     def tied_to_start(self) -> bool:
-        """Whether π_ref is the policy that training starts from."""
+        """True if π_ref is the policy that training starts from."""
         return self.start_weights == self.reference_weights
 
     @property
     def holds_reference(self) -> bool:
-        """Whether the policy with its adapter off is π_ref."""
+        """True if the policy with its adapter off is π_ref."""
         return self.params.lora is not None and self.tied_to_start
 
     def folder(self, **own: Any) -> Path:
