@@ -282,14 +282,14 @@ def test_trajectory_is_the_recorded_one(whole: Whole) -> None:
 
     Processors sum in orders of their own: what one recorded, another gives within float32's rounding.
     """
-    _, folder = whole
+    facts, folder = whole
     names = ("step", "loss", "policy_loss", "value_loss", "reward", "kl_per_token", "beta", "grad_norm", "entropy")
     trajectory = [{name: row[name] for name in names} for row in rows(folder)]
     if os.environ.get("PLUMBLINE_RECORD"):
-        RECORDED.write_text(json.dumps({"versions": ppo._libraries(), "rows": trajectory}, indent=1) + "\n")
+        RECORDED.write_text(json.dumps({"versions": facts["libraries"], "rows": trajectory}, indent=1) + "\n")
     recorded = json.loads(RECORDED.read_text())
-    if recorded["versions"] != ppo._libraries():
-        pytest.skip(f"recorded for {recorded['versions']}, this is {ppo._libraries()}")
+    if recorded["versions"] != facts["libraries"]:
+        pytest.skip(f"recorded for {recorded['versions']}, this is {facts['libraries']}")
     assert len(trajectory) == len(recorded["rows"])
     for row, expected in zip(trajectory, recorded["rows"], strict=True):
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
