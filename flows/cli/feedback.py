@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from plumbline.data_contracts.errors import CheckFailed, ContractViolation, OperationsError, UsageError
+from plumbline.data_contracts.errors import CheckFailed, ContractViolation, UsageError
 from plumbline.flows.cli import completion
 from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, loaded, loaded_or_default
 from plumbline.flows.cli.fit_view import fit_view, stopping
@@ -21,6 +21,7 @@ from plumbline.flows.cli.output import Output
 if TYPE_CHECKING:
     from plumbline.tasks.data.curation.curate import Curated
     from plumbline.tasks.data.feedback.withdrawals import Kind
+    from plumbline.tasks.operations.take_feedback import Taken
     from plumbline.tasks.operations.withdraw_feedback import Withdrawn
     from plumbline.tasks.params.whole import Params
 
@@ -133,34 +134,25 @@ def ingest(source: Source, files: Files, workspace: Directory = HERE, json: Json
 
     They are versioned by DVC and announced to the Prefect server.
     """
-    from plumbline.tasks.data.ingest_feedback import count_rows, ingest_feedback
-    from plumbline.tasks.operations.announce import announce_batches
+    from plumbline.tasks.operations.take_feedback import take_feedback
 
     require_source(source)
     output = Output(json)
     root, params = loaded(workspace)
     with output.working("ingesting"):
-        batches = ingest_feedback(root, source, files, params.feedback.limits())
-    pending = None
-    try:
-        entries = announce_batches(root, params, source, batches, count_rows(batches))
-        announced = {entry.payload["sha256"]: entry.emitted_at is not None for entry in entries}
-    except OperationsError as error:  # the batch is safe and versioned; a later drain or poll announces it
-        announced, pending = {}, str(error)
+        taken = take_feedback(root, params, source, files)
+    if taken.pending is not None:
+        output.remark(f"ingested, not announced: {taken.pending}")
+    output.result(asdict(taken), lambda: _ingested(taken))
+
+
+def _ingested(taken: Taken) -> Table:
     table = Table("file", "batch", "", "event", box=None)
-    rows = []
-    for name, batch in zip(files, batches, strict=True):
-        path, told = batch.path.relative_to(root).as_posix(), announced.get(batch.digest, False)
-        standing = "new" if batch.new else "already there"
-        if waits := not batch.path.is_file():
-            standing += ", comes in when the run under way has ended"
-        table.add_row(escape(name), escape(path), standing, "announced" if told else "pending")
-        rows.append(
-            {"file": name, "batch": path, "sha256": batch.digest, "new": batch.new, "waits": waits, "announced": told}
-        )
-    if pending is not None:
-        output.remark(f"ingested, not announced: {pending}")
-    output.result({"batches": rows, "pending": pending}, table)
+    for row in taken.batches:
+        standing = "new" if row.new else "already there"
+        standing += ", comes in when the run under way has ended" if row.waits else ""
+        table.add_row(escape(row.file), escape(row.batch), standing, "announced" if row.announced else "pending")
+    return table
 
 
 def require_source(source: str) -> None:

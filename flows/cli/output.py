@@ -7,13 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 from rich.console import Console, RenderableType
 
 from plumbline.data_contracts.errors import PlumblineError
 from plumbline.data_contracts.secrets import mask
+
+if TYPE_CHECKING:
+    from plumbline.tasks.pipeline.stage import Stage
 
 
 class Output:
@@ -57,6 +60,12 @@ class Output:
     def working(self, on: str) -> AbstractContextManager[object]:
         """Show a spinner on stderr while the block runs; nothing if stderr is not a terminal."""
         return self.remarks.status(on) if self.remarks.is_terminal else nullcontext()
+
+    def display(self, stages: list[Stage]) -> AbstractContextManager[object]:
+        """Show these stages live on stderr while the block runs; nothing where stderr is not a terminal."""
+        from plumbline.flows.cli.display import Display
+
+        return Display(stages)
 
     def remark(self, text: str) -> None:
         """Say something beside the result, on stderr."""

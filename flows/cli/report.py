@@ -43,14 +43,14 @@ _COUNTS = ("read", "accepted", "merged", "quarantined")
 
 def payload_of(registered: Settled, seconds: float) -> dict[str, Any]:
     """The JSON object of `plumbline retrain --json`."""
-    facts = {record.name: record.artifact.facts for record in registered.stages}
+    facts = registered.facts
     return {
         "model_uri": registered.model_uri,
         "alias_uris": registered.alias_uris,
-        "gate": {"passed": registered.passed, "reasons": facts["gate"]["reasons"]},
+        "gate": {"passed": registered.passed, "reasons": registered.reasons},
         "first_champion": None if registered.first is None else promotion_payload(registered.first),
         "warnings": _warnings(registered),
-        "metrics": facts["evaluate"]["metrics"],
+        "metrics": registered.metrics,
         "stages": [
             {"name": record.name, "seconds": round(record.seconds, 2), "reused": record.reused}
             for record in registered.stages
@@ -65,9 +65,9 @@ def payload_of(registered: Settled, seconds: float) -> dict[str, Any]:
 
 def tables_of(registered: Settled, seconds: float, root: Path) -> Iterator[RenderableType]:
     """The tables that a person reads."""
-    facts = {record.name: record.artifact.facts for record in registered.stages}
+    facts = registered.facts
     yield _stages(registered, seconds)
-    yield _metrics(facts["evaluate"]["metrics"])
+    yield _metrics(registered.metrics)
     yield _gate(facts["gate"])
     if _warnings(registered):
         yield _warned(_warnings(registered))

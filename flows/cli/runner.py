@@ -38,18 +38,17 @@ def retrain_here(
     with exclusive_run(root):
         registered = up_to_date(root, params)
     if registered is None:
-        registered = _run_retrain(root)
+        registered = _run_retrain(root, output)
     else:
         output.remark("Nothing to do: every stage is up to date, and its model is registered.")
     return registered, time.monotonic() - started
 
 
-def _run_retrain(root: Path) -> Settled:
+def _run_retrain(root: Path, output: Output) -> Settled:
     with _server(root):
-        from plumbline.flows.cli.display import Display
         from plumbline.flows.retrain import retrain
 
-    with Display(list(STAGES.values())), naming_its_end():
+    with output.display(list(STAGES.values())), naming_its_end():
         return retrain(root=str(root))
 
 
@@ -57,21 +56,19 @@ def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], 
     """Write params to `params.yaml` and run the comparison."""
     params = _settled(root, overlays, settings, output, comparing=True)
     with _server(root):
-        from plumbline.flows.cli.display import Display
         from plumbline.flows.compare import compare, shown_stages
 
-    with Display(shown_stages(params)), naming_its_end():
+    with output.display(shown_stages(params)), naming_its_end():
         return compare(root=str(root))
 
 
 def self_play_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> SelfPlayed:
     """Write params to `params.yaml`, answer, judge and ingest; no Prefect server is needed."""
-    from plumbline.flows.cli.display import Display
     from plumbline.tasks.evaluation import self_play as verb
 
     with exclusive_run(root):
         params = _settled(root, overlays, settings, output)
-        with Display([verb.STAGE]):
+        with output.display([verb.STAGE]):
             return verb.self_play(root, params)
 
 

@@ -36,6 +36,7 @@ def temporary_server(root: Path) -> Iterator[None]:
     """
     from prefect.settings import get_current_settings
 
+    _forget_ended()
     settings = get_current_settings()
     if settings.api.url is not None:
         yield
@@ -68,6 +69,18 @@ def naming_its_end() -> Iterator[None]:
                     f"for lack of memory); its log is {server.log}. Run again: finished work is reused."
                 ) from error
         raise
+
+
+def _forget_ended() -> None:
+    """Let a further run in this process not look for a server that was killed since the run before."""
+    from prefect.context import refresh_global_settings_context
+
+    for server in [one for one in _started if one.process.poll() is not None]:
+        _started.remove(server)
+        if os.environ.get(_URL) == server.api_url:
+            for name in (_URL, _AUTH, _RETRIES, temporary.TEMPORARY):
+                os.environ.pop(name, None)
+            refresh_global_settings_context()
 
 
 def _use(server: temporary.TemporaryServer) -> None:

@@ -67,8 +67,11 @@ def use_services(root: Path) -> None:
     from plumbline.tasks.operations.services.addresses import known_server
     from plumbline.tasks.operations.services.credentials import PREFECT, find_credentials
     from plumbline.tasks.operations.services.plan import services_folder
+    from plumbline.tasks.operations.services.temporary import TEMPORARY
 
     server, given = known_server(root), plain_url(os.environ.get("PREFECT_API_URL"))
+    if given == plain_url(os.environ.get(TEMPORARY)):  # of a call before in this process; no person chose it
+        given = ""
     if server is None or (given and given != server.url):
         return
     try:

@@ -94,6 +94,11 @@ class Compared:
     stages: Sequence[StageRecord]
 
     @property
+    def facts(self) -> Mapping[str, Any]:
+        """The figures of each variant, the recommendation and its reasons."""
+        return self.comparison.facts
+
+    @property
     def failed(self) -> list[str]:
         """Labels of the attempts that left no policy."""
         return [outcome.attempt.label for outcome in self.outcomes if outcome.failure is not None]

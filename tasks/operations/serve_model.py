@@ -85,6 +85,26 @@ def application(service: ChatService, serving: ServingParams, *, model_name: str
     return checked(app, host=serving.host, allowed_hosts=serving.allowed_hosts, allowed_origins=serving.allowed_origins)
 
 
+def load_answering(root: Path, params: Params, alias: str) -> tuple[str, Backend]:
+    """The version that an alias of those who answer people names, and its backend: verified, then loaded once.
+
+    Raises as `serve_model`.
+    """
+    require_answering(alias, "alias")
+    store = Store(root, params.registry)
+    uri = Vouched(ledger.open_ledger(root, params.operations), store).find(alias)
+    if uri is None:
+        raise _held_by_nobody(params, alias)
+    return uri, load(root, params, store, params.serving.champion, uri)
+
+
+def _held_by_nobody(params: Params, alias: str) -> UnknownModelError:
+    return UnknownModelError(
+        f"models:/{params.registry.model_name}@{alias}: nobody holds this alias. `plumbline promote` gives it to a "
+        "version that passes its gates."
+    )
+
+
 def build_service(root: Path, params: Params, alias: str) -> ChatService:
     """A service whose champion is loaded. A challenger that cannot be is an alert, and tried again later.
 
@@ -102,10 +122,7 @@ def build_service(root: Path, params: Params, alias: str) -> ChatService:
     )
     champion.refresh(must=True)
     if champion.uri is None:
-        raise UnknownModelError(
-            f"models:/{params.registry.model_name}@{alias}: nobody holds this alias. `plumbline promote` gives it to a "
-            "version that passes its gates."
-        )
+        raise _held_by_nobody(params, alias)
     slots = [champion]
     duties: dict[str, tuple[float, Callable[[], object]]] = {}
     shadow = canary = None

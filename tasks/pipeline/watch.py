@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from plumbline.data_contracts.progress import Progress, silent
@@ -41,6 +43,16 @@ _current: Watch = Unwatched()
 def watch() -> Watch:
     """The present watch."""
     return _current
+
+
+@contextmanager
+def watched_by(new: Watch) -> Iterator[None]:
+    """Inside, this one watches the process's runs."""
+    set_watch(new)
+    try:
+        yield
+    finally:
+        set_watch(Unwatched())
 
 
 def set_watch(new: Watch) -> None:

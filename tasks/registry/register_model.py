@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ruamel.yaml import YAML
 
@@ -43,6 +43,21 @@ class Registered:
     alias_uris: list[str]
     passed: bool
     stages: list[StageRecord]
+
+    @property
+    def facts(self) -> dict[str, Mapping[str, Any]]:
+        """The facts that each stage records of its output, by stage."""
+        return {record.name: record.artifact.facts for record in self.stages}
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The figures of the evaluation, in its own nesting."""
+        return cast(dict[str, Any], self.facts["evaluate"]["metrics"])
+
+    @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """The checks of the gate, each with `passed` and `text`."""
+        return cast(list[dict[str, Any]], self.facts["gate"]["reasons"])
 
 
 def refuse_early(root: Path, params: RegistryParams, operations: OperationsParams) -> None:
