@@ -37,7 +37,7 @@ from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger import ledger
 from plumbline.tasks.registry.ledger.vouched import Vouched
 from plumbline.tasks.registry.store.client import Store
-from plumbline.tasks.registry.versions.listing import find_version
+from plumbline.tasks.registry.versions.registered import resolve
 from plumbline.tasks.registry.versions.serving_files import verified_model
 from plumbline.tasks.storage.database import open_database
 
@@ -169,7 +169,7 @@ def load(root: Path, params: Params, store: Store, backend: BackendParams, uri: 
     The version is verified either way. Of a server at a URL only the registered version is: which weights the server
     itself loaded under that name nothing here can prove, and the log says so.
     """
-    version = find_version(store, uri)
+    version = resolve(store, uri)
     folder = verified_model(store, version, root)
     if backend.kind == "transformers":
         return LocalBackend.load(_spec(folder, params, backend))
@@ -192,7 +192,7 @@ def load_shadow(root: Path, params: Params, store: Store, uri: str) -> Backend:
     backend, shadow = params.serving.challenger, params.serving.shadow
     if backend.kind == "openai":
         return load(root, params, store, backend, uri)
-    folder = verified_model(store, find_version(store, uri), root)
+    folder = verified_model(store, resolve(store, uri), root)
     return ShadowProcess(_spec(folder, params, backend), nice=shadow.nice, timeout_s=shadow.timeout_s)
 
 

@@ -29,10 +29,9 @@ from plumbline.tasks.registry.lineage.in_use import in_use
 from plumbline.tasks.registry.lineage.tree import render_graph, render_timeline
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.lookup import registered_at
-from plumbline.tasks.registry.versions.listing import find_version
 from plumbline.tasks.registry.versions.manifest import all_paths, broken_links
 from plumbline.tasks.registry.versions.record import check_record
-from plumbline.tasks.registry.versions.registered import MANIFEST_TAG, StoredFiles, Version
+from plumbline.tasks.registry.versions.registered import MANIFEST_TAG, StoredFiles, Version, resolve
 from plumbline.tasks.storage.database import read_database, reading
 from plumbline.tasks.storage.database.location import find_location
 from plumbline.tasks.storage.database.outbox_tables import METADATA, OUTBOX
@@ -103,7 +102,7 @@ def walk_model(
 ) -> Walk:
     """As `audit_model`, with graph and manifest. Without `rehash` only the manifest's own hash is checked."""
     store = Store(root, params, read_only=True)
-    version = find_version(store, uri)
+    version = resolve(store, uri)
     stored = StoredFiles(store, version)
     pinned = stored.check_manifest()
     if not pinned.ok:

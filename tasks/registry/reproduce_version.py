@@ -36,9 +36,8 @@ from plumbline.tasks.registry.lineage.differences import compare_environments, c
 from plumbline.tasks.registry.restore_version import restore_version
 from plumbline.tasks.registry.signing.keys import verifying_key
 from plumbline.tasks.registry.store.client import Store
-from plumbline.tasks.registry.versions.listing import find_version
 from plumbline.tasks.registry.versions.manifest import environment
-from plumbline.tasks.registry.versions.registered import MANIFEST_TAG, StoredFiles
+from plumbline.tasks.registry.versions.registered import MANIFEST_TAG, StoredFiles, resolve
 from plumbline.tasks.storage.versioning.git import program_identity
 from plumbline.tasks.storage.versioning.objects import ObjectStore, check_tree
 
@@ -80,7 +79,7 @@ def open_reproduction(root: Path, uri: str, params: RegistryParams, to: Path | N
     Raises `UsageError` when the folder holds something else, and what `restore_version` raises.
     """
     store = Store(root, params, read_only=True)
-    version = find_version(store, uri)
+    version = resolve(store, uri)
     digest = version.tags[MANIFEST_TAG]
     folder = to or root / ".plumbline" / "reproduce" / digest[:16]
     state = folder / STATE

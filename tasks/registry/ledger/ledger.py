@@ -305,17 +305,9 @@ def _set(store: Store, entry: LedgerEntry, aliases: dict[str, str]) -> list[str]
 
 
 def is_live(store: Store, number: str) -> bool:
-    """True if MLflow has this version of `store.params.model_name`."""
-    from mlflow.exceptions import MlflowException
-
+    """Whether MLflow has this version of `store.params.model_name`."""
     with refusals(f"looking up version {number} of {store.params.model_name}"):
-        try:
-            store.client.get_model_version(store.params.model_name, number)
-        except MlflowException as error:
-            if error.error_code not in (_GONE, "INVALID_PARAMETER_VALUE"):
-                raise
-            return False
-    return True
+        return store.reader.version(store.params.model_name, number) is not None
 
 
 def _require_live(store: Store, name: str, entries: Sequence[LedgerEntry], moves: Sequence[Move]) -> None:

@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 from plumbline.data_contracts.errors import RegistryError, RegistryRefused, SignatureError
 from plumbline.tasks.registry.ledger import ledger
 from plumbline.tasks.registry.ledger.chain import rows_of
-from plumbline.tasks.registry.store.client import Store, refusals
+from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.store.lookup import registered
 
 
 class Vouched:
@@ -39,10 +40,8 @@ class Vouched:
         return f"models:/{name}/{aliases[alias]}" if alias in aliases else None
 
     def _verified(self, name: str) -> Mapping[str, str]:
-        with refusals(f"looking up {name}"):
-            models = self._store.client.search_registered_models(f"name = '{name}'", max_results=1)
-        aliases = {str(key): str(number) for key, number in models[0].aliases.items()} if models else {}
-        head = models[0].tags.get(ledger.HEAD_TAG) if models else None
+        aliases, tags = registered(self._store, name) or ({}, {})
+        head = tags.get(ledger.HEAD_TAG)
         seen = (rows_of(self._engine, name), aliases, head)
         if seen != self._seen:
             problems = ledger.verify_chain(self._engine, self._store)

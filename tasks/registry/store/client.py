@@ -21,8 +21,10 @@ from plumbline.data_contracts.private_names import private_names
 from plumbline.data_contracts.secrets import mask
 from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.params.section import from_environment
+from plumbline.tasks.registry.store.client_reader import ClientReader
 from plumbline.tasks.registry.store.locations import require_inside, settle
-from plumbline.tasks.registry.store.tables import Tables, empty_tables, open_tables, read_tables
+from plumbline.tasks.registry.store.reader import RegistryReader
+from plumbline.tasks.registry.store.tables import empty_tables, open_tables, read_tables
 from plumbline.tasks.storage.database.location import ARTIFACTS, record_location
 from plumbline.tasks.storage.database.sqlite import copy_database, sqlite_url
 
@@ -58,9 +60,9 @@ def store_uri(root: Path, params: RegistryParams) -> str:
 class Store:
     """One MLflow store. Opening it creates or migrates the database, seconds the first time.
 
-    `tables` are there where the store is a database of the revision that we read ourselves. MLflow's client, whose
-    import takes seconds, is then opened by the first use of it. With `read_only` nothing is made, migrated or written:
-    where the client is needed for a database of the workspace's own, it gets a private copy.
+    `reader` answers look-ups: from the tables of a database of the revision that we read ourselves, else by MLflow's
+    client. The client's import takes seconds, so it is opened by the first use of it. With `read_only` nothing is
+    made, migrated or written: where the client is needed for a database of the workspace's own, it gets a private copy.
     """
 
     def __init__(self, root: Path, params: RegistryParams, *, read_only: bool = False) -> None:
@@ -72,14 +74,15 @@ class Store:
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._reads_only = read_only and self.is_own
         if self._reads_only:
-            self.tables = self._read()
+            self.reader: RegistryReader = self._read()
             return
         self._settle()
-        self.tables = open_tables(self.uri)
-        if self.tables is None:
-            self._client = self._open()
-            self.tables = open_tables(self.uri)
+        tables = open_tables(self.uri)
+        if tables is None:
+            _ = self.client
+            tables = open_tables(self.uri)
             self._settle()
+        self.reader = tables or ClientReader(self.client)
 
     def located(self, location: str) -> str:
         """Present place of artifacts. Raises `RegistryError` for one outside of a workspace that has its own store."""
@@ -93,16 +96,16 @@ class Store:
                 with refusals(f"MLflow store {self.name} cannot be opened"), _OPENING:
                     settle(self._database, self.root)
 
-    def _read(self) -> Tables | None:
-        """The tables of the own database; of another revision, those of a private copy that MLflow migrates."""
+    def _read(self) -> RegistryReader:
+        """Reads the own database; one of another revision, in a private copy that MLflow migrates."""
         if not self._database.exists():
             return empty_tables()
         with refusals(f"MLflow store {self.name} cannot be read"):
             found = read_tables(self._database)
         if found is not None:
             return found
-        _ = self.client
-        return open_tables(self.uri)
+        client = self.client
+        return open_tables(self.uri) or ClientReader(client)
 
     @property
     def _database(self) -> Path:

@@ -12,19 +12,20 @@ from plumbline.tasks.registry.signing.key_files import signature_digest
 from plumbline.tasks.registry.signing.signatures import SEAL_TAG, SIGNATURE
 from plumbline.tasks.registry.store.client import Store, refusals
 from plumbline.tasks.registry.store.fetching import fetched
-from plumbline.tasks.registry.store.lookup import location_of
+from plumbline.tasks.registry.store.lookup import location_of, registered
 from plumbline.tasks.registry.versions.registered import all_versions
 
 
 def signatures_of(store: Store, engine: Engine, *, versions: bool = True) -> set[str]:
     """Digests of the signatures over ledger lines, heads and, by default, versions and their seals."""
     with refusals("listing registered models"):
-        models = list(store.client.search_registered_models())
+        names = store.reader.names()
     found: set[str] = set()
-    for model in models:
-        found |= {signature_digest(str(row["signature"]).encode()) for row in rows_of(engine, model.name)}
-        found |= _head(model.tags.get(HEAD_TAG))
-        for version in all_versions(store, model.name) if versions else ():
+    for name in names:
+        _, tags = registered(store, name) or ({}, {})
+        found |= {signature_digest(str(row["signature"]).encode()) for row in rows_of(engine, name)}
+        found |= _head(tags.get(HEAD_TAG))
+        for version in all_versions(store, name) if versions else ():
             if (seal := version.tags.get(SEAL_TAG)) is not None:
                 found.add(signature_digest(seal.encode()))
             found |= _bundle(store, version.name, version.number)

@@ -19,14 +19,7 @@ from plumbline.data_contracts.artifact import sha256_file
 from plumbline.tasks.params.section import flatten
 from plumbline.tasks.registry.ledger.ledger import ALIASES
 from plumbline.tasks.registry.store.client import Store, refusals
-from plumbline.tasks.registry.store.run_tables import (
-    PARENT,
-    RunRecord,
-    from_client,
-    model_from_client,
-    read_logged_model,
-    read_runs,
-)
+from plumbline.tasks.registry.store.reader import RunRecord
 from plumbline.tasks.registry.store.runs import PARAM_CHARACTERS, figures, in_order, mlflow_key, param_text
 from plumbline.tasks.registry.versions.manifest import all_paths
 from plumbline.tasks.registry.versions.registered import OBJECT_TAG
@@ -63,13 +56,11 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
         if alias not in ALIASES
     ]
     with refusals(f"what MLflow shows of {version.uri}"):
-        description, source = _description_and_source(store, version)
-    if description:
-        found.problems.append(_differs("description", version.uri, description, "none"))
-    with refusals(f"the logged model of {version.uri}"):
-        logged = _logged_model(store, source)
-    if logged is not None:
-        found.problems += _model_record(logged, manifest)
+        shown = store.reader.version(version.name, version.number)
+    if shown is not None:
+        if shown.description:
+            found.problems.append(_differs("description", version.uri, shown.description, "none"))
+        found.problems += _model_record(store, version, shown.source or "", manifest)
     signed = manifest.get("mlflow_run_id")
     if signed is not None and version.run_id != signed:
         found.problems.append(_differs("run", version.uri, version.run_id or "none", signed))
@@ -78,7 +69,7 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
         found.notes.append("MLflow names no run of this version: its figures and params could not be compared.")
         return found
     with refusals(f"run {run_id} of {version.uri}"):
-        runs = _runs(store, run_id)
+        runs = store.reader.runs(run_id)
     _check_runs(found, runs, run_id, manifest)
     if run_id in runs:
         problems, notes = _plots(f"run {run_id}", runs[run_id], store, manifest)
@@ -87,8 +78,13 @@ def check_record(store: Store, version: Version, manifest: Mapping[str, Any]) ->
     return found
 
 
-def _model_record(logged: RunRecord, manifest: Mapping[str, Any]) -> Iterator[str]:
+def _model_record(store: Store, version: Version, source: str, manifest: Mapping[str, Any]) -> Iterator[str]:
     """A logged model has no figures and params of its own: MLflow's page would show them as the version's."""
+    model_id = source.removeprefix(_LOGGED)
+    if model_id == source or not model_id.startswith(_LOGGED_ID):
+        return
+    with refusals(f"the logged model of {version.uri}"):
+        logged = store.reader.logged_model(model_id)
     where = f"logged model {logged.run_id}"
     yield from _figures(where, logged, {})
     yield from _values("param", where, logged.params, {})
@@ -256,45 +252,6 @@ def _data(run: RunRecord) -> dict[str, str]:
 def _expected_data(manifest: Mapping[str, Any]) -> dict[str, str]:
     roles = {entry["path"]: role for role, entry in manifest["objects"].items()}
     return {path: f"{digest} ({roles.get(path, 'lineage')})" for path, digest in all_paths(manifest).items()}
-
-
-def _runs(store: Store, run_id: str) -> dict[str, RunRecord]:
-    if store.tables is not None:
-        with store.tables.reading() as connection:
-            return read_runs(connection, run_id)
-    from mlflow.entities import ViewType
-    from mlflow.exceptions import MlflowException
-
-    client = store.client
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
-    query = f"tags.`{PARENT}` = '{run_id}'"
-    children = client.search_runs([run.info.experiment_id], query, ViewType.ALL, max_results=1000)
-    return {str(each.info.run_id): from_client(each) for each in (run, *children)}
-
-
-def _description_and_source(store: Store, version: Version) -> tuple[str, str]:
-    """The version's free text, and what MLflow says it was made from; empty for none."""
-    if store.tables is not None:
-        row = store.tables.version(version.name, version.number)
-        return ((row.description or ""), (row.source or "")) if row is not None else ("", "")
-    found = store.client.get_model_version(version.name, version.number)
-    return str(found.description or ""), str(found.source or "")
-
-
-def _logged_model(store: Store, source: str) -> RunRecord | None:
-    """MLflow's entry of the logged model that a version was made from; None if it was made from none."""
-    model_id = source.removeprefix(_LOGGED)
-    if model_id == source or not model_id.startswith(_LOGGED_ID):
-        return None
-    if store.tables is not None:
-        with store.tables.reading() as connection:
-            return read_logged_model(connection, model_id)
-    return model_from_client(store.client.get_logged_model(model_id))
 
 
 def _ours(key: str) -> bool:

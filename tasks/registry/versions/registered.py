@@ -35,7 +35,7 @@ from plumbline.tasks.registry.signing.keys import signing_key, verifying_key
 from plumbline.tasks.registry.signing.signatures import SEAL_TAG, SIGNATURE, seal, sign_version_files, verify_signature
 from plumbline.tasks.registry.store.client import Store, refusals
 from plumbline.tasks.registry.store.fetching import fetched
-from plumbline.tasks.registry.store.tables import VersionRow
+from plumbline.tasks.registry.store.reader import VersionRecord
 from plumbline.tasks.registry.versions.stored import GATE_TAG as GATE_TAG
 from plumbline.tasks.registry.versions.stored import KEY_TAG as KEY_TAG
 from plumbline.tasks.registry.versions.stored import MANIFEST_TAG as MANIFEST_TAG
@@ -144,35 +144,14 @@ def find_by_key(store: Store, name: str, key: str) -> Version | None:
     """The version that stands for these results, if they were registered before."""
     with refusals(f"looking up {name}"):
         found = store.client.search_model_versions(f"name = '{name}' and tags.`{KEY_TAG}` = '{key}'", max_results=1)
-    return _version(found[0], ()) if found else None
+    return resolve(store, f"models:/{name}/{found[0].version}") if found else None
 
 
 def all_versions(store: Store, name: str) -> list[Version]:
     """Every version of a model, oldest first, with its aliases."""
-    if store.tables is None:
-        return _all_from_client(store, name)
     with refusals(f"listing {name}"):
-        holders, rows = store.tables.model(name), store.tables.versions(name)
-    return [from_row(name, row, holders[0] if holders else {}) for row in rows]
-
-
-def _all_from_client(store: Store, name: str) -> list[Version]:
-    with refusals(f"listing {name}"):
-        models = store.client.search_registered_models(f"name = '{name}'", max_results=1)
-        if not models:
-            return []
-        found, token = [], None
-        while True:
-            page = store.client.search_model_versions(f"name = '{name}'", max_results=10_000, page_token=token)
-            found += list(page)
-            token = page.token
-            if not token:
-                break
-    aliases: dict[str, list[str]] = {}
-    for alias, number in models[0].aliases.items():
-        aliases.setdefault(str(number), []).append(alias)
-    versions = [_version(item, aliases.get(str(item.version), ())) for item in found]
-    return sorted(versions, key=lambda version: int(version.number))
+        model, found = store.reader.model(name), store.reader.versions(name)
+    return [_version(name, item, model[0] if model else {}) for item in found]
 
 
 def resolve(store: Store, uri: str) -> Version:
@@ -184,24 +163,35 @@ def resolve(store: Store, uri: str) -> Version:
     match = _URI.fullmatch(uri)
     if match is None:
         raise UnknownModelError(f"{uri}: expected models:/NAME@ALIAS, models:/NAME/VERSION or NAME.")
-    name, alias, number = match["name"], match["alias"], match["version"]
+    name, number = match["name"], match["version"]
+    with refusals(f"looking up {name}"):
+        model = store.reader.model(name)
+        holders = model[0] if model else {}
+        if number is None:
+            number = _holder(holders, match["alias"])
+        if number is None and match["alias"] is None:
+            number = store.reader.latest(name)
+        found = store.reader.version(name, number) if number is not None else None
+    if found is None:
+        raise _unknown(store, uri, name)
+    return _version(name, found, holders)
+
+
+def _holder(holders: Mapping[str, str], alias: str | None) -> str | None:
+    """The version that an alias names, or, where none is asked for, the champion or else the candidate."""
+    wanted = [alias] if alias is not None else [CHAMPION, CANDIDATE]
+    return next((holders[item] for item in wanted if item in holders), None)
+
+
+def _unknown(store: Store, uri: str, name: str) -> UnknownModelError:
     versions = all_versions(store, name)
     if not versions:
-        raise UnknownModelError(f"{uri}: no version of {name!r} in {store.name}. `plumbline retrain` registers one.")
-    if number is not None:
-        chosen = [version for version in versions if version.number == number]
-    elif alias is not None:
-        chosen = [version for version in versions if alias in version.aliases]
-    else:
-        ranked = [version for wanted in (CHAMPION, CANDIDATE) for version in versions if wanted in version.aliases]
-        chosen = (ranked or versions[-1:])[:1]
-    if not chosen:
-        known = sorted({alias for version in versions for alias in version.aliases})
-        raise UnknownModelError(
-            f"{uri}: no such version; {name} has versions {versions[0].number} to {versions[-1].number} "
-            f"and aliases {', '.join(known) or 'none'}."
-        )
-    return chosen[0]
+        return UnknownModelError(f"{uri}: no version of {name!r} in {store.name}. `plumbline retrain` registers one.")
+    known = sorted({alias for version in versions for alias in version.aliases})
+    return UnknownModelError(
+        f"{uri}: no such version; {name} has versions {versions[0].number} to {versions[-1].number} "
+        f"and aliases {', '.join(known) or 'none'}."
+    )
 
 
 def _logged_model(store: Store, experiment_id: str, name: str, key: str, run_id: str) -> str:
@@ -324,11 +314,7 @@ def _tags(key: str, manifest: Mapping[str, Any], data: bytes) -> dict[str, str]:
     }
 
 
-def _version(item: Any, aliases: Sequence[str]) -> Version:
-    return Version(str(item.name), str(item.version), tuple(sorted(aliases)), dict(item.tags), item.run_id)
-
-
-def from_row(name: str, row: VersionRow, holders: Mapping[str, str]) -> Version:
-    """The version of a row in MLflow's tables. `holders`: alias -> number of the version that it names."""
-    aliases = sorted(alias for alias, number in holders.items() if number == row.number)
-    return Version(name, row.number, tuple(aliases), row.tags, row.run_id)
+def _version(name: str, found: VersionRecord, holders: Mapping[str, str]) -> Version:
+    """A version of a reader. `holders`: alias -> number of the version that it names."""
+    aliases = sorted(alias for alias, number in holders.items() if number == found.number)
+    return Version(name, found.number, tuple(aliases), found.tags, found.run_id)

@@ -9,23 +9,24 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from plumbline.data_contracts.errors import RegistryError
-from plumbline.tasks.registry.store import run_tables, tables
+from plumbline.tasks.registry.store import tables
 from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.store.client_reader import ClientReader
 from plumbline.tasks.registry.store.lookup import location_of, registered, registered_at
-from plumbline.tasks.registry.store.tables import METADATA, SCHEMA_REVISION, open_tables
-from plumbline.tasks.registry.versions.listing import find_version, live_aliases, pinned_versions
-from plumbline.tasks.registry.versions.registered import all_versions
+from plumbline.tasks.registry.store.schema import METADATA, SCHEMA_REVISION
+from plumbline.tasks.registry.store.tables import open_tables
+from plumbline.tasks.registry.versions.listing import live_aliases, pinned_versions
+from plumbline.tasks.registry.versions.registered import all_versions, resolve
 
 
 def test_revision_and_columns_are_those_of_the_mlflow_that_is_installed(migrated_store: Path) -> None:
-    """When MLflow is raised: compare its models with `tables.py`, then write the new revision there."""
+    """When MLflow is raised: compare its models with `schema.py`, then write the new revision there."""
     from mlflow.store.db.base_sql_model import Base
     from mlflow.store.model_registry.dbmodels import models as registry_models  # noqa: F401  (fills Base)
     from mlflow.store.tracking.dbmodels import models as tracking_models  # noqa: F401  (likewise)
 
     with create_engine(f"sqlite:///{migrated_store}").connect() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == SCHEMA_REVISION
-    assert run_tables.METADATA is METADATA
     for name, table in METADATA.tables.items():
         if name != "alembic_version":
             theirs = Base.metadata.tables[name].columns
@@ -47,9 +48,11 @@ def _answers(store: Store, name: str) -> dict[str, Any]:
         "model": registered(store, name),
         "aliases": live_aliases(store, name),
         "versions": versions,
-        "found": [find_version(store, uri) for uri in (name, f"models:/{name}/2", f"models:/{name}@champion")],
+        "found": [resolve(store, uri) for uri in (name, f"models:/{name}/2", f"models:/{name}@champion")],
         "places": [location_of(store, name, version.number) for version in versions],
         "times": [registered_at(store, name, version.number) for version in versions],
+        "names": store.reader.names(),
+        "runs": [store.reader.runs(str(version.run_id)) for version in versions],
         "pins": {number: pin.manifest_sha256 for number, pin in pinned_versions(store, name).items()},
     }
 
@@ -62,7 +65,7 @@ def test_tables_and_client_say_the_same(registry: Any) -> None:
     client.delete_model_version(registry.name, "3")
     client.set_model_version_tag(registry.name, "2", "of somebody", "tag")
     by_tables, by_client = Store(registry.root, registry.params), Store(registry.root, registry.params)
-    by_client.tables = None
+    by_client.reader = ClientReader(by_client.client)
     found = _answers(by_tables, registry.name)
     assert found == _answers(by_client, registry.name)
     assert by_tables._client is None
@@ -73,7 +76,7 @@ def test_tables_and_client_say_the_same(registry: Any) -> None:
 def test_a_number_that_no_version_can_have_is_unknown(registry: Any) -> None:
     registry.register("one")
     with pytest.raises(RegistryError, match="no such version"):
-        find_version(registry.store, f"models:/{registry.name}/{10**30}")
+        resolve(registry.store, f"models:/{registry.name}/{10**30}")
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "databricks", "sqlite://", "bogus://host"])

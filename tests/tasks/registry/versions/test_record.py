@@ -14,7 +14,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from plumbline.tasks.registry.register_model import register_model
 from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.registry.store.client_reader import ClientReader
 from plumbline.tasks.registry.store.runs import open_run
+from plumbline.tasks.registry.store.tables import TableReader
 from plumbline.tasks.registry.versions.record import RecordCheck, check_record
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 
@@ -63,9 +65,9 @@ def runs(store: Store) -> dict[str, str]:
 
 
 def test_what_was_registered_is_what_mlflow_shows(store: Store, manifest: dict[str, Any]) -> None:
-    assert store.tables is not None
+    assert isinstance(store.reader, TableReader)
     assert check(store, manifest) == RecordCheck()
-    store.tables = None  # as behind HTTP: the client answers
+    store.reader = ClientReader(store.client)  # as behind HTTP: the client answers
     assert check(store, manifest) == RecordCheck()
 
 
@@ -243,7 +245,7 @@ def test_what_somebody_changed_through_the_client_is_named_with_both_values(
     named = runs(store)
     act(store.client, named)
     if not tables:
-        store.tables = None
+        store.reader = ClientReader(store.client)
     problems = check(store, manifest).problems
     assert [problem for problem in problems if words.format(**named) in problem], problems
     assert len(problems) == 1
