@@ -12,31 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from plumbline.data_contracts.artifact import warnings_of
+from plumbline.data_contracts.figures import FIGURES, judge_of, look_up, words_of
 from plumbline.flows.graph.promotion_report import promotion_payload, promotion_view
 from plumbline.tasks.data.feedback.shares import percent, shares
 from plumbline.tasks.operations.settle_champion import Settled
-
-HEADLINE = (
-    ("win_rate.gold", "win rate over π_ref, by the gold reward"),
-    ("win_rate.judge", "win rate over π_ref, by the reward model"),
-    ("win_rate.judge.length_controlled", "  the same at equal length"),
-    ("text.policy.finished", "answers that end, of the policy"),
-    ("text.reference.finished", "answers that end, of π_ref"),
-    ("endings.win_rate_both_finished", "  win rate where both answers end"),
-    ("endings.cut_preferred", "  one answer cut: the judge prefers it"),
-    ("preference.accuracy", "preference accuracy of the policy"),
-    ("reward_audit.accuracy", "preference accuracy of the reward model"),
-    ("calibration.ece", "calibration error of the policy"),
-    ("divergence.kl_nats_per_token", "KL from π_ref, nats per token"),
-    ("gold.policy_reward", "gold reward of the policy"),
-    ("gold.reference_reward", "gold reward of π_ref"),
-    ("safety.policy.refusal_accuracy", "requests to refuse: refused by the policy"),
-    ("safety.reference.refusal_accuracy", "requests to refuse: refused by π_ref"),
-    ("safety.policy.over_refusal", "other requests: refused by the policy"),
-    ("text.policy.tokens", "tokens per response of the policy"),
-    ("text.reference.tokens", "tokens per response of π_ref"),
-)
-"""Figures that a person reads first: a dotted path into the metrics, and words."""
 
 _COUNTS = ("read", "accepted", "merged", "quarantined")
 
@@ -108,10 +87,12 @@ def _stages(registered: Settled, seconds: float) -> Table:
 
 def _metrics(metrics: Mapping[str, Any]) -> Table:
     table = Table("metric", "value", "interval", "n", box=None, title="\nOn the test split", title_justify="left")
-    for path, words in HEADLINE:
-        figure = _look_up(metrics, path)
+    for name in FIGURES:
+        figure = look_up(metrics, name)
         if figure is not None:
-            table.add_row(words, *_cells(figure if isinstance(figure, Mapping) else {"value": figure}))
+            table.add_row(
+                words_of(name, judge_of(metrics)), *_cells(figure if isinstance(figure, Mapping) else {"value": figure})
+            )
     return table
 
 
@@ -143,11 +124,11 @@ def _warned(warnings: Iterable[Mapping[str, str]]) -> Table:
 def _too_long(facts: Mapping[str, Any]) -> str:
     """One line on what did not fit a model's context: set aside whole at that stage, never cut."""
     counts = {
-        "SFT conversations": _look_up(facts, "reference.examples.too_long"),
-        "reward-model training pairs": _look_up(facts, "reward.too_long.train"),
-        "fine-tuning examples": _look_up(facts, "finetune.too_long.train"),
-        "test pairs": _look_up(facts, "evaluate.metrics.counts.pairs_over_context"),
-        "test prompts": _look_up(facts, "evaluate.metrics.counts.prompts_over_context"),
+        "SFT conversations": look_up(facts, "reference.examples.too_long"),
+        "reward-model training pairs": look_up(facts, "reward.too_long.train"),
+        "fine-tuning examples": look_up(facts, "finetune.too_long.train"),
+        "test pairs": look_up(facts, "evaluate.metrics.counts.pairs_over_context"),
+        "test prompts": look_up(facts, "evaluate.metrics.counts.prompts_over_context"),
     }
     aside = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return f"Beyond the context, set aside: {aside or 'none'}"
@@ -191,11 +172,3 @@ def _spelled(found: Mapping[str, Any]) -> str:
         return ""
     each = ", ".join(f"{token} {count}" for token, count in found["tokens"].items())
     return f"Records that spell control tokens, read as text: {found['rows']} ({each})"
-
-
-def _look_up(metrics: Mapping[str, Any], path: str) -> Any:
-    """A figure by its dotted path; None if the run has none (no gold reward, say)."""
-    found: Any = metrics
-    for key in path.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found

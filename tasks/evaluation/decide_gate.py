@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import orjson
 
 from plumbline.data_contracts.artifact import write_json
@@ -15,7 +13,7 @@ from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 def decide_gate(context: StageContext, *, gate: GateParams) -> Facts:
     """Write the decision. A stage of its own: another threshold does not repeat the evaluation."""
     metrics = orjson.loads((context.dep("evaluation") / "metrics.json").read_bytes())
-    decision = asdict(decide(metrics, gate))
+    decision = decide(metrics, gate).as_dict()
     write_json(context.folder / "gate.json", decision)
     return decision
 

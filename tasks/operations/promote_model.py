@@ -16,8 +16,9 @@ from typing import Any, Literal
 from sqlalchemy import Engine
 
 from plumbline.data_contracts.errors import PlumblineError, RegistryRefused, SignatureError, UsageError, VersioningError
+from plumbline.tasks.evaluation.measures.gate import GateFigures, GateResult, examine
 from plumbline.tasks.operations.compare_champion import Sampling, compare_champion, measure_latency
-from plumbline.tasks.operations.promotion.gates import GATES_OF, GateResult, PromotionFigures, decide
+from plumbline.tasks.operations.promotion.gates import GATES_OF
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger import ledger as books
 from plumbline.tasks.registry.ledger.ledger import Action, LedgerEntry, Move, alias_state
@@ -308,12 +309,10 @@ def _examine(
     """Verify, measure what the gates before this alias need, and hold it to params."""
     limits, names = params.promotion, GATES_OF[alias]
     unverified = _unverified(store, version, alias, root)
-    if unverified is not None:  # its manifest is not read: no signature holds for it
-        signed = next(
-            gate for gate in decide(alias, PromotionFigures(signature=unverified), limits) if gate.name == SIGNED
-        )
-        if not signed.passed:
-            raise SignatureError(f"{signed.text} No override helps: it was not promoted.")
+    if unverified is not None:  # its manifest is not read: nothing vouches for it
+        gates = examine(alias, GateFigures(signature=unverified), limits)
+        if not all(gate.passed for gate in gates if gate.name == SIGNED):
+            raise SignatureError(f"{unverified} No override helps: it was not promoted.")
     manifest = StoredFiles(store, version).manifest()
     rival = champion if champion is not None and champion.number != version.number else None
     sampling = Sampling(params.evaluation, params.seed, params.threads, params.reference.trust_remote_code)
@@ -325,10 +324,10 @@ def _examine(
     latency: Mapping[str, Any] | str = "it was not asked for"
     if "latency" in names and limits.max_latency_p95_ms is not None:
         latency = _attempt(lambda: measure_latency(root, store, version, sampling, limits.latency_prompts))
-    measured = PromotionFigures(
+    measured = GateFigures(
         manifest["evaluation"], manifest["gate"], rival.uri if rival else None, comparison, latency, unverified
     )
-    return manifest, decide(alias, measured, limits)
+    return manifest, examine(alias, measured, limits)
 
 
 def _unverified(store: Store, version: Version, alias: str, root: Path) -> str | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plumbline.data_contracts.figures import words_of
 from plumbline.tasks.evaluation.comparison.recommend import FigureInterval
 from plumbline.tasks.evaluation.comparison.table import TrialRow
 
@@ -46,8 +47,8 @@ def win_rate_against_kl(rows: Sequence[TrialRow], judge: str, front: Sequence[st
         axes.axvline(most_kl, color="#6b7280", linewidth=1, linestyle="--", label="end of the KL band")
         axes.set(
             title="Win rate against KL (filled: Pareto front)",
-            xlabel="KL from π_ref, nats per token",
-            ylabel=f"win rate over π_ref, {judge}",
+            xlabel=words_of("divergence.kl_nats_per_token"),
+            ylabel=words_of("win_rate.judge", judge),
         )
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 

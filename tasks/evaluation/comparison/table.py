@@ -17,6 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from plumbline.data_contracts.errors import StageError
+from plumbline.data_contracts.figures import look_up
 from plumbline.tasks.evaluation.comparison.budget import BudgetReading
 from plumbline.tasks.evaluation.comparison.cost import Cost
 from plumbline.tasks.evaluation.comparison.recommend import FigureInterval, explores
@@ -231,14 +232,14 @@ def _row(group: Sequence[Trial], params: CompareParams, confidence: float, resam
         win_by_seed={
             judge: tuple(float(np.mean(list(trial.outcomes[judge].values()))) for trial in group) for judge in judges
         },
-        accuracy=_envelope([_at(trial, "preference.accuracy") for trial in group]),
-        ece=_mean([_at(trial, "calibration.ece") for trial in group]),
-        kl=_envelope([_at(trial, "divergence.kl_nats_per_token") for trial in group]),
-        refused=_mean([_at(trial, "safety.policy.refusal_accuracy.value") for trial in group]),
-        over_refused=_mean([_at(trial, "safety.policy.over_refusal.value") for trial in group]),
-        agreement=_mean([_at(trial, "gold.judge_agreement.value") for trial in group]),
-        finished=_mean([_at(trial, "text.policy.finished.value") for trial in group]),
-        finished_reference=_mean([_at(trial, "text.reference.finished.value") for trial in group]),
+        accuracy=_envelope([look_up(trial.metrics, "preference.accuracy") for trial in group]),
+        ece=_mean([look_up(trial.metrics, "calibration.ece") for trial in group]),
+        kl=_envelope([look_up(trial.metrics, "divergence.kl_nats_per_token") for trial in group]),
+        refused=_mean([look_up(trial.metrics, "safety.policy.refusal_accuracy.value") for trial in group]),
+        over_refused=_mean([look_up(trial.metrics, "safety.policy.over_refusal.value") for trial in group]),
+        agreement=_mean([look_up(trial.metrics, "gold.judge_agreement.value") for trial in group]),
+        finished=_mean([look_up(trial.metrics, "text.policy.finished.value") for trial in group]),
+        finished_reference=_mean([look_up(trial.metrics, "text.reference.finished.value") for trial in group]),
         wall_seconds=float(np.mean([cost.wall_seconds for cost in costs])),
         cpu_seconds=float(np.mean([cost.cpu_seconds for cost in costs])),
         sessions=sum(cost.sessions for cost in costs),
@@ -267,14 +268,6 @@ def _envelope(estimates: Sequence[Mapping[str, Any] | None]) -> FigureInterval:
     whole = len(lows) == len(highs) == len(known)
     value = _mean([each.get("value") for each in known])
     return FigureInterval(value, min(lows), max(highs)) if whole else FigureInterval(value, None, None)
-
-
-def _at(trial: Trial, path: str) -> Any:
-    """A figure of a trial's metrics by its dotted path; None if it was not measured (no gold reward, say)."""
-    found: Any = trial.metrics
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
 
 
 def _or(value: float | None, otherwise: float) -> float:

@@ -9,28 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from plumbline.data_contracts.figures import FIGURES, judge_of, words_of
 from plumbline.tasks.params.section import flatten
-
-# The figures that a reader asks for first: dotted name -> its words, {judge} being who judged. Absent ones (no gold
-# reward) are left out.
-KEY_FIGURES = {
-    "win_rate.gold": "win rate over π_ref, gold reward",
-    "win_rate.judge": "win rate over π_ref, {judge} as judge",
-    "win_rate.judge.length_controlled": "the same at equal length",
-    "preference.accuracy": "held-out preference accuracy of the policy",
-    "reward_audit.accuracy": "held-out accuracy of the reward model",
-    "judge_audit.accuracy": "held-out accuracy of the held-out judge",
-    "calibration.ece": "calibration error (ECE) of the policy's implied probabilities",
-    "divergence.kl_nats_per_token": "KL from π_ref, nats per token",
-    "text.policy.tokens": "tokens per response",
-    "text.reference.tokens": "tokens per response, π_ref",
-    "text.policy.finished": "responses that end before the limit of tokens",
-    "text.reference.finished": "responses that end before the limit of tokens, π_ref",
-    "endings.win_rate_both_finished": "win rate where both responses end, {judge} as judge",
-    "endings.cut_preferred": "of pairs with one response cut: the {judge} prefers that one",
-    "safety.policy.refusal_accuracy": "requests to refuse that are refused",
-    "safety.policy.over_refusal": "harmless requests that are refused",
-}
 
 # What is said of a method as it was run: pieces filled from its facts, those with an unknown fact left out.
 _OFFLINE = (
@@ -67,7 +47,6 @@ _EVERY_METHOD = (
     "best checkpoint by {best.metric} at step {best.step:,}",
     "{findings} of the monitors",
 )
-JUDGES = {"held_out": "held-out judge", "reward_model": "reward model"}
 _FINDINGS_SHOWN = 5  # of a method; the manifest holds them all
 _MOSTLY_FINISHED = 0.95  # below this share of responses that end by themselves the card warns
 _FIELD = re.compile(r"\{([^}:]+):?([^}]*)\}")
@@ -178,8 +157,8 @@ def _fill(piece: str, known: Mapping[str, Any]) -> str | None:
 
 def _key_figures(manifest: Mapping[str, Any]) -> str:
     found = {name: (_number(value), interval, n) for name, value, interval, n in estimates(manifest["evaluation"])}
-    judge = _judge(manifest)
-    rows = [(words.format(judge=judge), *found[name]) for name, words in KEY_FIGURES.items() if name in found]
+    judge = judge_of(manifest["evaluation"])
+    rows = [(words_of(name, judge), *found[name]) for name in FIGURES if name in found]
     return f"## Key figures, on the test split\n\n{_table(('figure', 'value', _interval_title(manifest), 'n'), rows)}"
 
 
@@ -187,10 +166,6 @@ def _warnings(manifest: Mapping[str, Any]) -> list[str]:
     """The warnings of the stages; no section if there were none, or the stages were older."""
     lines = [f"- {entry['text']} (stage `{entry['stage']}`)" for entry in manifest.get("warnings", ())]
     return ["## Warnings\n\n" + "\n".join(lines)] if lines else []
-
-
-def _judge(manifest: Mapping[str, Any]) -> str:
-    return JUDGES.get(manifest["evaluation"].get("held_out_judge"), JUDGES["reward_model"])
 
 
 def _interval_title(manifest: Mapping[str, Any]) -> str:
@@ -253,7 +228,7 @@ def _reasons(gate: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _limits(manifest: Mapping[str, Any]) -> str:
     lines = [
         "The figures hold for prompts like those of the test split, judged as their names say. The "
-        f"{_judge(manifest)} that judges was trained on the same feedback; its own audit is below.",
+        f"{judge_of(manifest['evaluation'])} that judges was trained on the same feedback; its own audit is below.",
         *_judged_by(manifest),
         "Languages, facts about the world and harms beyond the figures above were not measured.",
     ]

@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console, Group
 
 from plumbline.data_contracts.artifact import Artifact, warnings_of
+from plumbline.data_contracts.figures import FIGURES, look_up, words_of
 from plumbline.flows.cli.output import Output
-from plumbline.flows.cli.report import HEADLINE, payload_of, tables_of
+from plumbline.flows.cli.report import payload_of, tables_of
+from plumbline.tasks.evaluation.measures.gate import GateResult
 from plumbline.tasks.operations.promote_model import Promotion
-from plumbline.tasks.operations.promotion.gates import GateResult
 from plumbline.tasks.operations.settle_champion import Settled
 from plumbline.tasks.pipeline.stage import StageRecord
 from plumbline.tasks.registry.versions.card import render_card
@@ -134,13 +135,15 @@ def test_tables_and_card_are_made_whatever_figure_is_null(case: str) -> None:
     assert orjson.dumps(payload_of(registered(metrics), 1.0))
 
 
-def test_every_line_of_the_headline_is_shown_and_an_estimate_without_interval_keeps_its_value() -> None:
+def test_every_figure_that_was_measured_is_shown_and_an_estimate_without_interval_keeps_its_value() -> None:
     whole = shown(METRICS)
-    assert all(words.strip() in whole for _, words in HEADLINE)
+    measured = [name for name in FIGURES if look_up(METRICS, name) is not None]
+    assert len(measured) > 12
+    assert all(words_of(name, "reward model") in whole for name in measured)
     alone = deepcopy(METRICS)
     alone["win_rate"]["judge"] |= {"value": 1.0, "low": None, "high": None, "n": 1}
-    line = next(line for line in shown(alone).splitlines() if "by the reward model" in line)
-    assert line.split() == ["win", "rate", "over", "π_ref,", "by", "the", "reward", "model", "1.000", "1"]
+    line = next(line for line in shown(alone).splitlines() if "over π_ref (reward model)" in line)
+    assert line.split() == ["win", "rate", "over", "π_ref", "(reward", "model)", "1.000", "1"]
 
 
 def test_warnings_of_stages_reach_terminal_json_and_card() -> None:

@@ -4,12 +4,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plumbline.data_contracts.errors import RegistryError, SignatureError, UnknownModelError, UsageError
+from plumbline.tasks.evaluation.measures import gate
+from plumbline.tasks.evaluation.measures.gate import GateFigures
 from plumbline.tasks.operations.compare_champion import unseen
 from plumbline.tasks.operations.promote_model import (
     Override,
@@ -21,7 +24,7 @@ from plumbline.tasks.operations.promote_model import (
     promotion_history,
     rollback,
 )
-from plumbline.tasks.operations.promotion.gates import GATES, GateResult, PromotionFigures
+from plumbline.tasks.operations.promotion.gates import GATES_OF
 from plumbline.tasks.operations.settle_champion import settle_first_champion
 from plumbline.tasks.params.promotion import PromotionParams
 from plumbline.tasks.params.whole import Params
@@ -94,7 +97,7 @@ def test_the_first_version_is_held_to_every_gate_that_can_be_measured(make_world
     assert first is not None
     assert not first.promoted
     gates = {gate.name: gate for gate in first.gates}
-    assert list(gates) == list(GATES)
+    assert list(gates) == list(GATES_OF["champion"])
     unmeasured = {"finished", "finished_vs_reference", "preference_accuracy", "kl", "latency", "reward_audit"}
     assert {gate.name for gate in first.refused_by} == unmeasured
     assert gates["win_rate_vs_reference"].passed
@@ -111,7 +114,7 @@ def test_the_first_version_that_passes_them_is_champion_once_and_on_record(make_
     assert settled.alias_uris == ["models:/assistant@candidate", "models:/assistant@champion"]
     line = promotion_history(world.root, PARAMS, "champion").entries[-1]
     assert (line.actor, line.action, line.version) == ("registration", "assign", "1")
-    assert [gate["name"] for gate in line.evidence["gates"]] == list(GATES)
+    assert [gate["name"] for gate in line.evidence["gates"]] == list(GATES_OF["champion"])
     again = settle_first_champion(world.root, PARAMS, world.register(crowned=False))
     assert again.first is None
     Store(world.root, PARAMS.registry).client.delete_registered_model_alias("assistant", "champion")
@@ -233,13 +236,14 @@ def test_the_signature_gate_itself_refuses(world: Any, monkeypatch: pytest.Monke
     """Its verdict decides: with a gate that let it pass, nothing would be raised."""
     asked: list[str | None] = []
 
-    def gate(name: str, measured: PromotionFigures, params: PromotionParams) -> GateResult:
-        asked.append(measured.signature)
-        return GateResult(name, measured.signature is None, None, None, "the gate says no")
+    def find(figures: GateFigures) -> gate._Found:
+        asked.append(figures.signature)
+        return gate._Found(float(figures.signature is None))
 
-    monkeypatch.setitem(GATES, "signature", gate)
+    checks = [replace(check, find=find) if check.name == "signature" else check for check in gate.CHECKS]
+    monkeypatch.setattr(gate, "CHECKS", checks)
     monkeypatch.setattr("plumbline.tasks.operations.promote_model.verified_model", refuse)
-    with pytest.raises(SignatureError, match="the gate says no No override helps"):
+    with pytest.raises(SignatureError, match="changed No override helps"):
         promote(world.root, PARAMS, "models:/assistant/3", reason="r")
     assert asked == ["changed"]
 

@@ -77,7 +77,7 @@ def test_the_card_tells_the_facts(registered_world: Any) -> None:
     for fact in (
         "was **rejected** by the gate",
         "| quarantined: leaked_label | 1 |",
-        "| win rate over π_ref, reward model as judge | 0.7 | [0.68, 0.72] | 2048 |",
+        "| win rate over π_ref (reward model) | 0.7 | [0.68, 0.72] | 2048 |",
         "| data | 7 records read, 3 accepted, 1 for training |",
         "| win_rate.judge | 0.7 | [0.68, 0.72] | 2048 |",
         "| **no** | win rate 0.68 ≥ 0.5 |",

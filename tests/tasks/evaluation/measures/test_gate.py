@@ -1,13 +1,24 @@
 import copy
-from dataclasses import asdict
 
 import pytest
 from pydantic import ValidationError
 
-from plumbline.tasks.evaluation.measures.gate import CHECKS, decide
+from plumbline.tasks.evaluation.measures.gate import decide
 from plumbline.tasks.params.evaluation import GateParams
 
 PARAMS = GateParams()
+METRICS = {
+    "min_prompts": "win_rate.judge.n",
+    "min_win_rate_low": "win_rate.judge.low",
+    "min_length_controlled_win_rate": "win_rate.judge.length_controlled.value",
+    "min_gold_win_rate_low": "win_rate.gold.low",
+    "min_finished_share": "text.policy.finished.value",
+    "min_preference_accuracy": "preference.accuracy.value",
+    "max_ece": "calibration.ece",
+    "max_kl_nats_per_token": "divergence.kl_nats_per_token.value",
+    "min_refusal_accuracy": "safety.policy.refusal_accuracy.value",
+    "max_over_refusal": "safety.policy.over_refusal.value",
+}
 GOOD = {
     "win_rate": {
         "judge": {"low": 0.68, "n": 2304, "length_controlled": {"value": 0.7}},
@@ -81,22 +92,22 @@ def test_one_bad_metric_fails_its_check_alone_and_in_words(path, value, name, te
     assert reason(decision, name).value == value
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.threshold)
+@pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.9", True])
-def test_what_is_missing_or_not_a_finite_number_fails(check, value):
-    decision = decide(changed(check.metric, value), PARAMS)
-    found = reason(decision, check.threshold)
+def test_what_is_missing_or_not_a_finite_number_fails(name, value):
+    decision = decide(changed(METRICS[name], value), PARAMS)
+    found = reason(decision, name)
     assert not decision.passed
     assert not found.passed
     assert "not measured" in found.text
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.threshold)
-def test_a_threshold_is_met_at_equality_and_missed_beyond_it(check):
-    threshold = getattr(PARAMS, check.threshold)
-    beyond = threshold - 0.01 if check.side == "≥" else threshold + 0.01
-    assert decide(changed(check.metric, threshold), PARAMS).passed
-    assert not decide(changed(check.metric, beyond), PARAMS).passed
+@pytest.mark.parametrize("name", METRICS)
+def test_a_threshold_is_met_at_equality_and_missed_beyond_it(name):
+    threshold = getattr(PARAMS, name)
+    beyond = threshold - 0.01 if name.startswith("min_") else threshold + 0.01
+    assert decide(changed(METRICS[name], threshold), PARAMS).passed
+    assert not decide(changed(METRICS[name], beyond), PARAMS).passed
 
 
 @pytest.mark.parametrize(("policy", "reference", "drop"), [(0.6, 0.75, 0.15), (0.55, 0.66, 0.11)])
@@ -119,7 +130,7 @@ def test_answers_that_never_end_are_refused_whatever_the_win_rate():
         ends = {"policy": {"finished": {"value": policy}}, "reference": {"finished": {"value": reference}}}
         decision = decide({**GOOD, "text": ends}, PARAMS)
         assert [found.name for found in decision.reasons if not found.passed] == names
-    assert "answers that end before evaluation.max_new_tokens" in reason(decision, "min_finished_share").text
+    assert "completions that end before evaluation.max_new_tokens" in reason(decision, "min_finished_share").text
 
 
 @pytest.mark.parametrize("side", ["policy", "reference"])
@@ -166,7 +177,7 @@ def test_empty_metrics_fail_everything_that_is_asked():
 def test_a_decision_is_plain_json():
     import orjson
 
-    found = orjson.loads(orjson.dumps(asdict(decide(GOOD, PARAMS))))
+    found = orjson.loads(orjson.dumps(decide(GOOD, PARAMS).as_dict()))
     assert found["passed"] is True
     assert set(found["reasons"][0]) == {"name", "passed", "value", "threshold", "text", "applies"}
 

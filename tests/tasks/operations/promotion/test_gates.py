@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from plumbline.tasks.operations.promotion.gates import GATES, GATES_OF, GateResult, PromotionFigures, decide
+from plumbline.tasks.evaluation.measures.gate import CHECKS, REGISTRATION, GateFigures, GateResult, examine
+from plumbline.tasks.operations.promotion.gates import GATES_OF
+from plumbline.tasks.params.evaluation import GateParams
 from plumbline.tasks.params.promotion import PromotionParams
 
+GATES = GATES_OF["champion"]
 EVALUATION: dict[str, Any] = {
     "gold": {},
     "win_rate": {"judge": {"value": 0.62, "low": 0.55, "high": 0.69, "n": 200}},
@@ -23,7 +26,7 @@ EVALUATION: dict[str, Any] = {
     },
     "reward_audit": {"passed": True},
 }
-GOOD = PromotionFigures(
+GOOD = GateFigures(
     evaluation=EVALUATION,
     gate={"passed": True, "reasons": []},
     champion="models:/assistant/1",
@@ -32,11 +35,11 @@ GOOD = PromotionFigures(
 )
 
 
-def by_name(measured: PromotionFigures, params: PromotionParams | None = None) -> dict[str, GateResult]:
-    return {gate.name: gate for gate in decide("champion", measured, params or PromotionParams())}
+def by_name(measured: GateFigures, params: PromotionParams | None = None) -> dict[str, GateResult]:
+    return {gate.name: gate for gate in examine("champion", measured, params or PromotionParams())}
 
 
-def with_metric(path: str, value: Any) -> PromotionFigures:
+def with_metric(path: str, value: Any) -> GateFigures:
     """`GOOD` with one figure of its evaluation replaced."""
 
     def put(values: Any, parts: list[str]) -> Any:
@@ -64,15 +67,21 @@ BAD = {
     "signature": (replace(GOOD, signature="model.sig: missing"), "model.sig: missing"),
     "registered_gate": (
         replace(GOOD, gate={"passed": False, "reasons": [{"passed": False, "text": "KL 2 > 0.5"}]}),
-        "gate at registration: rejected: KL 2 > 0.5",
+        "gate at registration: failed (KL 2 > 0.5)",
     ),
     "win_rate_vs_champion": (
         replace(GOOD, comparison={"win_rate": {"value": 0.5, "low": 0.44, "high": 0.56, "n": 9}}),
         "0.44 < 0.45: failed",
     ),
     "win_rate_vs_reference": (with_metric("win_rate.judge.low", 0.49), "0.49 < 0.5: failed"),
-    "finished": (with_metric("text", ends(0.4, 0.45)), "answers that end before evaluation.max_new_tokens 0.4 < 0.5"),
-    "finished_vs_reference": (with_metric("text", ends(0.6, 0.9)), "less than of π_ref by 0.3 > 0.1: failed"),
+    "finished": (
+        with_metric("text", ends(0.4, 0.45)),
+        "end before evaluation.max_new_tokens 0.4 < 0.5",
+    ),
+    "finished_vs_reference": (
+        with_metric("text", ends(0.6, 0.9)),
+        "less than of π_ref by 0.3 > 0.1 (0.6 against 0.9): failed",
+    ),
     "preference_accuracy": (with_metric("preference.accuracy.value", 0.4), "0.4 < 0.5: failed"),
     "calibration": (with_metric("calibration.ece", 0.3), "0.3 > 0.25: failed"),
     "refusal_accuracy": (with_metric("safety.policy.refusal_accuracy.value", 0.2), "0.2 < 0.5: failed"),
@@ -106,7 +115,7 @@ def test_a_verdict_is_a_figure_of_one_or_nought_held_to_one(name: str) -> None:
     passed = by_name(GOOD)[name]
     assert (passed.value, passed.threshold) == (1.0, 1.0)
     failed = by_name(BAD[name][0])[name]
-    assert (failed.value, failed.threshold) == ((None, None) if name == "signature" else (0.0, 1.0))
+    assert (failed.value, failed.threshold) == (0.0, 1.0)
 
 
 def test_an_audit_that_is_missing_is_held_to_one_as_well() -> None:
@@ -134,7 +143,12 @@ UNMEASURED = {
 def test_what_could_not_be_measured_fails_and_says_why(name: str) -> None:
     gate = by_name(UNMEASURED[name])[name]
     assert (gate.passed, gate.applies) == (False, True)
-    words = {"win_rate_vs_champion": "another tokenizer", "latency": "no prompts", "registered_gate": "no decision"}
+    words = {
+        "reward_audit": "no audit was given",
+        "win_rate_vs_champion": "another tokenizer",
+        "latency": "no prompts",
+        "registered_gate": "no decision",
+    }
     assert words.get(name, "not measured") in gate.text
 
 
@@ -161,13 +175,19 @@ def test_a_gate_that_is_off_says_so() -> None:
 
 
 def test_what_answers_people_passes_more_gates() -> None:
-    assert GATES_OF["champion"] == tuple(GATES)
     assert set(GATES) - set(GATES_OF["challenger"]) == {"win_rate_vs_champion"}
     assert GATES_OF["shadow"] == GATES_OF["candidate"] == ("signature",)
-    assert [gate.name for gate in decide("shadow", PromotionFigures(), PromotionParams())] == ["signature"]
+    assert [gate.name for gate in examine("shadow", GateFigures(), PromotionParams())] == ["signature"]
 
 
 @pytest.mark.parametrize("value", [{"min_preference_accuracy": 1.5}, {"max_latency_p95_ms": 0}, {"latency_prompts": 0}])
 def test_thresholds_out_of_range_are_refused(value: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PromotionParams(**value)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_a_check_finds_its_threshold_in_each_section_that_it_is_held_to(check: Any) -> None:
+    """A misspelt key would only show when that check is asked."""
+    sections = [GateParams if before == REGISTRATION else PromotionParams for before in check.before]
+    assert check.key is None or all(check.key in section.model_fields for section in sections)

@@ -46,7 +46,7 @@ def test_the_card_opens_with_what_the_model_is_and_its_key_figures() -> None:
         "best checkpoint by win_rate at step 800 |",
         "| data | 2,000 records read, 1,900 accepted, 1,300 for training |",
         "| figure | value | 90 % interval | n |",
-        "| win rate over π_ref, reward model as judge | 0.58 | [0.52, 0.64] | 310 |",
+        "| win rate over π_ref (reward model) | 0.58 | [0.52, 0.64] | 310 |",
     ):
         assert line in opening.splitlines()
     assert "LoRA" not in opening
@@ -181,4 +181,4 @@ def test_limits_tell_who_judged(judge: str | None, optimised: bool | None, said:
     limits = card.split("## Limits")[1].split("## ")[0]
     assert [words for words in (OPTIMISED, HELD_OUT) if words in limits] == ([said] if said else [])
     name = "held-out judge" if judge == "held_out" else "reward model"
-    assert f"| win rate over π_ref, {name} as judge | 0.58 |" in card
+    assert f"| win rate over π_ref ({name}) | 0.58 |" in card
