@@ -20,6 +20,7 @@ from prefect.states import Completed
 
 from plumbline.data_contracts.errors import OperationsError, WorkspaceBusy
 from plumbline.flows.deployment.deployments import REJECTED
+from plumbline.flows.deployment.servers import server_url
 from plumbline.flows.graph import environment
 from plumbline.flows.graph.workspaces import exclusive_run
 from plumbline.flows.retrain import retrain
@@ -54,7 +55,7 @@ def poll_freshness(root: str = ".") -> State[Any]:
     """
     workspace, params = _open(root)
     try:
-        sent = drain_outbox(workspace, params)
+        sent = drain_outbox(workspace, params, server_url())
         get_run_logger().info("sent %d events", len(sent))
     except OperationsError as error:
         get_run_logger().warning("%s", error)  # the rows stay for the next poll; their batches are looked at now

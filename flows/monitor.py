@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from plumbline.data_contracts.errors import OperationsError
+from plumbline.flows.deployment.servers import server_url
 from plumbline.tasks.operations.monitor_policy import monitor_policy
 from plumbline.tasks.operations.monitoring.report import markdown
 from plumbline.tasks.params.document import load_params
@@ -42,7 +43,7 @@ def monitor(root: str = ".", look: str | None = None) -> dict[str, Any]:
 @task(name="look", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5)
 def take_look(root: Path, params: Params, look: str | None) -> dict[str, Any]:
     """One look of the monitor."""
-    return monitor_policy(root, params, look=look)
+    return monitor_policy(root, params, look=look, server=server_url())
 
 
 @task(name="log look", cache_policy=NO_CACHE)

@@ -88,10 +88,11 @@ class Workspace:
 
     def ingest(self, files: Paths, source: str = "human_pairs") -> Taken:
         """Take files into the append-only raw store, version and announce them; `plumbline ingest`."""
+        from plumbline.flows.deployment.servers import server_url
         from plumbline.tasks.operations.take_feedback import take_feedback
 
         with borrowed_process(self.root):
-            return take_feedback(self.root, self.params(), source, _paths(files))
+            return take_feedback(self.root, self.params(), source, _paths(files), server_url())
 
     def retrain(self, *, settings: Settings = (), overlays: Paths = (), tell: Tell | None = None) -> Settled:
         """Run the whole loop and register the model; `plumbline retrain`. What is up to date is reused.

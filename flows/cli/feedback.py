@@ -134,13 +134,14 @@ def ingest(source: Source, files: Files, workspace: Directory = HERE, json: Json
 
     They are versioned by DVC and announced to the Prefect server.
     """
+    from plumbline.flows.deployment.servers import server_url
     from plumbline.tasks.operations.take_feedback import take_feedback
 
     require_source(source)
     output = Output(json)
     root, params = loaded(workspace)
     with output.working("ingesting"):
-        taken = take_feedback(root, params, source, files)
+        taken = take_feedback(root, params, source, files, server_url())
     if taken.pending is not None:
         output.remark(f"ingested, not announced: {taken.pending}")
     output.result(asdict(taken), lambda: _ingested(taken))

@@ -29,7 +29,7 @@ app.add_typer(_outbox, name="outbox")
 @_inbox.command("watch", epilog="Example: plumbline inbox watch")
 def inbox_watch(workspace: Directory = HERE, json: Json = False) -> None:
     """Take files from <inbox>/<source>/ as they come, until interrupted."""
-    from plumbline.flows.deployment.servers import told_server
+    from plumbline.flows.deployment.servers import server_url, told_server
     from plumbline.tasks.operations.watch_inbox import watch_inbox
 
     root, params = loaded(workspace)
@@ -37,17 +37,22 @@ def inbox_watch(workspace: Directory = HERE, json: Json = False) -> None:
     output.remark(f"watching {root / params.intake.inbox}")
     output.remark(f"events go to: {told_server(root) or 'no Prefect server; they wait in the outbox'}")
     with until_ended():
-        watch_inbox(root, params, output.remark)
+        watch_inbox(root, params, output.remark, server=server_url())
 
 
 @_inbox.command("scan", epilog="Example: plumbline inbox scan --json")
 def inbox_scan(workspace: Directory = HERE, json: Json = False) -> None:
     """Take the files that are whole now, and end."""
+    from dataclasses import asdict
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from plumbline.flows.deployment.servers import server_url
     from plumbline.tasks.operations.watch_inbox import scan_inbox
 
-    root, params = loaded(workspace)
-    output = Output(json)
-    handled = scan_inbox(root, params, output.remark)
+    root, output = workspace_root(workspace), Output(json)
+    handled = scan_inbox(root, _params(root), output.remark, server_url())
     table = Table("file", "source", "outcome", "", box=None)
     for item in handled:
         table.add_row(escape(repr(item.name)), escape(item.source), item.outcome, escape(item.detail))
@@ -57,6 +62,10 @@ def inbox_scan(workspace: Directory = HERE, json: Json = False) -> None:
 @_intake.command("serve", epilog="Example: plumbline intake serve")
 def intake_serve(workspace: Directory = HERE, json: Json = False) -> None:
     """Answer POST /v1/feedback/{source} on intake.host and intake.port, until ended."""
+    import logging
+    import sys
+
+    from plumbline.flows.deployment.servers import server_url
     from plumbline.tasks.operations.serve_intake import serve
 
     root, params = loaded(workspace)
@@ -64,7 +73,7 @@ def intake_serve(workspace: Directory = HERE, json: Json = False) -> None:
     logging.getLogger("plumbline.intake").setLevel(logging.INFO)
     Output(json).remark(f"taking feedback on http://{params.intake.host}:{params.intake.port}/v1/feedback/SOURCE")
     with until_ended():
-        serve(root, params)
+        serve(root, params, server_url())
 
 
 @_intake.command("token", epilog="Example: plumbline intake token crowd-a --source human_pairs")
@@ -123,12 +132,13 @@ def outbox_list(workspace: Directory = HERE, json: Json = False) -> None:
 @_outbox.command("drain", epilog="Example: plumbline outbox drain")
 def outbox_drain(workspace: Directory = HERE, json: Json = False) -> None:
     """Send every event that the server has not confirmed; batches without a row are entered first."""
-    from plumbline.flows.deployment.servers import told_server
+    from plumbline.flows.deployment.servers import server_url, told_server
     from plumbline.tasks.operations.announce import drain_outbox, open_outbox
     from plumbline.tasks.operations.freshness.outbox import pending
 
-    root, params = loaded(workspace)
-    told, server = drain_outbox(root, params), told_server(root)
+    root = workspace_root(workspace)
+    params = _params(root)
+    told, server = drain_outbox(root, params, server_url()), told_server(root)
     left = pending(open_outbox(root, params))
     Output(json).result(
         {

@@ -19,7 +19,7 @@ from plumbline.data_contracts.errors import OperationsError, UsageError
 from plumbline.data_contracts.secrets import mask
 from plumbline.flows.graph.environment import plain_url
 from plumbline.tasks.access.identity import who_answers
-from plumbline.tasks.operations.announce import server_url
+from plumbline.tasks.operations.announce import api_url
 from plumbline.tasks.operations.services.addresses import known_server
 from plumbline.tasks.operations.services.credentials import PREFECT, find_credentials
 from plumbline.tasks.operations.services.health import foreign_server, refused_credentials, require_version, why_silent
@@ -52,6 +52,15 @@ class Server:
 
     def __str__(self) -> str:
         return f"{mask(self.url)} ({self.whose})"
+
+
+def server_url() -> str | None:
+    """The API of the configured Prefect server: PREFECT_API_URL, or the active profile's; None without one."""
+    if os.environ.get("PREFECT_API_URL"):
+        return api_url()
+    from prefect.settings import get_current_settings
+
+    return api_url(get_current_settings().api.url)
 
 
 def find_server(root: Path, params: Params) -> Server:

@@ -77,19 +77,24 @@ def batch_key(source: str, digest: str) -> str:
 
 
 def announce_batches(
-    root: Path, params: Params, source: str, batches: Sequence[Batch], rows: Mapping[str, int]
+    root: Path,
+    params: Params,
+    source: str,
+    batches: Sequence[Batch],
+    rows: Mapping[str, int],
+    server: str | None = None,
 ) -> list[OutboxEntry]:
     """Enter stored and versioned batches into the outbox, then send the events if a server is configured.
 
-    `rows` counts the rows of each batch by digest. Returns the entries as they then stand: `emitted_at` is None
-    for those that the server has not confirmed.
+    `rows` counts the rows of each batch by digest, `server` is what Prefect's settings name. Returns the entries as
+    they then stand: `emitted_at` is None for those that the server has not confirmed.
     """
     engine = open_outbox(root, params)
     entries = [
         put_batch(engine, root, source, batch.path, batch.digest, rows=rows.get(batch.digest)) for batch in batches
     ]
-    if server_url() is not None:
-        told = {entry.key: entry for entry in drain_outbox(root, params)}
+    if api_url(server) is not None:
+        told = {entry.key: entry for entry in drain_outbox(root, params, server)}
         entries = [told.get(entry.key, entry) for entry in entries]
     return entries
 
@@ -105,7 +110,7 @@ def request_retraining(root: Path, params: Params, *, key: str, why: str, eviden
     )
 
 
-def drain_outbox(root: Path, params: Params) -> list[OutboxEntry]:
+def drain_outbox(root: Path, params: Params, server: str | None = None) -> list[OutboxEntry]:
     """Send every event that the server has not confirmed; return the entries that it now has.
 
     Batches in the raw store that were never announced are entered first. An entry that the server does not
@@ -116,8 +121,8 @@ def drain_outbox(root: Path, params: Params) -> list[OutboxEntry]:
     waiting = outbox.pending(engine)
     if not waiting:
         return []
-    with closing(_server(root)) as server:  # a client that was used already cannot be entered
-        there = _deliver(server, root, waiting, params.trigger.confirm_timeout_s)
+    with closing(_client(root, server)) as client:  # a client that was used already cannot be entered
+        there = _deliver(client, root, waiting, params.trigger.confirm_timeout_s)
     for entry in waiting:
         if entry.event_id in there:
             outbox.mark_emitted(engine, entry.key)
@@ -160,16 +165,12 @@ def put_batch(
     return outbox.put(engine, kind="batch", subject=batch, payload=payload, key=named, workspace=workspace_id(root))
 
 
-def server_url() -> str | None:
-    """The API of the configured Prefect server: PREFECT_API_URL, or the active profile's; None without one.
+def api_url(configured: str | None = None) -> str | None:
+    """The API of the Prefect server: PREFECT_API_URL, or what Prefect's settings name (`configured`); None without one.
 
     A temporary server of this process is none: events sent to it end with it.
     """
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        from prefect.settings import get_current_settings
-
-        url = get_current_settings().api.url
+    url = os.environ.get("PREFECT_API_URL") or configured
     return url.rstrip("/") if url and url != os.environ.get(TEMPORARY) else None
 
 
@@ -178,14 +179,14 @@ def _key_of(source: str, path: Path) -> str:
     return batch_key(source, stem if _DIGEST_NAME.fullmatch(stem) else sha256_file(path))
 
 
-def _server(root: Path) -> httpx.Client:
+def _client(root: Path, server: str | None) -> httpx.Client:
     """A client of the server's API, found healthy. Raises `OperationsError`.
 
     Our own server proves that it is ours each time: a watch that runs for days may outlive it.
     """
     import httpx
 
-    url = server_url()
+    url = api_url(server)
     if url is None:
         raise OperationsError(
             "no Prefect server is configured, so events stay in the outbox. Run `plumbline up`, or set "

@@ -29,7 +29,9 @@ R = TypeVar("R")
 JUDGED, THUMBS = "judged_pairs", "unpaired_responses"
 
 
-def harvest_traffic(root: Path, params: Params, since: datetime | None = None) -> dict[str, Any]:
+def harvest_traffic(
+    root: Path, params: Params, since: datetime | None = None, server: str | None = None
+) -> dict[str, Any]:
     """Mirrored interactions to judged pairs, thumbs to unpaired responses, each interaction once.
 
     Returns for each of the two its batch (None if nothing new came of it) and counts. Raises `JudgeError` for a
@@ -39,8 +41,8 @@ def harvest_traffic(root: Path, params: Params, since: datetime | None = None) -
     engine = open_database(root, params.operations, log.METADATA)
     with _one_harvest(root):
         return {
-            JUDGED: _harvest(root, params, engine, "judged", JUDGED, since),
-            THUMBS: _harvest(root, params, engine, "thumbs", THUMBS, since),
+            JUDGED: _harvest(root, params, engine, "judged", JUDGED, since, server),
+            THUMBS: _harvest(root, params, engine, "thumbs", THUMBS, since, server),
         }
 
 
@@ -54,7 +56,13 @@ def export_for_people(root: Path, params: Params, file: Path, since: datetime | 
 
 
 def _harvest(
-    root: Path, params: Params, engine: Engine, kind: harvest.Kind, source: str, since: datetime | None
+    root: Path,
+    params: Params,
+    engine: Engine,
+    kind: harvest.Kind,
+    source: str,
+    since: datetime | None,
+    server: str | None,
 ) -> dict[str, Any]:
     claimed = harvest.claim(engine, kind, params.serving.harvest.most, since)
     if claimed is None:
@@ -68,7 +76,7 @@ def _harvest(
         counts = {"thumbs": len(rows)}
     if alone.count:
         counts["set_aside"] = alone.count
-    batch = _ingest(root, params, source, rows) if rows else ""
+    batch = _ingest(root, params, source, rows, server) if rows else ""
     harvest.settle(engine, claimed, batch)
     return {"batch": batch or None, "counts": {"interactions": len(found), **counts}}
 
@@ -156,12 +164,12 @@ def _reliable_judge(root: Path, params: Params) -> Judge:
     return judge
 
 
-def _ingest(root: Path, params: Params, source: str, rows: Sequence[harvest.Row]) -> str:
+def _ingest(root: Path, params: Params, source: str, rows: Sequence[harvest.Row], server: str | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "harvest.jsonl"
         write_bytes(file, _lines(rows))
         batches = ingest_feedback(root, source, [file])
-    announce_batches(root, params, source, batches, {batches[0].digest: len(rows)})
+    announce_batches(root, params, source, batches, {batches[0].digest: len(rows)}, server)
     return batches[0].path.relative_to(root).as_posix()
 
 

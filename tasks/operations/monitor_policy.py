@@ -27,7 +27,7 @@ from plumbline.data_contracts.records import CuratedPair, PreferencePair, load_j
 from plumbline.tasks.data.feedback.validate import raw_batches, sort_rows
 from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
-from plumbline.tasks.operations.announce import drain_outbox, request_retraining, server_url
+from plumbline.tasks.operations.announce import api_url, drain_outbox, request_retraining
 from plumbline.tasks.operations.judge_traffic import judge_traffic
 from plumbline.tasks.operations.monitoring import observations
 from plumbline.tasks.operations.monitoring.checks import RIVAL, STREAMS, MonitorEvidence, read
@@ -85,7 +85,7 @@ class Subject:
 
 
 def monitor_policy(
-    root: Path, params: Params, *, look: str | None = None, now: datetime | None = None
+    root: Path, params: Params, *, look: str | None = None, now: datetime | None = None, server: str | None = None
 ) -> dict[str, Any]:
     """Take one look and write its report under `.plumbline/monitor`; returns the report as JSON.
 
@@ -98,7 +98,7 @@ def monitor_policy(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "monitor.lock"):
         taken = Look(look or moment.date().isoformat(), moment)
-        report = _look(root, params, taken)
+        report = _look(root, params, taken, server)
         name = "".join(character if character.isalnum() or character in "-_" else "_" for character in taken.key)
         (folder / name).mkdir(exist_ok=True)
         report["path"] = (FOLDER / name).as_posix()
@@ -107,7 +107,7 @@ def monitor_policy(
         return report
 
 
-def _look(root: Path, params: Params, look: Look) -> dict[str, Any]:
+def _look(root: Path, params: Params, look: Look, server: str | None) -> dict[str, Any]:
     champion = champion_of(root, params)
     if champion is None:
         evidence = MonitorEvidence({}, dict.fromkeys((*STREAMS, "drift", "freshness"), "there is no champion yet"))
@@ -125,7 +125,7 @@ def _look(root: Path, params: Params, look: Look) -> dict[str, Any]:
     evidence = _evidence(subject, look)
     found = {item.name: item.as_json() for item in read(evidence, params.monitor) if item.verdict == "finding"}
     kept = observations.keep_findings(engine, champion.uri, look.key, found)
-    return _report(look, champion, params, evidence, kept, _request(subject, kept))
+    return _report(look, champion, params, evidence, kept, _request(subject, kept, server))
 
 
 def _observe(subject: Subject, look: Look) -> None:
@@ -333,8 +333,10 @@ def _evidence(subject: Subject, look: Look) -> MonitorEvidence:
     )
 
 
-def _request(subject: Subject, findings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Ask for one run because of all findings; a champion and monitor asks once, asking again has no effect.
+def _request(
+    subject: Subject, findings: Mapping[str, Mapping[str, Any]], server: str | None
+) -> dict[str, dict[str, Any]]:
+    """Ask for one run because of all findings; a champion and monitor asks once, asking again is not heard twice.
 
     All enter the outbox before any is sent: the run that the first event starts then answers for every one.
     """
@@ -345,9 +347,9 @@ def _request(subject: Subject, findings: Mapping[str, Mapping[str, Any]]) -> dic
         entry = request_retraining(subject.root, subject.params, key=key, why=why, evidence=finding["evidence"])
         state = "sent to the server" if entry.emitted_at is not None else "in the outbox"
         requests[name] = {"key": key, "why": why, "state": state}
-    if any(request["state"] == "in the outbox" for request in requests.values()) and server_url() is not None:
+    if any(request["state"] == "in the outbox" for request in requests.values()) and api_url(server) is not None:
         try:
-            told = {entry.key for entry in drain_outbox(subject.root, subject.params)}
+            told = {entry.key for entry in drain_outbox(subject.root, subject.params, server)}
             trouble = "in the outbox"
         except OperationsError as error:  # the report has to be written all the same; the next look asks again
             told, trouble = set(), f"not sent yet: {error}"

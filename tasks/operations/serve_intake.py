@@ -44,8 +44,8 @@ class Intake:
     `app` answers requests. Leaving the block works off what was accepted and seals it.
     """
 
-    def __init__(self, root: Path, params: Params) -> None:
-        self._root, self._params = root, params
+    def __init__(self, root: Path, params: Params, server: str | None = None) -> None:
+        self._root, self._params, self._server = root, params, server
         self._folder = root / ".plumbline" / "intake"
         self._ended = threading.Event()
         self._sealing = threading.Thread(target=self._seal_on, name="intake-seal", daemon=True)
@@ -86,7 +86,7 @@ class Intake:
         while True:
             last = self._ended.wait(_LOOK_EVERY_S * 2 ** min(tried, 8))
             try:
-                for source, batch in seal_due(self._root, self._params, self.engine, at_once=last):
+                for source, batch in seal_due(self._root, self._params, self.engine, at_once=last, server=self._server):
                     _logger.info("sealed %s rows into %s", source, batch)
                 tried = 0
             except Exception as error:  # a thread that ended would accept for ever and seal nothing
@@ -97,8 +97,11 @@ class Intake:
                 return
 
 
-def serve(root: Path, params: Params) -> None:
-    """Answer requests until a signal ends the process. Raises `UsageError` if the port is taken."""
+def serve(root: Path, params: Params, server: str | None = None) -> None:
+    """Answer requests until the process is told to end; events go to `server`, unless PREFECT_API_URL names another.
+
+    Raises `UsageError` where the port is taken.
+    """
     import resource
     import signal
     import socket
@@ -115,7 +118,7 @@ def serve(root: Path, params: Params) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted if hard < 0 else min(wanted, hard)), hard))
     # Named TCP: only then asyncio sends an answer's parts at once, else the second waits 40 ms for the client's ACK.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    with Intake(root, params) as intake, listening as listener:
+    with Intake(root, params, server) as intake, listening as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -143,16 +146,18 @@ def serve(root: Path, params: Params) -> None:
         uvicorn.Server(config).run([listener])
 
 
-def seal_due(root: Path, params: Params, engine: Engine, *, at_once: bool = False) -> list[tuple[str, str]]:
+def seal_due(
+    root: Path, params: Params, engine: Engine, *, at_once: bool = False, server: str | None = None
+) -> list[tuple[str, str]]:
     """Make batches of what a crash left frozen and of what is due; returns kind and batch of each."""
     limits = params.intake
     for item in spool.waiting(engine):
         if at_once or item.rows >= limits.seal_rows or item.age_s >= limits.seal_every_s:
             spool.freeze(engine, item.source)
-    return [(seal.source, _land(root, params, engine, seal)) for seal in spool.unfinished(engine)]
+    return [(seal.source, _land(root, params, engine, seal, server)) for seal in spool.unfinished(engine)]
 
 
-def _land(root: Path, params: Params, engine: Engine, seal: Seal) -> str:
+def _land(root: Path, params: Params, engine: Engine, seal: Seal, server: str | None) -> str:
     """Spool -> raw store, version, outbox, event; then the spool may forget. Each step may be repeated."""
     with tempfile.TemporaryDirectory(dir=root / ".plumbline" / "intake") as name:
         path = Path(name) / f"seal-{seal.number}.jsonl"
@@ -160,7 +165,7 @@ def _land(root: Path, params: Params, engine: Engine, seal: Seal) -> str:
         batches = ingest_feedback(root, seal.source, [path], senders=spool.senders(engine, seal))
     batch = batches[0].path.relative_to(root).as_posix()
     try:
-        announce_batches(root, params, seal.source, batches, {batches[0].digest: seal.rows})
+        announce_batches(root, params, seal.source, batches, {batches[0].digest: seal.rows}, server)
     except PlumblineError as error:  # the batch is safe and versioned: the next drain or poll announces it
         _logger.warning("%s is stored and not announced yet: %s", batch, error)
     spool.done(engine, seal, batch, keep_s=params.intake.keep_keys_days * _DAY_S, keep=params.intake.keep_keys)

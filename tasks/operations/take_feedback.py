@@ -32,12 +32,14 @@ class Taken:
     pending: str | None
 
 
-def take_feedback(root: Path, params: Params, source: str, files: Sequence[str]) -> Taken:
+def take_feedback(
+    root: Path, params: Params, source: str, files: Sequence[str], server: str | None = None
+) -> Taken:
     """Store and version the files, then tell the server where one is configured. Raises as `ingest_feedback`."""
     batches = ingest_feedback(root, source, list(files), params.feedback.limits())
     announced, pending = {}, None
     try:
-        entries = announce_batches(root, params, source, batches, count_rows(batches))
+        entries = announce_batches(root, params, source, batches, count_rows(batches), server)
         announced = {entry.payload["sha256"]: entry.emitted_at is not None for entry in entries}
     except OperationsError as error:  # the batch is safe and versioned; a later drain or poll announces it
         pending = str(error)

@@ -24,15 +24,17 @@ _SETTLE_LOOKS = 4  # looks at a file in the time that it has to stay unchanged
 _SHORTEST_LOOK_MS = 50
 
 
-def scan_inbox(root: Path, params: Params, report: Report) -> list[Handled]:
-    """Take what is whole now, once. Raises `UsageError` if a watcher runs."""
+def scan_inbox(root: Path, params: Params, report: Report, server: str | None = None) -> list[Handled]:
+    """Take what is whole now, once. Raises `UsageError` where a watcher runs."""
     with _one_watcher(root):
-        return _inbox(root, params, report).scan()
+        return _inbox(root, params, report, server).scan()
 
 
-def watch_inbox(root: Path, params: Params, report: Report, *, stop: threading.Event | None = None) -> None:
-    """Take what is there and what comes, until `stop` is set. Raises `UsageError` if another watcher runs."""
-    inbox, ended = _inbox(root, params, report), stop or threading.Event()
+def watch_inbox(
+    root: Path, params: Params, report: Report, *, server: str | None = None, stop: threading.Event | None = None
+) -> None:
+    """Take what is there and what comes, until `stop` is set. Raises `UsageError` where another watcher runs."""
+    inbox, ended = _inbox(root, params, report, server), stop or threading.Event()
     with _one_watcher(root):
         while not ended.is_set():
             inbox.prepare()
@@ -74,11 +76,11 @@ def _told(inbox: Inbox, report: Report) -> None:
         report(f"{error.filename}: went away")
 
 
-def _inbox(root: Path, params: Params, report: Report) -> Inbox:
+def _inbox(root: Path, params: Params, report: Report, server: str | None) -> Inbox:
     def take(source: str, path: Path) -> str:
         batches = ingest_feedback(root, source, [path], params.feedback.limits())
         try:
-            announce_batches(root, params, source, batches, count_rows(batches))
+            announce_batches(root, params, source, batches, count_rows(batches), server)
         except PlumblineError as error:  # stored and versioned: the next drain or poll announces it
             report(f"{batches[0].path.name}: stored, not announced yet: {error}")
         return batches[0].digest

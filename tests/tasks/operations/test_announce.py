@@ -16,11 +16,11 @@ from plumbline.tasks.data.ingest_feedback import count_rows, ingest_feedback
 from plumbline.tasks.operations.announce import (
     _confirmed,
     announce_batches,
+    api_url,
     drain_outbox,
     open_outbox,
     reconcile,
     request_retraining,
-    server_url,
     workspace_id,
 )
 from plumbline.tasks.operations.freshness.outbox import pending, standings
@@ -165,9 +165,9 @@ def test_an_answer_that_no_prefect_server_gives_is_named(root: Path, params: Par
 def test_a_temporary_server_is_told_nothing(root: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event sent there would count as told and be lost with the server."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    assert server_url() == "http://127.0.0.1:9/api"
+    assert api_url("http://127.0.0.1:8/api") == "http://127.0.0.1:9/api"
     monkeypatch.setenv(TEMPORARY, "http://127.0.0.1:9/api")
-    assert server_url() is None
+    assert api_url() is None
     request_retraining(root, params, key="finding/1", why="win rate fell", evidence={})
     with pytest.raises(OperationsError, match="stay in the outbox"):
         drain_outbox(root, params)

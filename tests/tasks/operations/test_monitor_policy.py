@@ -31,7 +31,7 @@ PARAMS = Params()
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plumbline.tasks.operations.announce.server_url", lambda: None)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
 
 def serve(world: World, numbers: range, uri: str, *, violation: bool = False, at: datetime = NOW) -> None:
