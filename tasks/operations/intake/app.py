@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import orjson
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Path, Request, Response, Security
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -31,7 +32,7 @@ from plumbline.tasks.operations.intake.bodies import (
 from plumbline.tasks.operations.intake.desk import Desk, Submission
 from plumbline.tasks.operations.intake.limits import Memory, Rate, busy, drain, read_body
 from plumbline.tasks.operations.intake.log import RequestLog
-from plumbline.tasks.operations.intake.openapi import FEEDBACK, HEALTH, describe
+from plumbline.tasks.operations.intake.openapi import REQUEST, RESPONSES, RowVerdicts
 from plumbline.tasks.operations.intake.tokens import Door, Grant
 from plumbline.tasks.params.intake import IntakeParams
 
@@ -63,19 +64,28 @@ def create_app(
     # The pages of documentation load scripts from elsewhere; the document itself is at /openapi.json.
     app = FastAPI(title="Plumbline feedback", version="1", docs_url=None, redoc_url=None)
 
-    @app.post("/v1/feedback/{source}", openapi_extra=FEEDBACK)
-    async def feedback(source: str, request: Request) -> Response:
+    kinds = Path(json_schema_extra={"enum": sorted(sources)})
+
+    @app.post(
+        "/v1/feedback/{source}",
+        status_code=202,
+        response_model=RowVerdicts,
+        response_description="The accepted rows are on disk",
+        responses=RESPONSES,
+        openapi_extra=REQUEST,
+        dependencies=[Security(HTTPBearer(scheme_name="bearer", auto_error=False))],
+    )
+    async def feedback(request: Request, source: str = kinds) -> Response:
         """Hand in feedback of one kind. 202 once the accepted rows are safe on disk."""
         return await _serve(counter, source, request)
 
-    @app.get("/healthz", openapi_extra=HEALTH)
+    @app.get("/healthz", response_description="It takes requests", responses={507: {"description": "The disk is full"}})
     async def healthz() -> Response:
         """Answer that the endpoint takes requests, or that it does not."""
         full = counter.free_bytes() < params.min_free_bytes
         return _json(507 if full else 200, {"status": "disk_full" if full else "ok", "working": counter.working})
 
     app.add_exception_handler(HTTPException, _http_error)
-    describe(app, sources)
     app.add_middleware(RequestLog)
     return app
 

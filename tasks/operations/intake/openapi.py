@@ -1,80 +1,80 @@
-"""The part of `/openapi.json` beyond the paths: bodies, headers, answers, errors, each with an example."""
+"""What `/openapi.json` says of the endpoint: FastAPI makes the document from these models.
+
+They describe, and check nothing: bodies are read and refused row by row, and answers are written as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
 
 _PAIR = {"id": "r-1", "prompt": "How do I reset it?", "chosen": "Hold the button for ten seconds.", "rejected": "No."}
-_VERDICTS = [
+
+
+class RowVerdict(BaseModel):
+    """What became of one row."""
+
+    row: int = Field(ge=1, description="line of the body, or place in the list")
+    status: Literal["accepted", "quarantined"]
+    id: str | None = Field(None, description="the record's id: as given, or of its content")
+    reason: str | None = Field(None, description="why it is quarantined, a reason of the contract")
+    field: str | None = None
+    expected: str | None = None
+    found: str | None = None
+
+
+_VERDICTS: Any = [
     {"row": 1, "status": "accepted", "id": "r-1"},
-    {
-        "row": 2,
-        "status": "quarantined",
-        "reason": "empty_text",
-        "field": "chosen",
-        "expected": "text with a visible character",
-        "found": '""',
-    },
+    {"row": 2, "status": "quarantined", "reason": "empty_text", "field": "chosen", "expected": "text", "found": '""'},
 ]
-_ANSWER = {
-    "source": "human_pairs",
-    "rows": 2,
-    "accepted": 1,
-    "quarantined": 1,
-    "verdicts": _VERDICTS,
-    "request_id": "5b0c2a52-4f0e-4a53-9a3f-2f1d3a6f8a10",
-}
-_SCHEMAS: Mapping[str, Any] = {
-    "Verdict": {
-        "type": "object",
-        "required": ["row", "status"],
-        "properties": {
-            "row": {"type": "integer", "minimum": 1, "description": "line of the body, or place in the list"},
-            "status": {"enum": ["accepted", "quarantined"]},
-            "id": {
-                "type": ["string", "null"],
-                "description": "the record's id: as given, or of its content",
-            },
-            "reason": {"type": "string", "description": "why it is quarantined, a reason of the contract"},
-            "field": {"type": ["string", "null"]},
-            "expected": {"type": "string"},
-            "found": {"type": "string"},
-        },
-    },
-    "Answer": {
-        "type": "object",
-        "required": ["source", "rows", "accepted", "quarantined", "verdicts"],
-        "properties": {
-            "source": {"type": "string"},
-            "rows": {"type": "integer"},
-            "accepted": {"type": "integer"},
-            "quarantined": {"type": "integer"},
-            "verdicts": {"type": "array", "items": {"$ref": "#/components/schemas/Verdict"}},
-            "request_id": {"type": "string", "format": "uuid"},
-        },
-        "example": _ANSWER,
-    },
-    "Error": {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["code", "message"],
-                "properties": {
-                    "code": {"type": "string", "description": "for programs"},
-                    "message": {"type": "string", "description": "for people"},
-                    "line": {"type": "integer", "minimum": 1},
-                    "field": {"type": "string"},
-                },
+
+
+class RowVerdicts(BaseModel):
+    """What became of a request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "source": "human_pairs",
+                "rows": 2,
+                "accepted": 1,
+                "quarantined": 1,
+                "verdicts": _VERDICTS,
+                "request_id": "5b0c2a52-4f0e-4a53-9a3f-2f1d3a6f8a10",
             }
-        },
-        "example": {"error": {"code": "broken_json", "message": "not JSON, column 9: unexpected end.", "line": 3}},
-    },
-}
+        }
+    )
+
+    source: str
+    rows: int
+    accepted: int
+    quarantined: int
+    verdicts: list[RowVerdict]
+    request_id: str | None = Field(None, json_schema_extra={"format": "uuid"})
+
+
+class RefusalReason(BaseModel):
+    """Why a request was refused, and where."""
+
+    code: str = Field(description="for programs")
+    message: str = Field(description="for people")
+    line: int | None = Field(None, ge=1)
+    field: str | None = None
+
+
+class RequestRefusal(BaseModel):
+    """A request that was refused as a whole."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"error": {"code": "broken_json", "message": "not JSON, column 9: unexpected end.", "line": 3}}
+        }
+    )
+
+    error: RefusalReason
+
+
 _ERRORS = {
     400: "No JSON object on a line, no rows, bad gzip, or no fit Idempotency-Key",
     401: "No valid bearer token",
@@ -90,13 +90,13 @@ _ERRORS = {
     507: "The disk is full; nothing was taken",
 }
 
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    422: {"description": "No row satisfies the contract; nothing was taken", "model": RowVerdicts},
+    **{status: {"description": why, "model": RequestRefusal} for status, why in _ERRORS.items()},
+}
 
-def _content(schema: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-
-
-FEEDBACK: dict[str, Any] = {
-    "security": [{"bearer": []}],
+# Headers and body are read by hand, so FastAPI knows nothing of them.
+REQUEST: dict[str, Any] = {
     "parameters": [
         {
             "name": "Idempotency-Key",
@@ -111,42 +111,11 @@ FEEDBACK: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/x-ndjson": {"schema": {"type": "string"}, "example": '{"prompt": "Hi", "chosen": "Hello.", '
-                                     '"rejected": "What?"}\n'},
+            "application/x-ndjson": {
+                "schema": {"type": "string"},
+                "example": '{"prompt": "Hi", "chosen": "Hello.", "rejected": "What?"}\n',
+            },
             "application/json": {"schema": {"type": "array", "items": {"type": "object"}}, "example": [_PAIR]},
         },
     },
-    "responses": {
-        "200": None,
-        "202": {"description": "The accepted rows are on disk", "content": _content("Answer")},
-        "422": {"description": "No row satisfies the contract; nothing was taken", "content": _content("Answer")},
-        **{str(status): {"description": why, "content": _content("Error")} for status, why in _ERRORS.items()},
-    },
-}  # fmt: skip
-HEALTH: dict[str, Any] = {
-    "responses": {
-        "200": {"description": "It takes requests"},
-        "507": {"description": "The disk is full, requests are refused"},
-    }
 }
-
-
-def describe(app: FastAPI, sources: Collection[str]) -> None:
-    """Complete the document once it is first asked for."""
-    plain = app.openapi
-
-    def whole() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = plain()
-            post = document["paths"]["/v1/feedback/{source}"]["post"]
-            post["responses"] = {status: said for status, said in FEEDBACK["responses"].items() if said is not None}
-            for parameter in post["parameters"]:
-                if parameter["name"] == "source":
-                    parameter["schema"] = {"enum": sorted(sources)}
-            parts = document.setdefault("components", {})
-            parts["schemas"] = dict(_SCHEMAS)
-            parts["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = whole  # type: ignore[method-assign]

@@ -28,6 +28,7 @@ from plumbline.data_contracts.records import Quarantined
 from plumbline.flows.graph.workspaces import init_workspace
 from plumbline.tasks.data.feedback import SOURCES
 from plumbline.tasks.data.feedback.validate import raw_batches
+from plumbline.tasks.operations.intake.openapi import RequestRefusal, RowVerdicts
 from plumbline.tasks.operations.intake.tokens import create_token, token_file
 
 BOUNDS = (
@@ -261,11 +262,31 @@ def test_a_refused_key_is_free_for_the_corrected_rows(endpoint: Any) -> None:
     assert send(endpoint, ndjson(pair("corrected")), "corrected").status_code == 202
 
 
-def test_the_document_and_the_log(endpoint: Any) -> None:
+def test_the_document_says_what_is_sent_and_answered(endpoint: Any) -> None:
+    """What a generated client relies on: statuses, headers, kinds of feedback, and the very keys of an answer."""
     document = httpx.get(f"{endpoint.url}/openapi.json").json()
     post = document["paths"]["/v1/feedback/{source}"]["post"]
-    assert {"202", "400", "401", "403", "404", "409", "413", "415", "422", "429", "507"} <= set(post["responses"])
-    assert document["components"]["schemas"]["Error"]["example"]["error"]["line"] == 3
+    statuses = "202 400 401 403 404 408 409 413 415 422 429 500 503 507"
+    assert sorted(post["responses"]) == statuses.split()
+    assert set(post["requestBody"]["content"]) == {"application/x-ndjson", "application/json"}
+    named = {parameter["name"]: parameter for parameter in post["parameters"]}
+    assert named["Idempotency-Key"]["required"]
+    assert "human_pairs" in named["source"]["schema"]["enum"]
+    assert post["security"] == [{"bearer": []}]
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    for body, status, model in (
+        (ndjson(pair("documented"), {"prompt": "q"}), 202, RowVerdicts),
+        (ndjson({"prompt": "q"}), 422, RowVerdicts),
+        (b"{", 400, RequestRefusal),
+    ):
+        answer = send(endpoint, body, f"documented-{status}")
+        assert answer.status_code == status
+        assert model.model_validate_json(answer.content).model_dump(exclude_unset=True) == answer.json()
+        reference = post["responses"][str(status)]["content"]["application/json"]["schema"]["$ref"]
+        assert reference.endswith(f"/{model.__name__}")
+
+
+def test_no_token_and_no_row_is_in_the_log(endpoint: Any) -> None:
     send(endpoint, ndjson(pair("logged-secret-row")), "logged")
     log = (endpoint.root / "serve.log").read_text()
     assert '"client":"tester"' in log and endpoint.token not in log and "logged-secret-row" not in log
