@@ -9,7 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from plumbline.data_contracts.private_names import private_names, require_names
+
+with private_names("uvicorn"):
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+require_names("uvicorn", H11Protocol, "connection_made", "connection_lost", "on_response_complete", "pause_writing")
 
 _LOOKS = 4  # at a connection in the time that it may be idle
 _SPARED_S = 1.0  # just idle: its next request may be under way already
