@@ -103,8 +103,8 @@ class LlmJudgeParams(Section):
         4,
         ge=0,
         le=20,
-        description="Further attempts after a lost connection, a timeout, or status 408, 409, 429 or 5xx; the openai "
-        "client waits 0.5 s, 1 s, 2 s up to 8 s between them, or what Retry-After says.",
+        description="Further attempts after a lost connection, a timeout, or status 408, 409, 429 or 5xx; 0.5 s, "
+        "1 s, 2 s up to 8 s apart, or what Retry-After says.",
     )
     concurrency: int = Field(8, ge=1, le=1024, description="Most questions under way at once.")
     on_unusable: Literal["skip", "fail"] = Field(

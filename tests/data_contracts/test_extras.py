@@ -13,19 +13,13 @@ import pytest
 from plumbline.data_contracts.errors import UsageError
 from plumbline.tasks.data.feedback.containers import read_lines
 from plumbline.tasks.operations.watch_inbox import watch_inbox
-from plumbline.tasks.params.llm_judge import LlmJudgeParams
 from plumbline.tasks.params.whole import Params
-from plumbline.tasks.training.rewards.judges.chat_client import ChatClient
 
 LINEAGE = "plumbline.tasks.registry.lineage"
 
 
 def _module(name: str) -> Callable[[Path], object]:
     return lambda folder: importlib.import_module(name)
-
-
-def _judge(folder: Path) -> object:
-    return ChatClient(LlmJudgeParams(api_key_env=None))
 
 
 def _zstd(folder: Path) -> object:
@@ -43,7 +37,6 @@ def _inbox(folder: Path) -> object:
     [
         ("cyclonedx", "cyclonedx", _module(f"{LINEAGE}.bill_of_materials")),
         ("openlineage", "openlineage", _module(f"{LINEAGE}.openlineage_events")),
-        ("llm-judge", "openai", _judge),
         ("zstd", "zstandard", _zstd),
         ("inbox", "watchfiles", _inbox),
     ],

@@ -11,6 +11,7 @@ import orjson
 
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.tasks.models.chat import as_dicts
+from plumbline.tasks.models.chat_server import COMPLETIONS, MODELS, address
 from plumbline.tasks.operations.serving.chat import BackendError, ChatRequest, Finish, Piece
 
 _CONNECT_S = 5.0
@@ -28,10 +29,9 @@ class RemoteBackend:
         self._model = model
         self._most = most_tokens
         self._url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=lanes, max_keepalive_connections=lanes)
         self._client = httpx.Client(
-            headers=headers,
+            **address(url, key),
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
             limits=limits,
             trust_env=False,
@@ -40,7 +40,7 @@ class RemoteBackend:
     def require_model(self) -> None:
         """Raise `OperationsError` unless the server answers and lists the model."""
         try:
-            answer = self._client.get(f"{self._url}/models")
+            answer = self._client.get(MODELS)
             answer.raise_for_status()
             known = [str(item["id"]) for item in orjson.loads(answer.content)["data"]]
         except (httpx.HTTPError, orjson.JSONDecodeError, KeyError, TypeError) as error:
@@ -60,7 +60,7 @@ class RemoteBackend:
         Raises `BackendError`.
         """
         try:
-            with self._client.stream("POST", f"{self._url}/chat/completions", json=self._body(request)) as answer:
+            with self._client.stream("POST", COMPLETIONS, json=self._body(request)) as answer:
                 if answer.status_code != 200:
                     raise _refusal(answer)
                 yield from _read(answer, cancelled)

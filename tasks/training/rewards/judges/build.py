@@ -9,6 +9,7 @@ from pathlib import Path
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.tasks.models.judging import Judge
 from plumbline.tasks.params.judge import JudgeKind, JudgeParams
+from plumbline.tasks.training.rewards.judges.llm import LlmJudge
 from plumbline.tasks.training.rewards.judges.reward_model import RewardModelJudge
 from plumbline.tasks.training.rewards.judges.rule import RuleJudge
 from plumbline.tasks.training.rewards.mixture import Mixture
@@ -52,9 +53,6 @@ def _reward_model(params: JudgeParams, means: JudgeMeans) -> Judge:
 
 
 def _llm(params: JudgeParams, means: JudgeMeans) -> Judge:
-    # needs the openai client, which takes a second to import
-    from plumbline.tasks.training.rewards.judges.llm import LlmJudge
-
     return LlmJudge(params.llm, means.cache)
 
 

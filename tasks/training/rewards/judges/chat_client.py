@@ -1,33 +1,32 @@
 """Many requests to one server of the OpenAI chat protocol, a bounded number at once, each with retries and a deadline.
 
-Connections, attempts and backoff are the openai client's. What it raises becomes a named reason (`Unusable`) where
-another question may fare better, and a `JudgeError` if none will: wrong key, unknown model or address.
+What goes wrong becomes a named reason (`Unusable`) where another question may fare better, and a `JudgeError` where
+none will: wrong key, unknown model or address.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
 
 from plumbline.data_contracts.errors import JudgeError
-from plumbline.data_contracts.extras import needs_extra
+from plumbline.tasks.models.chat_server import COMPLETIONS, address
 from plumbline.tasks.params.llm_judge import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.parsing import Reply, Unusable, excerpt, read_reply
 
-if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
-
 Request = Mapping[str, Any]
 
-NO_KEY = "none"
-"""Sent as the key where the server wants none; without it the client would send OPENAI_API_KEY to any address."""
-
-_RETRY_COUNT = "x-stainless-retry-count"  # the header by which the openai client numbers attempts
-_SHORTEST_SECRET = 8  # local servers are given words such as EMPTY, which are no secret and may stand in an answer
+_SHORTEST_SECRET = 8  # local servers are given words such as EMPTY, which are no secret and may stand in a completion
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+_LONGEST_ASKED_S = 60.0  # of Retry-After
 _HOPELESS = {
     401: "the key was refused: check the variable that api_key_env names",
     403: "access was refused: check the key's rights and the model's name",
@@ -48,16 +47,13 @@ class JudgeReply:
 class ChatClient:
     """Asks one server. The key stays in the environment: in no field, message, log, cache or pickle of ours.
 
-    Raises `JudgeError` when the key's variable is not set, and `UsageError` without the openai client.
+    Raises `JudgeError` when the key's variable is not set.
     """
 
     params: LlmJudgeParams
 
     def __post_init__(self) -> None:
-        # missing: better now than after an hour of rollouts
-        _key(self.params)
-        with needs_extra("llm-judge", where(self.params)):
-            import openai  # noqa: F401
+        _key(self.params)  # missing: better now than after an hour of rollouts
 
     def ask_all(
         self,
@@ -82,63 +78,69 @@ class ChatClient:
         wanted: Callable[[str], bool],
         received: Callable[[str, JudgeReply], None],
     ) -> None:
-        from openai import AsyncOpenAI
-
         pending = iter(requests.items())
 
-        async def work(client: AsyncOpenAI) -> None:
+        async def work(client: httpx.AsyncClient) -> None:
             for name, request in pending:
                 if wanted(name):
                     received(name, await self._ask(client, request))
 
-        client = AsyncOpenAI(
-            base_url=self.params.base_url,
-            api_key=_key(self.params),
+        lanes = min(self.params.concurrency, len(requests))
+        client = httpx.AsyncClient(
+            **address(self.params.base_url, _key(self.params)),
             timeout=self.params.timeout_seconds,
-            max_retries=self.params.max_retries,
+            limits=httpx.Limits(max_connections=lanes),
+            follow_redirects=True,
         )
         async with client, asyncio.TaskGroup() as group:
-            for _ in range(min(self.params.concurrency, len(requests))):
+            for _ in range(lanes):
                 group.create_task(work(client))
 
-    async def _ask(self, client: AsyncOpenAI, request: Request) -> JudgeReply:
-        import openai
-
-        started = time.perf_counter()
-
-        def answer(outcome: Reply | Unusable, retries: int) -> JudgeReply:
-            return JudgeReply(outcome, retries, time.perf_counter() - started)
-
+    async def _ask(self, client: httpx.AsyncClient, request: Request) -> JudgeReply:
+        started, retries = time.perf_counter(), 0
         try:
             # the client's timeout is one of silence: a server that drips bytes would never meet it
             async with asyncio.timeout(self.params.deadline_seconds):
-                raw = await client.chat.completions.with_raw_response.create(**request)
-        except openai.APITimeoutError as error:
-            found = f"silent for {self.params.timeout_seconds:g} s at each of {_attempts(error)}"
-            return answer(Unusable("timeout", found), _retries(error))
+                outcome, pause_s = await self._attempt(client, request, retries)
+                while pause_s is not None and retries < self.params.max_retries:
+                    await asyncio.sleep(pause_s)
+                    retries += 1
+                    outcome, pause_s = await self._attempt(client, request, retries)
         except TimeoutError:
-            return answer(Unusable("timeout", f"not done within {self.params.deadline_seconds:g} s in all"), 0)
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            found = self._redact(f"{type(cause).__name__}: {cause} ({_attempts(error)})")
-            return answer(Unusable("unreachable", found), _retries(error))
-        except openai.APIStatusError as error:
-            return answer(self._refusal(error), _retries(error))
-        return answer(read_reply(self._redact(raw.text).encode()), raw.retries_taken)
+            outcome = Unusable("timeout", f"not done within {self.params.deadline_seconds:g} s in all")
+        return JudgeReply(outcome, retries, time.perf_counter() - started)
 
-    def _refusal(self, error: APIStatusError) -> Unusable:
-        """The meaning of an error status. Raises `JudgeError` for one that every other request would meet too."""
-        said = f"status {error.status_code}: {excerpt(self._redact(error.response.text))} ({_attempts(error)})"
-        if error.status_code in _HOPELESS:
-            # not chained: the server's own words may repeat the key
-            raise JudgeError(f"{where(self.params)}: {_HOPELESS[error.status_code]}. Found {said}.") from None
-        transient = error.status_code >= 500 or error.status_code in (408, 409, 429)
-        return Unusable("unreachable" if transient else "rejected", said)
+    async def _attempt(
+        self, client: httpx.AsyncClient, request: Request, retries: int
+    ) -> tuple[Reply | Unusable, float | None]:
+        """What came of one attempt, and the seconds before the next; None where another would fare no better."""
+        tried = f"{retries + 1} attempts" if retries else "1 attempt"
+        try:
+            response = await client.post(COMPLETIONS, json=request)
+        except httpx.TimeoutException:
+            found = f"silent for {self.params.timeout_seconds:g} s at each of {tried}"
+            return Unusable("timeout", found), _pause_s(retries)
+        except httpx.RequestError as error:
+            found = self._redact(f"{type(error).__name__}: {error} ({tried})")
+            return Unusable("unreachable", found), _pause_s(retries)
+        if response.is_success:
+            return read_reply(self._redact(response.text).encode()), None
+        return self._refusal(response, tried, retries)
+
+    def _refusal(self, response: httpx.Response, tried: str, retries: int) -> tuple[Unusable, float | None]:
+        """What an error status means. Raises `JudgeError` for one that every other request would meet too."""
+        status = response.status_code
+        said = f"status {status}: {excerpt(self._redact(response.text))} ({tried})"
+        if status in _HOPELESS:
+            raise JudgeError(f"{where(self.params)}: {_HOPELESS[status]}. Found {said}.")
+        if status >= 500 or status in (408, 409, 429):
+            return Unusable("unreachable", said), _asked_s(response.headers) or _pause_s(retries)
+        return Unusable("rejected", said), None
 
     def _redact(self, text: str) -> str:
         """The text without the key, should a server repeat it."""
         key = _key(self.params)
-        return text.replace(key, "***") if len(key) >= _SHORTEST_SECRET else text
+        return text.replace(key, "***") if key is not None and len(key) >= _SHORTEST_SECRET else text
 
 
 def where(params: LlmJudgeParams) -> str:
@@ -146,9 +148,9 @@ def where(params: LlmJudgeParams) -> str:
     return f"LLM judge {params.model} at {params.base_url}"
 
 
-def _key(params: LlmJudgeParams) -> str:
+def _key(params: LlmJudgeParams) -> str | None:
     if params.api_key_env is None:
-        return NO_KEY
+        return None
     key = os.environ.get(params.api_key_env, "").strip()
     if not key:
         raise JudgeError(
@@ -158,11 +160,19 @@ def _key(params: LlmJudgeParams) -> str:
     return key
 
 
-def _attempts(error: Exception) -> str:
-    retries = _retries(error)
-    return f"{retries + 1} attempts" if retries else "1 attempt"
+def _pause_s(retries: int) -> float:
+    """Seconds before the next attempt: half a second, doubled each time up to 8 s, up to a quarter less by chance."""
+    return min(_FIRST_PAUSE_S * 2.0**retries, _LONGEST_PAUSE_S) * random.uniform(0.75, 1.0)
 
 
-def _retries(error: Exception) -> int:
-    request = getattr(error, "request", None)
-    return int(request.headers.get(_RETRY_COUNT, 0)) if request is not None else 0
+def _asked_s(headers: httpx.Headers) -> float | None:
+    """The seconds that a server asks to wait, as a number or a date; None where it asks none, or more than a minute."""
+    text, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms")
+    try:
+        asked = float(milliseconds) / 1000 if milliseconds else float(text)
+    except ValueError:
+        try:
+            asked = parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            return None
+    return asked if 0 < asked <= _LONGEST_ASKED_S else None
