@@ -21,7 +21,7 @@ Side = Literal["champion", "challenger"]
 FeedbackKind = Literal["click", "thumb_up", "thumb_down", "deflected", "escalated"]
 
 
-class Answer(Record):
+class ServedCompletion(Record):
     """One version's answer to one request."""
 
     side: Side
@@ -43,7 +43,7 @@ class Interaction(Record):
     received_at: AwareDatetime
     prompt: tuple[Message, ...]
     canary: bool = Field(description="the challenger answered the user")
-    answers: tuple[Answer, ...] = Field(min_length=1, max_length=2)
+    answers: tuple[ServedCompletion, ...] = Field(min_length=1, max_length=2)
     user: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{32}$",

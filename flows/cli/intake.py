@@ -105,11 +105,11 @@ def intake_token(
 def outbox_list(workspace: Directory = HERE, json: Json = False) -> None:
     """List every batch and finding: sent or pending, and the run that it had."""
     from plumbline.tasks.operations.announce import read_outbox
-    from plumbline.tasks.operations.freshness.outbox import standings
+    from plumbline.tasks.operations.freshness.outbox import entry_states
 
     root, params = loaded(workspace)
     table, rows = Table("key", "event", "state", "attempts", "note", box=None), []
-    for item in standings(read_outbox(root, params)):
+    for item in entry_states(read_outbox(root, _params(root))):
         told = item.entry.emitted_at.isoformat(timespec="seconds") if item.entry.emitted_at else "pending"
         table.add_row(escape(item.entry.key), told, item.state, str(item.attempts), escape(item.note or ""))
         rows.append(

@@ -26,7 +26,7 @@ Prompt = Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class Completions:
     """N completions of one policy, as text and as the tokens that were drawn.
 
     `token_ids` includes the stop token where `finished`; `texts` are without it.
@@ -82,11 +82,11 @@ class Reward(Protocol):
         """Most tokens of prompt and response that every term takes; None: no limit of its own."""
         ...
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         """Score completions. Raises `RewardError` for what no stated fallback covers."""
         ...
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         """Fix what normalisation needs (mean and spread of each term) on completions of π_ref, once."""
         ...
 

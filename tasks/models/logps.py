@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from plumbline.data_contracts.errors import ModelError
+from plumbline.tasks.models.completions import Layout, completion_logits, packs, unadapted
 from plumbline.tasks.models.distributions import target_logps
-from plumbline.tasks.models.responses import Layout, packs, response_logits, unadapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +99,7 @@ def batch_logps(
     rows = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor(tails)).to(ids.device)
     positions = torch.cat([torch.arange(len(head), len(head) + len(tail)) for head, tail in pairs]).to(ids.device)
     if packs(unadapted(model)) and all(tails):
-        logits = response_logits(model, Layout.of(ids, rows, positions, packed=True), direct=True)  # (N, V)
+        logits = completion_logits(model, Layout.of(ids, rows, positions, packed=True), direct=True)  # (N, V)
     else:
         # the logits at position t predict token t + 1, so those of a completion start one before it
         first = min(len(head) for head, _ in pairs) - 1

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from plumbline.tasks.models.completions import Layout, completion_logits, packs
 from plumbline.tasks.models.distributions import logps_and_entropies, target_logps
 from plumbline.tasks.models.fast_linear import use_fast_linears
 from plumbline.tasks.models.fast_norm import use_fast_norms
-from plumbline.tasks.models.responses import Layout, packs, response_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,7 +109,7 @@ def _score(
         layout = Layout.of(
             batch.ids[first : first + ROWS], batch.rows[begin:end] - first, batch.positions[begin:end], packed=True
         )
-        logits = response_logits(model, layout, direct=True).float()
+        logits = completion_logits(model, layout, direct=True).float()
         logits = logits if temperature == 1 else logits / temperature
         for name, values in _figures(logits, batch.targets[begin:end], outputs).items():
             parts.setdefault(name, []).append(values)

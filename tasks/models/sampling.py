@@ -24,11 +24,11 @@ from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.progress import Progress, silent
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import encode_prompts, end_token_id
+from plumbline.tasks.models.completions import packs, unadapted
 from plumbline.tasks.models.distributions import distributions
 from plumbline.tasks.models.loading import context_length
 from plumbline.tasks.models.logps import accepts, length_sorted_batches, pad_right
 from plumbline.tasks.models.packing import attends_plainly, backbone, prefill
-from plumbline.tasks.models.responses import packs, unadapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

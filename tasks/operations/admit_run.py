@@ -23,7 +23,7 @@ from plumbline.tasks.operations.freshness.admission import (
     finish,
     runs,
 )
-from plumbline.tasks.operations.freshness.outbox import Standing, standings
+from plumbline.tasks.operations.freshness.outbox import EntryState, entry_states
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.latest import LatestModel, latest_model
@@ -53,7 +53,7 @@ def finish_run(
 def gather(root: Path, params: Params, engine: Engine, event_key: str | None = None) -> FreshState:
     """Gather the facts for admission: the last model, what is new beside it, and which runs live."""
     # a key that is claimed may be due again by the time of the decision: its run was killed
-    unspent = [item for item in standings(engine) if item.state != SPENT]
+    unspent = [item for item in entry_states(engine) if item.state != SPENT]
     model = latest_model(Store(root, params.registry))
     covered = {item.entry.key: model.uri for item in unspent if model and _answers(model.manifest, item)}
     waiting = [item for item in unspent if item.state in (WAITING, ABANDONED)]
@@ -70,14 +70,14 @@ def gather(root: Path, params: Params, engine: Engine, event_key: str | None = N
     )
 
 
-def _answers(manifest: Mapping[str, Any], item: Standing) -> bool:
-    """True if the version was trained on this batch, or made because of this finding."""
+def _answers(manifest: Mapping[str, Any], item: EntryState) -> bool:
+    """Whether the version was trained on this batch, or made because of this finding."""
     if item.entry.kind == "batch":
         return item.entry.payload["batch"] in {batch["path"] for batch in manifest.get("raw_batches", ())}
     return item.entry.key in (manifest.get("trigger") or {}).get("keys", ())
 
 
-def _new_records(root: Path, params: Params, fresh: Sequence[Standing], model: LatestModel | None) -> dict[str, int]:
+def _new_records(root: Path, params: Params, fresh: Sequence[EntryState], model: LatestModel | None) -> dict[str, int]:
     if not fresh:
         return {}
     known = known_contents(root, model.manifest if model else None, params.curation)

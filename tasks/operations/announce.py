@@ -126,7 +126,7 @@ def drain_outbox(root: Path, params: Params, server: str | None = None) -> list[
     for entry in waiting:
         if entry.event_id in there:
             outbox.mark_emitted(engine, entry.key)
-    told = {standing.entry.key: standing.entry for standing in outbox.standings(engine)}
+    told = {standing.entry.key: standing.entry for standing in outbox.entry_states(engine)}
     return [told[entry.key] for entry in waiting if entry.event_id in there]
 
 
@@ -139,7 +139,7 @@ def reconcile(root: Path, params: Params) -> list[OutboxEntry]:
     arrived = arrived_batches(root)
     if has_arrived(root):
         version_raw(root)
-    known = {standing.entry.key for standing in outbox.standings(engine)}
+    known = {standing.entry.key for standing in outbox.entry_states(engine)}
     lost = {name: (source, path) for source, name, path in [*arrived, *raw_batches(root / RAW, within=root)]}
     unknown = [
         (source, root / name, path, key)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from plumbline.data_contracts.interactions import Answer, Interaction
+from plumbline.data_contracts.interactions import Interaction, ServedCompletion
 from plumbline.tasks.params.whole import Params
 
 
 def judge_traffic(
     params: Params,
-    served: list[tuple[Interaction, Answer]],
+    served: list[tuple[Interaction, ServedCompletion]],
     rival: Path,
     reward: Path,
     *,

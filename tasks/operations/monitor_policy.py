@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 
 from plumbline.data_contracts.artifact import write_bytes, write_json
 from plumbline.data_contracts.errors import OperationsError, PlumblineError
-from plumbline.data_contracts.interactions import Answer, Interaction
+from plumbline.data_contracts.interactions import Interaction, ServedCompletion
 from plumbline.data_contracts.records import CuratedPair, PreferencePair, load_jsonl
 from plumbline.tasks.data.feedback.validate import raw_batches, sort_rows
 from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
@@ -151,7 +151,7 @@ def _observe(subject: Subject, look: Look) -> None:
         look.missing |= dict.fromkeys(("preference_accuracy", "judge_agreement", "brier"), str(error))
 
 
-def _traffic(subject: Subject, look: Look) -> list[tuple[Interaction, Answer]]:
+def _traffic(subject: Subject, look: Look) -> list[tuple[Interaction, ServedCompletion]]:
     """Requests that the champion answered, whole and for the user, oldest first."""
     engine = open_database(subject.root, subject.params.operations, log.METADATA)
     since = look.now - timedelta(days=subject.params.monitor.traffic_days)
@@ -162,12 +162,12 @@ def _traffic(subject: Subject, look: Look) -> list[tuple[Interaction, Answer]]:
     ]
 
 
-def _observe_answers(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, Answer]]) -> None:
+def _observe_answers(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, ServedCompletion]]) -> None:
     look.streams["violation"] = {request.id: float(answer.violation) for request, answer in traffic}
     look.streams["refusal"] = {request.id: float(answer.refusal) for request, answer in traffic}
 
 
-def _observe_wins(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, Answer]]) -> None:
+def _observe_wins(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, ServedCompletion]]) -> None:
     """π_ref answers the newest prompts that were not judged yet; the champion's judge compares, in both positions."""
     fresh = _unjudged(subject, traffic, subject.version.uri, "win_rate")
     if fresh:
@@ -179,8 +179,8 @@ def _observe_wins(subject: Subject, look: Look, traffic: Sequence[tuple[Interact
         look.streams["win_rate"] = judge_traffic(subject.params, fresh, rival, reward, seed=seed, stored={})
 
 
-def _observe_rival(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, Answer]]) -> None:
-    """The same against the champion before: its answers in shadow if there are any, else those it gives now."""
+def _observe_rival(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, ServedCompletion]]) -> None:
+    """The same against the champion before: its answers in shadow where there are any, else those it gives now."""
     previous = subject.previous
     if previous is None:
         look.missing[RIVAL] = "there is no champion before this one"
@@ -202,14 +202,14 @@ def _observe_rival(subject: Subject, look: Look, traffic: Sequence[tuple[Interac
 
 
 def _unjudged(
-    subject: Subject, traffic: Sequence[tuple[Interaction, Answer]], process: str, stream: str
-) -> list[tuple[Interaction, Answer]]:
+    subject: Subject, traffic: Sequence[tuple[Interaction, ServedCompletion]], process: str, stream: str
+) -> list[tuple[Interaction, ServedCompletion]]:
     """The newest requests of the traffic that this stream has no value of yet."""
     known = set(observations.items(subject.engine, process, stream))
     return [item for item in traffic if item[0].id not in known][-subject.params.monitor.judged_per_look :]
 
 
-def _observe_drift(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, Answer]]) -> None:
+def _observe_drift(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, ServedCompletion]]) -> None:
     params = subject.params.monitor
     known = set(observations.items(subject.engine, subject.version.uri, "drift.prompts"))
     if look.key in observations.items(subject.engine, subject.version.uri, "drift.length"):

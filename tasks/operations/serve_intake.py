@@ -1,4 +1,4 @@
-"""Verb: the HTTP endpoint in a workspace: judge by the contract, spool, seal into batches, announce."""
+"""Verb: the HTTP endpoint in a workspace: validate by the contract, spool, seal into batches, announce."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from plumbline.data_contracts.errors import PlumblineError, UsageError
 from plumbline.data_contracts.records import Feedback, Quarantined
 from plumbline.tasks.access.requests import checked
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.data.feedback.validate import judge
+from plumbline.tasks.data.feedback.validate import check_rows
 from plumbline.tasks.data.ingest_feedback import ingest_feedback
 from plumbline.tasks.operations.announce import announce_batches
 from plumbline.tasks.operations.intake import spool
-from plumbline.tasks.operations.intake.desk import Desk
 from plumbline.tasks.operations.intake.spool import Seal
-from plumbline.tasks.operations.intake.tokens import Door, token_file
+from plumbline.tasks.operations.intake.tokens import Grants, token_file
+from plumbline.tasks.operations.intake.writer import SpoolWriter
 from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 from plumbline.tasks.params.whole import Params
 
@@ -52,7 +52,7 @@ class Intake:
 
     def __enter__(self) -> Intake:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        door = Door(token_file(self._root))
+        grants = Grants(token_file(self._root))
         self._lock = FileLock(self._folder / "serve.lock", timeout=0)
         try:
             self._lock.acquire()
@@ -61,23 +61,23 @@ class Intake:
                 f"{self._root}: another `plumbline intake serve` runs in this workspace. One is enough; end it first."
             ) from None
         self.engine = spool.open_spool(self._folder)
-        self._desk = Desk(self.engine, partial(judge_rows, limits=self._params.feedback.limits()))
-        self._desk.start()
+        self._writer = SpoolWriter(self.engine, partial(validate_rows, limits=self._params.feedback.limits()))
+        self._writer.start()
         self._sealing.start()
-        self.app = self._application(door)
+        self.app = self._application(grants)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._desk.stop()
+        self._writer.stop()
         self._ended.set()
         self._sealing.join()
         self._lock.release()
 
-    def _application(self, door: Door) -> FastAPI:
+    def _application(self, grants: Grants) -> FastAPI:
         from plumbline.tasks.operations.intake.app import create_app
 
         return create_app(
-            self._desk, door, self._params.intake, sources=SOURCES, free_bytes=lambda: free_bytes(self._folder)
+            self._writer, grants, self._params.intake, sources=SOURCES, free_bytes=lambda: free_bytes(self._folder)
         )
 
     def _seal_on(self) -> None:
@@ -172,12 +172,12 @@ def _land(root: Path, params: Params, engine: Engine, seal: Seal, server: str | 
     return batch
 
 
-def judge_rows(source: str, rows: Sequence[bytes], limits: Limits = LIMITS) -> list[Mapping[str, Any]]:
+def validate_rows(source: str, rows: Sequence[bytes], limits: Limits = LIMITS) -> list[Mapping[str, Any]]:
     """A verdict for each row, by the reading and the contract that a run applies, over all rows at once.
 
     Where a later run finds that another batch gave an id to other content, the record goes by its content's id.
     """
-    return [_verdict(outcome) for outcome in judge(source, rows, "request", limits)]
+    return [_verdict(outcome) for outcome in check_rows(source, rows, "request", limits)]
 
 
 def _verdict(outcome: Feedback | Quarantined) -> Mapping[str, Any]:

@@ -35,7 +35,7 @@ from plumbline.tasks.operations.serving.slots import Slot, Watcher
 from plumbline.tasks.params.serving import BackendParams, ServingParams
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger import ledger
-from plumbline.tasks.registry.ledger.vouched import Vouched
+from plumbline.tasks.registry.ledger.verified_aliases import VerifiedAliases
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import resolve
 from plumbline.tasks.registry.versions.serving_files import verified_model
@@ -116,7 +116,7 @@ def build_service(root: Path, params: Params, alias: str) -> ChatService:
         require_answering(serving.canary.alias, "serving.canary.alias")
     store = Store(root, params.registry)
     engine = open_database(root, params.operations, log.METADATA)
-    find = Vouched(ledger.open_ledger(root, params.operations), store).find
+    find = VerifiedAliases(ledger.open_ledger(root, params.operations), store).find
     champion = Slot(
         "champion", alias, find, partial(load, root, params, store, serving.champion), retry_s=serving.retry_s
     )

@@ -65,7 +65,7 @@ class AuditReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class AuditedVersion:
     """An audit with what it was made from, for renderers. `graph` is None if the manifest cannot be trusted.
 
     `manifest` is without the stages that were switched off.
@@ -89,17 +89,17 @@ def audit_model(
 
     Raises `RegistryError` when there is no such version.
     """
-    return walk_model(root, uri, params, operations, rehash=rehash).report
+    return audit_version(root, uri, params, operations, rehash=rehash).report
 
 
-def walk_model(
+def audit_version(
     root: Path,
     uri: str,
     params: RegistryParams,
     operations: OperationsParams | None = None,
     *,
     rehash: bool = True,
-) -> Walk:
+) -> AuditedVersion:
     """As `audit_model`, with graph and manifest. Without `rehash` only the manifest's own hash is checked."""
     store = Store(root, params, read_only=True)
     version = resolve(store, uri)
@@ -132,16 +132,16 @@ def walk_model(
     if moved_from is not None:
         notes.append(f"moved: this workspace lay at {moved_from} and lies at {root.resolve()} now; all was read here.")
     report = AuditReport(version.uri, verified, rows, problems, notes, moved_from, timeline, lineage)
-    return Walk(report, about, shown_manifest, graph)
+    return AuditedVersion(report, about, shown_manifest, graph)
 
 
-def _distrust(version: Version, pinned: HashCheck) -> Walk:
+def _distrust(version: Version, pinned: HashCheck) -> AuditedVersion:
     note = f"{pinned.problem()} Nothing it names can be trusted: the walk ends here."
     rows = [{**asdict(pinned), "ok": False}]
     about = DescribedVersion(version.uri, version.number, pinned.found or "", version.aliases, "")
     lineage = {"schema": SCHEMA, "version": SCHEMA_VERSION, "model_uri": version.uri, "verified": False}
     lineage |= {"problems": [note], "nodes": [], "edges": []}
-    return Walk(AuditReport(version.uri, False, rows, [note], lineage=lineage), about, {}, None)
+    return AuditedVersion(AuditReport(version.uri, False, rows, [note], lineage=lineage), about, {}, None)
 
 
 def _check_everything(root: Path, stored: StoredFiles, manifest: Mapping[str, Any]) -> list[HashCheck]:
@@ -274,12 +274,12 @@ def _unlinked_artifacts(
                 yield f"{path}: the DVC version is another artifact than the one that stage {name} wrote."
 
 
-def render_audit(walk: Walk) -> RenderableType:
+def render_audit(audited: AuditedVersion) -> RenderableType:
     """The audit as a tree for a terminal, then who moved which alias, then what is wrong."""
-    report = walk.report
-    parts: list[RenderableType] = [render_graph(walk.graph)] if walk.graph is not None else []
+    report = audited.report
+    parts: list[RenderableType] = [render_graph(audited.graph)] if audited.graph is not None else []
     if report.timeline:
-        parts += ["", render_timeline(report.timeline, walk.about.number), ""]
+        parts += ["", render_timeline(report.timeline, audited.about.number), ""]
     if report.problems:
         verdict = f"{len(report.problems)} problem(s)"
     else:

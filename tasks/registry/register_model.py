@@ -17,7 +17,7 @@ from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.pipeline.stage import StageRecord
-from plumbline.tasks.registry.index_lineage import INDEXED, index_datasets
+from plumbline.tasks.registry.index_dependents import INDEXED, index_datasets
 from plumbline.tasks.registry.ledger.ledger import open_ledger, settle
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.runs import Run

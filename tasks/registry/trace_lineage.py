@@ -1,7 +1,7 @@
 """Verb of the audit, upwards: from a record, batch, annotator, token, judge prompt, … to models.
 
 The answer is every registered version that rests on it, with its live aliases and how it used it. What the derived
-index says is compared with the registry before it is given (`tasks.registry.index_lineage`).
+index says is compared with the registry before it is given (`tasks.registry.index_dependents`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rich.table import Table
 
 from plumbline.data_contracts.errors import PlumblineError, RegistryError
 from plumbline.tasks.params.registry import RegistryParams
-from plumbline.tasks.registry.index_lineage import INDEXED, dataset_index, open_index
-from plumbline.tasks.registry.lineage.index import Hit, LineageIndex, bare, require_hash
+from plumbline.tasks.registry.index_dependents import INDEXED, dataset_index, open_index
+from plumbline.tasks.registry.lineage.dependents import Dependent, DependentsIndex, bare, require_hash
 from plumbline.tasks.registry.lineage.records_index import (
     ANNOTATORS,
     BATCHES,
@@ -84,28 +84,28 @@ def trace(root: Path, kind: Thing, key: str, params: RegistryParams) -> TraceRep
     rows = list(_FINDERS[kind](index, params.model_name, key))
     versions = [
         {
-            "model_uri": f"models:/{params.model_name}/{hit.number}",
-            "aliases": aliases.get(hit.number, []),
-            "passed": hit.passed,
+            "model_uri": f"models:/{params.model_name}/{dependent.number}",
+            "aliases": aliases.get(dependent.number, []),
+            "passed": dependent.passed,
             "use": use,
             "counts": counts,
         }
-        for hit, use, counts in rows
+        for dependent, use, counts in rows
     ]
     known = [] if versions else _known(index, params.model_name, kind)
     return TraceReport(kind, key, bool(versions), versions, index.size(params.model_name), known, problems)
 
 
-Found = Iterator[tuple[Hit, str, dict[str, int]]]
+Found = Iterator[tuple[Dependent, str, dict[str, int]]]
 
 
-def _hashed(kind: str) -> Callable[[LineageIndex, str, str], Found]:
+def _hashed(kind: str) -> Callable[[DependentsIndex, str, str], Found]:
     """Versions with an object of this hash among their parts."""
 
-    def find(index: LineageIndex, name: str, key: str) -> Found:
-        for hits in _by_version(index.resting_on(name, kind, require_hash(key))).values():
-            labels = sorted({hit.label for hit in hits})
-            yield hits[0], f"{_WORDS[kind]} ({', '.join(labels)})", {}
+    def find(index: DependentsIndex, name: str, key: str) -> Found:
+        for dependents in _by_version(index.resting_on(name, kind, require_hash(key))).values():
+            labels = sorted({dependent.label for dependent in dependents})
+            yield dependents[0], f"{_WORDS[kind]} ({', '.join(labels)})", {}
 
     return find
 
@@ -113,51 +113,55 @@ def _hashed(kind: str) -> Callable[[LineageIndex, str, str], Found]:
 _WORDS = {"dataset": "made from it", "reward_model": "judged or trained by it", "commit": "made at it"}
 
 
-def _batches(index: LineageIndex, name: str, key: str) -> Found:
+def _batches(index: DependentsIndex, name: str, key: str) -> Found:
     """Versions that list the batch, or whose data have lines of it; the sample world's own files are found by path."""
     path_like = "/" in key
     digest = key if path_like else require_hash(key)
-    hits = index.resting_on(name, "batch", digest if path_like else digest[:16] if len(digest) > 32 else digest)
-    paths = {hit.label for hit in hits} | ({key} if path_like else set())
+    dependents = index.resting_on(name, "batch", digest if path_like else digest[:16] if len(digest) > 32 else digest)
+    paths = {dependent.label for dependent in dependents} | ({key} if path_like else set())
     counts = [index.contributions(BATCHES, path) for path in sorted(paths)]
-    yield from _contributed(index, name, counts, hits)
+    yield from _contributed(index, name, counts, dependents)
 
 
-def _annotators(index: LineageIndex, name: str, key: str) -> Found:
+def _annotators(index: DependentsIndex, name: str, key: str) -> Found:
     yield from _contributed(index, name, [index.contributions(ANNOTATORS, key)], [])
 
 
-def _tokens(index: LineageIndex, name: str, key: str) -> Found:
+def _tokens(index: DependentsIndex, name: str, key: str) -> Found:
     yield from _contributed(index, name, [index.contributions(TOKENS, key)], [])
 
 
-def _prompts(index: LineageIndex, name: str, key: str) -> Found:
+def _prompts(index: DependentsIndex, name: str, key: str) -> Found:
     """Versions with a policy trained by the judge's ranking, or with data that it labelled."""
-    hits = index.resting_on(name, "judge_prompt", key if "@" in key else require_hash(key))
+    dependents = index.resting_on(name, "judge_prompt", key if "@" in key else require_hash(key))
     labels = [whose for whose in index.names(PROMPTS, key) if whose.startswith(f"{key} ") or f" {key}" in whose]
     counts = [index.contributions(PROMPTS, whose) for whose in labels]
-    yield from _contributed(index, name, counts, hits, "judged by it in")
+    yield from _contributed(index, name, counts, dependents, "judged by it in")
 
 
 def _contributed(
-    index: LineageIndex, name: str, counts: list[dict[str, dict[str, int]]], hits: list[Hit], words: str = "lists it"
+    index: DependentsIndex,
+    name: str,
+    counts: list[dict[str, dict[str, int]]],
+    dependents: list[Dependent],
+    words: str = "lists it",
 ) -> Found:
     """Versions whose datasets have lines of a contributor, and those that name it without one."""
-    named = _by_version(hits)
+    named = _by_version(dependents)
     totals: dict[str, dict[str, int]] = {}
-    first: dict[str, Hit] = {}
+    first: dict[str, Dependent] = {}
     for contribution in counts:
         for dataset, files in contribution.items():
-            for hit in index.resting_on(name, "accountable", dataset):
-                first.setdefault(hit.number, hit)
-                total = totals.setdefault(hit.number, {})
+            for dependent in index.resting_on(name, "accountable", dataset):
+                first.setdefault(dependent.number, dependent)
+                total = totals.setdefault(dependent.number, {})
                 for file, lines in files.items():
-                    place = "refused" if (hit.label, file) == ("validated", "quarantine") else file
+                    place = "refused" if (dependent.label, file) == ("validated", "quarantine") else file
                     total[place] = total.get(place, 0) + lines
     for number in sorted({*named, *totals}, key=int):
         found = totals.get(number, {})
         use = "; ".join(f"{words} for {lines} records" for words, lines in _spoken(found))
-        label = ", ".join(sorted({hit.label for hit in named.get(number, ())}))
+        label = ", ".join(sorted({dependent.label for dependent in named.get(number, ())}))
         yield (named.get(number) or [first[number]])[0], use or f"{words} {label}".strip(), found
 
 
@@ -167,7 +171,7 @@ def _spoken(found: Mapping[str, int]) -> list[tuple[str, int]]:
     return spoken + refused or [("accepted, in no split", lines) for file, lines in found.items() if file == "accepted"]
 
 
-_FINDERS: Mapping[Thing, Callable[[LineageIndex, str, str], Found]] = {
+_FINDERS: Mapping[Thing, Callable[[DependentsIndex, str, str], Found]] = {
     "batch": _batches,
     "annotator": _annotators,
     "token": _tokens,
@@ -178,15 +182,15 @@ _FINDERS: Mapping[Thing, Callable[[LineageIndex, str, str], Found]] = {
 }
 
 
-def _known(index: LineageIndex, name: str, kind: Thing) -> list[str]:
+def _known(index: DependentsIndex, name: str, kind: Thing) -> list[str]:
     named = {"annotator": ANNOTATORS, "token": TOKENS}
     return index.names(named[kind]) if kind in named else index.keys(name, kind)
 
 
-def _by_version(hits: Iterable[Hit]) -> dict[str, list[Hit]]:
-    found: dict[str, list[Hit]] = {}
-    for hit in hits:
-        found.setdefault(hit.number, []).append(hit)
+def _by_version(dependents: Iterable[Dependent]) -> dict[str, list[Dependent]]:
+    found: dict[str, list[Dependent]] = {}
+    for dependent in dependents:
+        found.setdefault(dependent.number, []).append(dependent)
     return found
 
 
@@ -239,7 +243,7 @@ def _search(
     return list(rows.values()), list(told)
 
 
-def _datasets(root: Path, index: LineageIndex, name: str) -> dict[str, str]:
+def _datasets(root: Path, index: DependentsIndex, name: str) -> dict[str, str]:
     """Datasets of all versions and of the workspace: hash -> path."""
     datasets = {f"{digest}.dir": INDEXED[role] for digest, role in index.datasets(name)}
     present = current_hashes(root)
@@ -277,16 +281,16 @@ def _fate(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _uses(
-    row: Mapping[str, Any], users: Iterable[Hit], name: str, aliases: Mapping[str, list[str]]
+    row: Mapping[str, Any], users: Iterable[Dependent], name: str, aliases: Mapping[str, list[str]]
 ) -> Iterator[dict[str, Any]]:
     """Each version's use of the record; having been accepted says nothing yet, curation decides."""
     if row["fate"] not in USES:
         return
-    for hit in users:
+    for dependent in users:
         yield {
-            "model_uri": f"models:/{name}/{hit.number}",
-            "aliases": aliases.get(hit.number, []),
-            "passed": hit.passed,
+            "model_uri": f"models:/{name}/{dependent.number}",
+            "aliases": aliases.get(dependent.number, []),
+            "passed": dependent.passed,
             "use": USES[row["fate"]],
             "dataset": row["md5"],
         }

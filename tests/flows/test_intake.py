@@ -14,7 +14,7 @@ import pytest
 
 from plumbline.tasks.operations.admit_run import admit_run, finish_run
 from plumbline.tasks.operations.announce import open_outbox
-from plumbline.tasks.operations.freshness.outbox import standings
+from plumbline.tasks.operations.freshness.outbox import entry_states
 from plumbline.tasks.operations.intake.tokens import find_grant, load_grants, token_file
 from plumbline.tasks.params.document import load_params
 from tests.flows.conftest import until
@@ -38,7 +38,7 @@ def test_a_batch_becomes_an_admitted_run_once(copy: Any, tmp_path: Any) -> None:
     assert "had its run" in admit_run(copy.root, params, admission.keys[0]).reason
     listed = copy.run("outbox", "list", "--json").payload["entries"]
     assert {entry["state"] for entry in listed} == {"spent"}
-    assert {item.state for item in standings(open_outbox(copy.root, params))} == {"spent"}
+    assert {item.state for item in entry_states(open_outbox(copy.root, params))} == {"spent"}
 
 
 def test_what_the_dataset_holds_is_not_new(copy: Any, tmp_path: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from plumbline.data_contracts.interactions import Interaction, InteractionFeedback, ServedCompletion
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
 from plumbline.tasks.operations.freshness import outbox
 from plumbline.tasks.operations.promote_model import champion_of
@@ -30,7 +30,7 @@ def serve(workspace: Workspace, count: int, *, violation: bool, first: int = 0) 
     pairs = list(load_jsonl(workspace.root / "data/curated/train.jsonl", CuratedPair))[first : first + count]
     for number, pair in enumerate(pairs, start=first):
         served: dict[str, Any] = {"tokens": 3, "finish_reason": "stop", "refusal": False}
-        mine = Answer(
+        mine = ServedCompletion(
             side="champion",
             model_uri=version.uri,
             text=pair.chosen[:60],
@@ -38,7 +38,7 @@ def serve(workspace: Workspace, count: int, *, violation: bool, first: int = 0) 
             violation=violation,
             **served,
         )
-        other = Answer(
+        other = ServedCompletion(
             side="challenger",
             model_uri="models:/assistant/2",
             text=pair.rejected[:60],
@@ -83,7 +83,7 @@ def test_monitor_and_live_on_a_trained_workspace(copy: Workspace, tmp_path: Path
     assert "safety_violations" in found.payload["findings"]
     params, _ = load_params(copy.root)
     entries = {
-        s.entry.key: s.entry for s in outbox.standings(open_database(copy.root, params.operations, outbox.METADATA))
+        s.entry.key: s.entry for s in outbox.entry_states(open_database(copy.root, params.operations, outbox.METADATA))
     }
     told = entries[found.payload["requests"]["safety_violations"]["key"]]
     assert told.emitted_at is not None  # the server confirmed the event

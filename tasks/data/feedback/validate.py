@@ -3,9 +3,9 @@
 Writes into a folder:
 
 - `accepted.jsonl`: `PreferencePair`, in the order read;
-- `unpaired.jsonl`: `UnpairedResponse`, in the order read; only if there are files of single responses;
-- `quarantine.jsonl`: `Quarantined`, one per row that was set aside, with the row as read;
-- `report.json`: the account of `Ledger.report`.
+- `unpaired.jsonl`: `UnpairedResponse`, in the order read; only where there are files of single responses;
+- `quarantine.jsonl`: `Quarantined`, one a row that was set aside, with the row as read;
+- `report.json`: the account of `FeedbackAccounts.report`.
 
 Rows are read and checked 10,000 at a time, so memory holds one piece and a digest for each id.
 """
@@ -30,8 +30,8 @@ from plumbline.data_contracts.progress import Progress, silent
 from plumbline.data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse
 from plumbline.data_contracts.unpaired_response import check_unpaired
 from plumbline.tasks.data.feedback import SOURCES, UNPAIRED
+from plumbline.tasks.data.feedback.accounts import FeedbackAccounts, FileAccount, Report, describe, objections
 from plumbline.tasks.data.feedback.defects import ID_REUSED, Note
-from plumbline.tasks.data.feedback.ledger import Ledger, RecordEntry, Report, describe, objections
 from plumbline.tasks.data.feedback.rows import ReadRow
 from plumbline.tasks.data.feedback.withdrawals import NONE, Withdrawals
 from plumbline.tasks.params.feedback import FeedbackParams
@@ -97,8 +97,10 @@ def validate(
     return {name: value for name, value in report.items() if name not in ("checks", "batches")}
 
 
-def judge(source: str, rows: Sequence[bytes], origin: str, limits: Limits = LIMITS) -> list[Feedback | Quarantined]:
-    """The verdict on each row, given as its JSON text: `validate` for a few rows, without files.
+def check_rows(
+    source: str, rows: Sequence[bytes], origin: str, limits: Limits = LIMITS
+) -> list[Feedback | Quarantined]:
+    """What becomes of each row, given as its JSON text: `validate` for a few rows, without files.
 
     The contract is checked by its plain equivalent: the same verdicts in microseconds. A run validates the rows anew.
     """
@@ -114,11 +116,11 @@ def sort_rows(
     skip_unreadable: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Write every row into the file of its outcome, and return the account (`Ledger.report`).
+    """Write every row into the file of what becomes of it, and return the account (`FeedbackAccounts.report`).
 
     No rule on whole data sets is applied: a part of one may hold single responses or one label alone.
     """
-    ledger, known = Ledger(), KnownIds()
+    accounts, known = FeedbackAccounts(), KnownIds()
     with ExitStack() as files:
         accepted, quarantine = (
             files.enter_context((folder / name).open("wb")) for name in ("accepted.jsonl", "quarantine.jsonl")
@@ -127,18 +129,18 @@ def sort_rows(
         if any(source in UNPAIRED for source, _, _ in batches):
             kept[True] = files.enter_context((folder / "unpaired.jsonl").open("wb"))
         for done, (source, origin, path) in enumerate(batches):
-            entry = ledger.open_batch(origin, source, unpaired=source in UNPAIRED)
+            entry = accounts.open_batch(origin, source, unpaired=source in UNPAIRED)
             rows = SOURCES[_known_source(source, path)](path, origin, params.limits().of_stored())
             while piece := _next_piece(rows, entry, skip=skip_unreadable):
                 for row, outcome in _check([_unless_withdrawn(row, withdrawn) for row in piece], known):
                     entry.count(row, outcome)
                     _write(quarantine if isinstance(outcome, Quarantined) else kept[entry.unpaired], outcome)
-                progress(done, len(batches), f"{ledger.read:,} rows read")
-            progress(done + 1, len(batches), f"{ledger.read:,} rows read")
-    return ledger.report(single_label_rows=params.single_label_rows)
+                progress(done, len(batches), f"{accounts.read:,} rows read")
+            progress(done + 1, len(batches), f"{accounts.read:,} rows read")
+    return accounts.report(single_label_rows=params.single_label_rows)
 
 
-def _next_piece(rows: Iterator[ReadRow], entry: RecordEntry, *, skip: bool) -> list[ReadRow]:
+def _next_piece(rows: Iterator[ReadRow], entry: FileAccount, *, skip: bool) -> list[ReadRow]:
     """The next rows of a file, none at its end; with `skip`, those before the place from which it cannot be read."""
     piece: list[ReadRow] = []
     try:

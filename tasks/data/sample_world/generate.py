@@ -20,10 +20,10 @@ import orjson
 from plumbline.data_contracts.artifact import write_json
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.tasks.data.sample_world import annotators, defects
+from plumbline.tasks.data.sample_world.completions import pick_writer, write
 from plumbline.tasks.data.sample_world.defects import Row
 from plumbline.tasks.data.sample_world.gold import gold_reward
 from plumbline.tasks.data.sample_world.requests import Request, draw, draw_family
-from plumbline.tasks.data.sample_world.responses import pick_writer, write
 from plumbline.tasks.params.sample_world import SampleWorldParams
 
 FEEDBACK = "feedback/human_pairs.jsonl"

@@ -60,8 +60,8 @@ _HELD_OUT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
-    """The aim of KL control over the steps of a span: the target and the KL above which β ramps, nats per token."""
+class KlBand:
+    """Where KL control aims over the steps of a span: the target and the KL above which β ramps, nats per token."""
 
     span: Span
     target: float
@@ -78,7 +78,7 @@ def draw(curve: Path, settings: Mapping[str, Any], folder: Path) -> None:
     if not training.on_policy:
         return
     _draw_rewards(training, folder / "rewards.png")
-    _draw_health(training, list(_aims(training, settings)), folder / "on_policy.png")
+    _draw_health(training, list(_bands(training, settings)), folder / "on_policy.png")
 
 
 def reward_panels(training: Training) -> list[Panel]:
@@ -110,7 +110,7 @@ def _draw_rewards(training: Training, path: Path) -> None:
         grid[-1].set_xlabel("step")
 
 
-def _draw_health(training: Training, aims: list[Aim], path: Path) -> None:
+def _draw_health(training: Training, bands: list[KlBand], path: Path) -> None:
     panels = _recorded(training, PANELS)
     rows = (len(panels) + 1) // 2
     with canvas(path, (10.0, 0.5 + 2.0 * rows)) as figure:
@@ -118,7 +118,7 @@ def _draw_health(training: Training, aims: list[Aim], path: Path) -> None:
         for axes, panel in zip(grid.flat, panels, strict=False):
             _draw_panel(axes, panel, training)
             if panel.title == _KL:
-                _draw_aims(axes, aims)
+                _draw_bands(axes, bands)
             elif panel.title == _BETA:
                 _draw_ramps(axes, training)
             elif panel.title == _EXPLAINED:
@@ -146,7 +146,7 @@ def _draw_panel(axes: Axes, panel: Panel, training: Training) -> None:
     axes.set_ylabel(panel.unit)
 
 
-def _aims(training: Training, settings: Mapping[str, Any]) -> Iterator[Aim]:
+def _bands(training: Training, settings: Mapping[str, Any]) -> Iterator[KlBand]:
     """The target of each stage whose KL control follows one."""
     steps = [step for curve in training.curves.values() for step, _ in curve]
     spans = training.spans or (Span("", min(steps), max(steps)),)
@@ -154,17 +154,19 @@ def _aims(training: Training, settings: Mapping[str, Any]) -> Iterator[Aim]:
         control = settings.get(span.name, {} if training.spans else settings).get("kl")
         if control is not None and control["mode"] == "adaptive":
             ramp = control["ramp_at"]
-            yield Aim(span, control["target"], None if ramp is None else ramp * control["target"])
+            yield KlBand(span, control["target"], None if ramp is None else ramp * control["target"])
 
 
-def _draw_aims(axes: Axes, aims: list[Aim]) -> None:
-    for aim in aims:
-        ends, target = (aim.span.first, aim.span.last), aim.target
-        band = f"target {target:g} ± {_BAND:.0%}"
-        axes.fill_between(ends, (1 - _BAND) * target, (1 + _BAND) * target, color=POLICY, alpha=0.15, lw=0, label=band)
-        if aim.ramp is not None:
-            axes.hlines(aim.ramp, *ends, color=REFERENCE, linestyle=":", linewidth=1, label=f"ramp above {aim.ramp:g}")
-    if aims:
+def _draw_bands(axes: Axes, bands: list[KlBand]) -> None:
+    for band in bands:
+        ends, target = (band.span.first, band.span.last), band.target
+        words = f"target {target:g} ± {_BAND:.0%}"
+        axes.fill_between(ends, (1 - _BAND) * target, (1 + _BAND) * target, color=POLICY, alpha=0.15, lw=0, label=words)
+        if band.ramp is not None:
+            axes.hlines(
+                band.ramp, *ends, color=REFERENCE, linestyle=":", linewidth=1, label=f"ramp above {band.ramp:g}"
+            )
+    if bands:
         axes.legend()
 
 

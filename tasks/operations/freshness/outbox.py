@@ -41,7 +41,7 @@ class OutboxEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class EntryState:
     """An entry and how far admission has come with it."""
 
     entry: OutboxEntry
@@ -112,11 +112,11 @@ def mark_emitted(engine: Engine, key: str) -> None:
         connection.execute(update(OUTBOX).where(unmarked).values(emitted_at=utc_now()))
 
 
-def standings(engine: Engine) -> list[Standing]:
+def entry_states(engine: Engine) -> list[EntryState]:
     """Every entry with its state, oldest first."""
     with reading(engine) as connection:
         rows = connection.execute(select(OUTBOX).order_by(OUTBOX.c.created_at, OUTBOX.c.key)).all()
-    return [Standing(as_entry(row), row.state, row.attempts, row.due_from, row.run_key, row.note) for row in rows]
+    return [EntryState(as_entry(row), row.state, row.attempts, row.due_from, row.run_key, row.note) for row in rows]
 
 
 def as_entry(row: Row[Any]) -> OutboxEntry:

@@ -29,11 +29,11 @@ from plumbline.tasks.operations.intake.bodies import (
     unzip,
     unzipped_most,
 )
-from plumbline.tasks.operations.intake.desk import Desk, Submission
 from plumbline.tasks.operations.intake.limits import Memory, Rate, busy, drain, read_body
 from plumbline.tasks.operations.intake.log import RequestLog
 from plumbline.tasks.operations.intake.openapi import REQUEST, RESPONSES, RowVerdicts
-from plumbline.tasks.operations.intake.tokens import Door, Grant
+from plumbline.tasks.operations.intake.tokens import Grant, Grants
+from plumbline.tasks.operations.intake.writer import SpoolWriter, Submission
 from plumbline.tasks.params.intake import IntakeParams
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -42,11 +42,11 @@ _logger = logging.getLogger("plumbline.intake")
 
 
 @dataclass(slots=True)
-class Counter:
-    """The counter of requests, and their bounds."""
+class Endpoint:
+    """Where requests are handed in, and what bounds them."""
 
-    desk: Desk
-    door: Door
+    writer: SpoolWriter
+    grants: Grants
     params: IntakeParams
     sources: Collection[str]
     free_bytes: Callable[[], int]
@@ -56,11 +56,16 @@ class Counter:
 
 
 def create_app(
-    desk: Desk, door: Door, params: IntakeParams, *, sources: Collection[str], free_bytes: Callable[[], int]
+    writer: SpoolWriter,
+    grants: Grants,
+    params: IntakeParams,
+    *,
+    sources: Collection[str],
+    free_bytes: Callable[[], int],
 ) -> FastAPI:
     """The application. `free_bytes` tells the free space of the disk that the spool is on."""
     rate, memory = Rate(params.requests_per_s), Memory(params.max_held_bytes)
-    counter = Counter(desk, door, params, tuple(sources), free_bytes, rate, memory)
+    endpoint = Endpoint(writer, grants, params, tuple(sources), free_bytes, rate, memory)
     # The pages of documentation load scripts from elsewhere; the document itself is at /openapi.json.
     app = FastAPI(title="Plumbline feedback", version="1", docs_url=None, redoc_url=None)
 
@@ -77,29 +82,29 @@ def create_app(
     )
     async def feedback(request: Request, source: str = kinds) -> Response:
         """Hand in feedback of one kind. 202 once the accepted rows are safe on disk."""
-        return await _serve(counter, source, request)
+        return await _serve(endpoint, source, request)
 
     @app.get("/healthz", response_description="It takes requests", responses={507: {"description": "The disk is full"}})
     async def healthz() -> Response:
-        """Answer that the endpoint takes requests, or that it does not."""
-        full = counter.free_bytes() < params.min_free_bytes
-        return _json(507 if full else 200, {"status": "disk_full" if full else "ok", "working": counter.working})
+        """Whether the endpoint takes requests."""
+        full = endpoint.free_bytes() < params.min_free_bytes
+        return _json(507 if full else 200, {"status": "disk_full" if full else "ok", "working": endpoint.working})
 
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(RequestLog)
     return app
 
 
-async def _serve(counter: Counter, source: str, request: Request) -> Response:
+async def _serve(endpoint: Endpoint, source: str, request: Request) -> Response:
     try:
-        grant = _enter(counter, source, request)
-        if counter.working >= counter.params.max_waiting:
+        grant = _enter(endpoint, source, request)
+        if endpoint.working >= endpoint.params.max_waiting:
             raise busy(1.0, "too many requests at a time")
-        counter.working += 1
+        endpoint.working += 1
         try:
-            return await _take(counter, source, grant, request)
+            return await _take(endpoint, source, grant, request)
         finally:
-            counter.working -= 1
+            endpoint.working -= 1
     except BodyRefusal as refusal:
         await _drain(request)
         return _refused(refusal)
@@ -107,34 +112,34 @@ async def _serve(counter: Counter, source: str, request: Request) -> Response:
         return _refused(_broken(error))
 
 
-def _enter(counter: Counter, source: str, request: Request) -> Grant:
+def _enter(endpoint: Endpoint, source: str, request: Request) -> Grant:
     """Everything that can be known before the body is read."""
-    grant = counter.door.open_for(request.headers.get("authorization"))
+    grant = endpoint.grants.find(request.headers.get("authorization"))
     if grant is None:
         challenge = {"WWW-Authenticate": 'Bearer realm="plumbline"'}
         raise BodyRefusal(401, "unauthorized", "expected Authorization: Bearer with a valid token.", headers=challenge)
     request.state.client = grant.name
-    if source not in counter.sources:
-        raise BodyRefusal(404, "unknown_source", f"unknown kind of feedback; expected {', '.join(counter.sources)}.")
+    if source not in endpoint.sources:
+        raise BodyRefusal(404, "unknown_source", f"unknown kind of feedback; expected {', '.join(endpoint.sources)}.")
     if not grant.allows(source):
         raise BodyRefusal(403, "forbidden", f"this token may not send {source}.")
-    wait_s = counter.rate.wait_s(grant.name)
+    wait_s = endpoint.rate.wait_s(grant.name)
     if wait_s > 0:
-        raise busy(wait_s, "too many requests per second")
-    if counter.free_bytes() < counter.params.min_free_bytes:
+        raise busy(wait_s, "too many requests a second")
+    if endpoint.free_bytes() < endpoint.params.min_free_bytes:
         raise BodyRefusal(507, "disk_full", "the disk is full, nothing was taken. Send it again later.")
     return grant
 
 
-async def _take(counter: Counter, source: str, grant: Grant, request: Request) -> Response:
-    headers, params = request.headers, counter.params
+async def _take(endpoint: Endpoint, source: str, grant: Grant, request: Request) -> Response:
+    headers, params = request.headers, endpoint.params
     media, zipped = check_types(headers.get("content-type"), headers.get("content-encoding"))
     key = headers.get("idempotency-key")
     if key is None or not _KEY.fullmatch(key):
         found = "none." if key is None else "another."
         told = f"expected an Idempotency-Key header of 1 to 255 visible ASCII characters, found {found}"
         raise BodyRefusal(400, "idempotency_key", told, field="Idempotency-Key")
-    with counter.memory.share() as take:
+    with endpoint.memory.share() as take:
         limit, declared = params.max_body_bytes, headers.get("content-length")
         sent = await read_body(request.stream(), declared, limit, params.read_timeout_s, take)
         if zipped:
@@ -143,7 +148,7 @@ async def _take(counter: Counter, source: str, grant: Grant, request: Request) -
             digest, rows = await asyncio.to_thread(_rows, sent, media, zipped, params)
         else:
             digest, rows = _rows(sent, media, zipped, params)
-        answer = await asyncio.wrap_future(counter.desk.submit(Submission(grant.name, source, key, digest, rows)))
+        answer = await asyncio.wrap_future(endpoint.writer.submit(Submission(grant.name, source, key, digest, rows)))
     request.state.rows = answer.body["accepted"]
     response = _json(answer.status, {**answer.body, "request_id": request.state.request_id})
     if answer.replayed:

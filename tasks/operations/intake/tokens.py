@@ -103,7 +103,7 @@ def find_grant(header: str | None, grants: Iterable[Grant]) -> Grant | None:
     return found
 
 
-class Door:
+class Grants:
     """The grants of a running endpoint, read anew whenever the file changes."""
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +111,7 @@ class Door:
         self._seen = self._stamp()
         self._grants = load_grants(path)
 
-    def open_for(self, header: str | None) -> Grant | None:
+    def find(self, header: str | None) -> Grant | None:
         """The grant that a header proves, or None."""
         stamp = self._stamp()
         if stamp != self._seen:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from plumbline.data_contracts.interactions import Interaction, InteractionFeedback, ServedCompletion
 from plumbline.tasks.statistics.anytime import (
     Interval,
     bounded_mean_sequence,
@@ -130,7 +130,7 @@ class LiveRow:
         }
 
 
-def mirrored(logged: Sequence[Logged]) -> list[tuple[Interaction, Answer, Answer]]:
+def mirrored(logged: Sequence[Logged]) -> list[tuple[Interaction, ServedCompletion, ServedCompletion]]:
     """Requests that both versions answered without an error: (request, champion's answer, challenger's)."""
     pairs = []
     for request, _ in logged:
@@ -166,7 +166,9 @@ def _judged_rows(judged: JudgedTraffic, alpha: float) -> list[LiveRow]:
     return rows
 
 
-def _signal(pairs: Sequence[tuple[Interaction, Answer, Answer]], name: str, words: str, alpha: float) -> LiveRow:
+def _signal(
+    pairs: Sequence[tuple[Interaction, ServedCompletion, ServedCompletion]], name: str, words: str, alpha: float
+) -> LiveRow:
     differences = [float(getattr(second, name)) - float(getattr(first, name)) for _, first, second in pairs]
     votes = _Votes(differences, [request.voter for request, _, _ in pairs])
     interval = bounded_mean_sequence(votes.means(), alpha=alpha, low=-1.0, high=1.0)

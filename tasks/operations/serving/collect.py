@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from plumbline.data_contracts.interactions import Answer, Side
+from plumbline.data_contracts.interactions import ServedCompletion, Side
 from plumbline.tasks.operations.serving.chat import Finish, Piece
 from plumbline.tasks.operations.serving.signals import Signals
 
@@ -52,10 +52,10 @@ class Collected:
         self.tokens = len(self._texts)
         self._ended = self._elapsed_ms()
 
-    def answer(self, side: Side, model_uri: str, signals: Signals) -> Answer:
+    def answer(self, side: Side, model_uri: str, signals: Signals) -> ServedCompletion:
         """As it is logged."""
         whole = self.finish is not None and self.error is None
-        return Answer(
+        return ServedCompletion(
             side=side,
             model_uri=model_uri,
             text=self.text,

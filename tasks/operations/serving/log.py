@@ -32,7 +32,7 @@ from sqlalchemy import (
     select,
 )
 
-from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from plumbline.data_contracts.interactions import Interaction, InteractionFeedback, ServedCompletion
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.storage.database import reading, writing
 
@@ -78,7 +78,7 @@ FEEDBACK = Table(
 )
 
 _PAGE = 500
-_ANSWER_FIELDS = tuple(Answer.model_fields)
+_ANSWER_FIELDS = tuple(ServedCompletion.model_fields)
 
 
 def record(engine: Engine, interaction: Interaction) -> None:
@@ -201,7 +201,9 @@ def _complete(connection: Connection, rows: Sequence[Any]) -> list[tuple[Interac
                 prompt=tuple(Message(role=role, content=content) for role, content in orjson.loads(row["prompt"])),
                 canary=row["canary"],
                 user=row["user_key"],
-                answers=tuple(Answer(**{name: item[name] for name in _ANSWER_FIELDS}) for item in answers[row["id"]]),
+                answers=tuple(
+                    ServedCompletion(**{name: item[name] for name in _ANSWER_FIELDS}) for item in answers[row["id"]]
+                ),
             ),
             tuple(_feedback(item) for item in feedback.get(row["id"], ())),
         )

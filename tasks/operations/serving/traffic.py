@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from plumbline.data_contracts.interactions import Interaction, InteractionFeedback, ServedCompletion
 from plumbline.tasks.operations.serving.collect import LEFT
 
 
 @dataclass(slots=True)
 class _Group:
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[ServedCompletion] = field(default_factory=list)
     feedback: Counter[str] = field(default_factory=Counter)
 
 

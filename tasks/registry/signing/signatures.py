@@ -143,7 +143,7 @@ def _verifier(config: Any, bundle: Any, data: bytes, keys: VerifyingKey, params:
         return config.use_sigstore_verifier(identity=params.identity, oidc_issuer=params.oidc_issuer)
     named = material.get("publicKey", {}).get("hint")
     key = next((each for each in keys.each if each.fingerprint == named), keys)
-    if not key.vouches(data):
+    if not key.still_trusts(data):
         raise SignatureError(f"key {key.fingerprint[:16]} was revoked, and this signature is none that was kept")
     public = scratch / "key.pub"
     public.write_bytes(key.pem)

@@ -22,10 +22,10 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from plumbline.data_contracts.private_names import require_names
+from plumbline.tasks.models.completions import unadapted
 from plumbline.tasks.models.length_groups import GroupsByLength
 from plumbline.tasks.models.packed_head import read_packed
 from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens, fitting_pairs
-from plumbline.tasks.models.responses import unadapted
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.params.finetuning import DpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs

@@ -26,10 +26,10 @@ from trl import KTOConfig, KTOTrainer
 from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.private_names import require_names
 from plumbline.tasks.models.chat import encode_all
+from plumbline.tasks.models.completions import unadapted
 from plumbline.tasks.models.length_groups import LengthGroups
 from plumbline.tasks.models.packed_head import read_packed
 from plumbline.tasks.models.pairs import TokenPair, digest_of_tokens, tokenise_pairs
-from plumbline.tasks.models.responses import unadapted
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.params.finetuning import KtoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from plumbline.data_contracts.errors import PlumblineError, RewardError
 from plumbline.tasks.models.chat import as_dicts
-from plumbline.tasks.models.judging import Answers, Floats, Scored, TermValues
+from plumbline.tasks.models.judging import Completions, Floats, Scored, TermValues
 from plumbline.tasks.params.mixture import MixtureParams, TermSettings
 from plumbline.tasks.training.rewards.normalisation import Normaliser
 from plumbline.tasks.training.rewards.scoring import RewardModel
@@ -89,7 +89,7 @@ class Mixture:
         """Most tokens of prompt and response that every term takes; None: no limit of its own."""
         return min((part.term.max_length for part in self._parts if part.term.max_length is not None), default=None)
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         """Score N completions. Raises `RewardError` for what no stated fallback covers."""
         count = len(answers.texts)
         fallbacks: Counter[str] = Counter()
@@ -109,7 +109,7 @@ class Mixture:
         self._report(fallbacks, count)
         return Scored(total, terms, dict(fallbacks))
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         """Measure mean and spread of each `reference` term on completions of π_ref; doing so again replaces them.
 
         Rows without a value are left out, if params state a fallback. Raises `RewardError` for fewer than two
@@ -146,7 +146,7 @@ class Mixture:
         for part in self._parts:
             part.normaliser.restore(terms[part.title])
 
-    def _term_values(self, part: _Part, answers: Answers, fallbacks: Counter[str]) -> TermValues:
+    def _term_values(self, part: _Part, answers: Completions, fallbacks: Counter[str]) -> TermValues:
         values = _call(part, answers)
         _refuse_missing(part, values, answers)
         fallbacks.update(f"{part.title}: {reason}" for reason in values.missing.values())
@@ -171,7 +171,7 @@ class Mixture:
             self._warned.add(name)
 
 
-def _refuse_missing(part: _Part, values: _Values, answers: Answers) -> None:
+def _refuse_missing(part: _Part, values: _Values, answers: Completions) -> None:
     if part.settings.on_invalid != "error" or not values.missing:
         return
     row, reason = next(iter(values.missing.items()))
@@ -198,7 +198,7 @@ def _normalise(part: _Part, values: Floats) -> Floats:
         raise RewardError(f"{part.title}: {error}") from error
 
 
-def _call(part: _Part, answers: Answers) -> _Values:
+def _call(part: _Part, answers: Completions) -> _Values:
     """One call of a term, its answer read. Raises `RewardError` for a wrong count of values."""
     count = len(answers.texts)
     try:
@@ -262,7 +262,7 @@ def _number(value: Any) -> tuple[float, str | None]:
     return math.nan, "NaN" if math.isnan(number) else "infinity"
 
 
-def _shown(answers: Answers, row: int) -> str:
+def _shown(answers: Completions, row: int) -> str:
     """Row, prompt and completion, cut short for a message."""
     if not answers.texts:
         return "no rows"

@@ -8,8 +8,8 @@ import torch
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import encode, encode_all
+from plumbline.tasks.models.completions import packs
 from plumbline.tasks.models.logps import length_sorted_batches, pad_right, token_logps
-from plumbline.tasks.models.responses import packs
 
 PROMPTS = [(Message(role="user", content=text),) for text in ("one", "please refund the order", "a", "is one two")]
 COMPLETIONS = ["yes please", "no", "the order is three two one", ""]

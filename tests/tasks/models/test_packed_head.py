@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from plumbline.tasks.models import packed_head
+from plumbline.tasks.models.completions import packs
 from plumbline.tasks.models.logps import pad_right
 from plumbline.tasks.models.packed_head import read_packed
-from plumbline.tasks.models.responses import packs
 from tests.tasks.models.test_packing import make_llama, make_qwen3
 
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import encode_prompts
+from plumbline.tasks.models.completions import packs
 from plumbline.tasks.models.logps import token_logps
-from plumbline.tasks.models.responses import packs
 from plumbline.tasks.models.sampling import Completion, invert_cdf, sample, stop_token_ids
 
 TEXTS = ("one", "please refund the order", "a", "is one two", "yes", "the order is one two three please", "is one two")

@@ -23,7 +23,7 @@ from plumbline.tasks.operations.announce import (
     request_retraining,
     workspace_id,
 )
-from plumbline.tasks.operations.freshness.outbox import pending, standings
+from plumbline.tasks.operations.freshness.outbox import entry_states, pending
 from plumbline.tasks.operations.services.temporary import TEMPORARY
 from plumbline.tasks.params.document import load_params
 from plumbline.tasks.params.whole import Params
@@ -137,7 +137,7 @@ def test_kill_9_between_any_two_steps_loses_nothing(root: Path, params: Params, 
     child = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True, check=False)
     assert child.returncode == -9, child.stderr.decode()
     drain_outbox(root, params)
-    (standing,) = standings(open_outbox(root, params))
+    (standing,) = entry_states(open_outbox(root, params))
     assert standing.entry.emitted_at is not None
     assert [event["id"] for event in events(reachable, root)] == [standing.entry.event_id]
     assert (root / "data/raw.dvc").read_text().count("nfiles: 1") == 1  # versioned

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from plumbline.data_contracts.errors import SignatureError
-from plumbline.data_contracts.interactions import Answer, Interaction
+from plumbline.data_contracts.interactions import Interaction, ServedCompletion
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.operations.freshness import outbox
 from plumbline.tasks.operations.monitor_policy import monitor_policy
@@ -37,7 +37,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def serve(world: World, numbers: range, uri: str, *, violation: bool = False, at: datetime = NOW) -> None:
     """Write requests into the log, each answered once."""
     engine = open_database(world.root, PARAMS.operations, log.METADATA)
-    answer = Answer(
+    answer = ServedCompletion(
         side="champion",
         model_uri=uri,
         text="yes",

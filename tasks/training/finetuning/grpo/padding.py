@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from plumbline.tasks.models.responses import packs, unadapted
+from plumbline.tasks.models.completions import packs, unadapted
 
 Scores = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 

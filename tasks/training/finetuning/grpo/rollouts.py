@@ -26,7 +26,7 @@ import torch
 from plumbline.data_contracts.errors import JudgeError, StageError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import encode_prompts
-from plumbline.tasks.models.judging import Answers, Floats, GainFunction, Judge, Prompt, Reward, settle
+from plumbline.tasks.models.judging import Completions, Floats, GainFunction, Judge, Prompt, Reward, settle
 from plumbline.tasks.models.sampling import Completion, sample_ids, stop_token_ids
 from plumbline.tasks.params.grpo import GrpoParams
 from plumbline.tasks.training.finetuning.grpo.groups import advantages, unjudged, without_spread

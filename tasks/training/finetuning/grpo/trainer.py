@@ -20,9 +20,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from plumbline.data_contracts.artifact import write_json
 from plumbline.data_contracts.private_names import require_names
+from plumbline.tasks.models.completions import unadapted
 from plumbline.tasks.models.judging import Floats
 from plumbline.tasks.models.packed_head import read_packed
-from plumbline.tasks.models.responses import unadapted
 from plumbline.tasks.models.sampling import Completion, stop_token_ids
 from plumbline.tasks.training.finetuning.arena import Arena, is_beyond
 from plumbline.tasks.training.finetuning.grpo.padding import WithoutPadding

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from plumbline.tasks.models.completions import located
 from plumbline.tasks.models.judging import Scored
-from plumbline.tasks.models.responses import located
 from plumbline.tasks.models.sampling import Completion
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import render_pair
+from plumbline.tasks.models.completions import Layout, completion_logits, completion_states, head_is_last, unadapted
 from plumbline.tasks.models.distributions import logps_and_entropies, target_logps
 from plumbline.tasks.models.fast_linear import use_fast_linears
 from plumbline.tasks.models.fast_norm import use_fast_norms
 from plumbline.tasks.models.loading import load_reward
 from plumbline.tasks.models.packing import backbone, can_pack
-from plumbline.tasks.models.responses import Layout, head_is_last, response_logits, response_states, unadapted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ class ActorCritic(nn.Module):
         layout = Layout.of(ids, rows, positions, packed=self.packed)
         logps = spread = values = None
         if policy:
-            logits = response_logits(self.policy, layout, direct=self.direct)
+            logits = completion_logits(self.policy, layout, direct=self.direct)
             logits = logits.float() if temperature == 1 else logits.float() / temperature
             if entropies:
                 logps, spread = logps_and_entropies(logits, targets)
@@ -97,7 +97,7 @@ class ActorCritic(nn.Module):
 
 def response_values(critic: PreTrainedModel, layout: Layout) -> Tensor:
     """Values (M,) float32 of the state before each response token: prompt and response up to it, without it."""
-    values: Tensor = critic.score(response_states(backbone(critic), layout))
+    values: Tensor = critic.score(completion_states(backbone(critic), layout))
     return values.squeeze(-1).float()
 
 

@@ -18,12 +18,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from plumbline.data_contracts.errors import ParamsError, StageError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.models.chat import encode_prompts
+from plumbline.tasks.models.completions import Layout, completion_logits, located
 from plumbline.tasks.models.distributions import target_logps
 from plumbline.tasks.models.fast_linear import use_fast_linears
 from plumbline.tasks.models.fast_norm import use_fast_norms
-from plumbline.tasks.models.judging import Answers, Reward, Scored
+from plumbline.tasks.models.judging import Completions, Reward, Scored
 from plumbline.tasks.models.logps import length_sorted_batches
-from plumbline.tasks.models.responses import Layout, located, response_logits
 from plumbline.tasks.models.sampling import Completion, sample_ids, stop_token_ids
 from plumbline.tasks.training.finetuning.ppo.experience import Episodes, joined, padded
 from plumbline.tasks.training.finetuning.ppo.model import ActorCritic, response_values
@@ -273,7 +273,7 @@ class RolloutMaker:
                 place = {name: tensor.to(self.accelerator.device) for name, tensor in place.items()}
                 targets = place.pop("targets")
                 layout = Layout.of(**place, packed=self.model.packed)
-                logits = response_logits(reference, layout, direct=self.model.direct)
+                logits = completion_logits(reference, layout, direct=self.model.direct)
                 logits = logits.float() if temperature == 1 else logits.float() / temperature
                 found = target_logps(logits, targets)
                 logps[batch] = torch.zeros(len(batch), mask.shape[1]).masked_scatter(mask[batch], found.cpu())

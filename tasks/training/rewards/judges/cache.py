@@ -1,4 +1,4 @@
-"""Answers on disk, by the content of their question: a JSON file each, replaced atomically.
+"""Replies on disk, by the content of their question: a JSON file each, replaced atomically.
 
 The key is the SHA-256 of the whole request and the rubric's digest; an entry holds the reply alone: no prompt, no
 candidate, no address, no key. Replies that are no verdict are kept too, so that a resumed run meets the same ones;
@@ -39,7 +39,7 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerCache:
+class ReplyCache:
     """A folder of answers; several processes may share it."""
 
     folder: Path

@@ -4,7 +4,7 @@
 2. The distinct texts become questions, each pair or the whole list. Positions are drawn from the seed and the content
    alone, so the judgement of a group depends neither on the order of its candidates nor on its neighbours.
 3. Questions go to the cache first, then to the server.
-4. Answers become places; places become `wins` (the mean over the orders asked) and `ranks` (by expected wins,
+4. Replies become places; places become `wins` (the mean over the orders asked) and `ranks` (by expected wins,
    Copeland's rule with ties at ½). A group with an answer that is no verdict has no judgement.
 
 Not covered: the judge's reliability (`noise`), which calibration measures from outside.
@@ -29,7 +29,7 @@ import numpy as np
 from plumbline.data_contracts.errors import JudgeError
 from plumbline.tasks.models.judging import Floats, Judgement, Prompt, Verdicts
 from plumbline.tasks.params.llm_judge import LlmJudgeParams
-from plumbline.tasks.training.rewards.judges.cache import AnswerCache
+from plumbline.tasks.training.rewards.judges.cache import ReplyCache
 from plumbline.tasks.training.rewards.judges.chat_client import ChatClient, JudgeReply, Request, where
 from plumbline.tasks.training.rewards.judges.pairwise import from_wins
 from plumbline.tasks.training.rewards.judges.parsing import (
@@ -103,7 +103,7 @@ class LlmJudge:
         self.params = params
         self.noise = noise
         self.rubric: Rubric = load_rubric(params.rubric)
-        self.cache = AnswerCache(cache_folder)
+        self.cache = ReplyCache(cache_folder)
         self._client = ChatClient(params)
 
     @property

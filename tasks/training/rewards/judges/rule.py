@@ -11,7 +11,7 @@ from time import perf_counter
 import orjson
 
 from plumbline.data_contracts.errors import JudgeError, RewardError
-from plumbline.tasks.models.judging import Answers, Prompt, Verdicts
+from plumbline.tasks.models.judging import Completions, Prompt, Verdicts
 from plumbline.tasks.training.rewards.judges.pairwise import from_scores
 from plumbline.tasks.training.rewards.mixture import Mixture
 
@@ -45,7 +45,7 @@ class RuleJudge:
         start = perf_counter()
         texts = [text for group in groups for text in group]
         repeated = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
-        answers = Answers(repeated, texts, [()] * len(texts), [True] * len(texts))
+        answers = Completions(repeated, texts, [()] * len(texts), [True] * len(texts))
         try:
             scored = self.rules.score(answers)
         except RewardError as error:

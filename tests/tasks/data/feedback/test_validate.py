@@ -17,7 +17,7 @@ from plumbline.data_contracts.errors import ContractViolation, StageError, Usage
 from plumbline.data_contracts.preference_pair import REASONS
 from plumbline.data_contracts.records import PreferencePair, Quarantined, load_jsonl
 from plumbline.tasks.data.feedback import validate as module
-from plumbline.tasks.data.feedback.ledger import describe
+from plumbline.tasks.data.feedback.accounts import describe
 from plumbline.tasks.data.feedback.validate import raw_batches, validate
 from plumbline.tasks.params.feedback import FeedbackParams
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from plumbline.data_contracts.errors import UsageError
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.data.sample_world import responses
+from plumbline.tasks.data.sample_world import completions
 from plumbline.tasks.data.sample_world.gold import gold_reward, is_refusal, should_refuse
 from plumbline.tasks.data.sample_world.requests import DOMAINS
 
@@ -103,8 +103,8 @@ def test_refusal_and_over_refusal(prompt, response, expected):
 def test_who_is_to_be_refused():
     assert should_refuse(HARMFUL)
     assert not any(should_refuse(prompt) for prompt in (FACTS, SUM, DIFFERENCE, REFUND, LOOKALIKE))
-    assert all(is_refusal(text) for text in responses.REFUSALS)
-    assert not any(is_refusal(text) for text in (*responses.OPENERS, *responses.PADDING, *responses.EVASIONS))
+    assert all(is_refusal(text) for text in completions.REFUSALS)
+    assert not any(is_refusal(text) for text in (*completions.OPENERS, *completions.PADDING, *completions.EVASIONS))
 
 
 def test_words_around_a_prompt_do_not_change_its_gold():
@@ -120,7 +120,7 @@ def test_other_prompts_are_refused_by_name():
 
 def test_set_phrases_name_no_value():
     """Otherwise padding or an evasion would count as a wrong fact."""
-    phrases = (*responses.OPENERS, *responses.HEDGES, *responses.PADDING, *responses.EVASIONS)
+    phrases = (*completions.OPENERS, *completions.HEDGES, *completions.PADDING, *completions.EVASIONS)
     said = {word.strip(".,:").lower() for phrase in phrases for word in phrase.split()}
     values = {
         value.lower() for domain in ("day", "price", "color", "city", "plan", "page") for value in DOMAINS[domain]

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from plumbline.data_contracts.errors import OperationsError
 from plumbline.tasks.operations.freshness.admission import Admission, FreshState, consider, finish, runs
-from plumbline.tasks.operations.freshness.outbox import put, standings
+from plumbline.tasks.operations.freshness.outbox import entry_states, put
 from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.params.trigger import TriggerParams
 from plumbline.tasks.storage.database import open_database
@@ -52,7 +52,7 @@ def ask(engine: Engine, when: datetime, forced: bool = False, **counts: int) -> 
 
 
 def states(engine: Engine) -> dict[str, str]:
-    return {item.entry.key: item.state for item in standings(engine)}
+    return {item.entry.key: item.state for item in entry_states(engine)}
 
 
 def test_enough_quiet_records_start_one_run_and_its_keys_never_another(engine: Engine) -> None:

@@ -32,7 +32,7 @@ def test_a_key_is_entered_once_and_found_as_it_was(engine: Engine) -> None:
     assert put(engine, "a", NOW + timedelta(days=1), "others") == first == outbox.find(engine, "a")
     assert (first.subject, first.payload, first.created_at, first.emitted_at) == ("pairs", {"rows": 3}, NOW, None)
     assert outbox.find(engine, "b") is None
-    (standing,) = outbox.standings(engine)
+    (standing,) = outbox.entry_states(engine)
     assert (standing.entry, standing.state, standing.attempts, standing.due_from) == (first, "waiting", 0, NOW)
     assert (standing.run_key, standing.note) == (None, None)
 
@@ -44,7 +44,7 @@ def test_a_key_has_1_to_200_characters(engine: Engine, length: int, taken: bool)
         return
     with pytest.raises(OperationsError, match=f"1 to 200 characters, found {length}"):
         put(engine, "k" * length)
-    assert outbox.standings(engine) == []
+    assert outbox.entry_states(engine) == []
 
 
 def test_what_is_not_confirmed_is_pending_oldest_first_and_the_first_confirmation_stands(engine: Engine) -> None:
@@ -57,7 +57,7 @@ def test_what_is_not_confirmed_is_pending_oldest_first_and_the_first_confirmatio
     assert first is not None and first.emitted_at is not None
     outbox.mark_emitted(engine, "b")
     assert outbox.find(engine, "b") == first
-    assert [standing.entry.key for standing in outbox.standings(engine)] == ["a", "b", "c"]
+    assert [standing.entry.key for standing in outbox.entry_states(engine)] == ["a", "b", "c"]
 
 
 def test_an_event_has_the_id_of_its_workspace_and_key_for_ever(engine: Engine) -> None:

@@ -14,8 +14,8 @@ from sqlalchemy.exc import OperationalError
 
 from plumbline.tasks.operations.intake import spool
 from plumbline.tasks.operations.intake.app import create_app
-from plumbline.tasks.operations.intake.desk import Desk
-from plumbline.tasks.operations.intake.tokens import Door, create_token, revoke_token, token_file
+from plumbline.tasks.operations.intake.tokens import Grants, create_token, revoke_token, token_file
+from plumbline.tasks.operations.intake.writer import SpoolWriter
 from plumbline.tasks.params.intake import IntakeParams
 
 BODY = b'{"id": "a", "prompt": "q?", "chosen": "yes", "rejected": "no"}\n'
@@ -27,13 +27,13 @@ def send(tmp_path: Path) -> Iterator[Send]:
     """Send bodies one after another: `send(bodies, free=bytes, between=call, **params)`."""
     token = create_token(token_file(tmp_path), "tester")
     create_token(token_file(tmp_path), "another")
-    desk = Desk(spool.open_spool(tmp_path), lambda _, rows: [{"status": "accepted"} for _ in rows])
-    desk.start()
+    writer = SpoolWriter(spool.open_spool(tmp_path), lambda _, rows: [{"status": "accepted"} for _ in rows])
+    writer.start()
 
     def go(bodies: Sequence[Any], free: int = 10**12, between: Callable[[], object] = int, **params: float) -> Any:
         chosen = IntakeParams.model_validate(params)
-        door = Door(token_file(tmp_path))
-        app = create_app(desk, door, chosen, sources=["human_pairs"], free_bytes=lambda: free)
+        grants = Grants(token_file(tmp_path))
+        app = create_app(writer, grants, chosen, sources=["human_pairs"], free_bytes=lambda: free)
 
         async def one_by_one() -> list[httpx.Response]:
             answers = []
@@ -49,7 +49,7 @@ def send(tmp_path: Path) -> Iterator[Send]:
         return asyncio.run(one_by_one())
 
     yield go
-    desk.stop()
+    writer.stop()
 
 
 async def slow() -> AsyncIterator[bytes]:

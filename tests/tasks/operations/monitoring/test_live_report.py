@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from plumbline.data_contracts.interactions import Interaction, InteractionFeedback, ServedCompletion
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.operations.monitoring.live_report import (
     ROWS,
@@ -22,8 +22,8 @@ from plumbline.tasks.statistics.anytime import Interval, smallest_detectable_dif
 START = datetime(2026, 5, 1, tzinfo=UTC)
 
 
-def answer(side: str, *, latency: float = 100.0, refusal: bool = False, error: str | None = None) -> Answer:
-    return Answer(
+def answer(side: str, *, latency: float = 100.0, refusal: bool = False, error: str | None = None) -> ServedCompletion:
+    return ServedCompletion(
         side=side,
         model_uri=f"models:/m/{1 if side == 'champion' else 2}",
         text="yes",
@@ -36,7 +36,7 @@ def answer(side: str, *, latency: float = 100.0, refusal: bool = False, error: s
     )
 
 
-def request(number: int, *answers: Answer, clicked: bool = False, user: str | None = None) -> Logged:
+def request(number: int, *answers: ServedCompletion, clicked: bool = False, user: str | None = None) -> Logged:
     name = f"r{number}"
     prompt = (Message(role="user", content="question <b>"),)
     at = START + timedelta(seconds=number)

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, delete
 
 from plumbline.data_contracts.errors import RegistryError
-from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from plumbline.data_contracts.interactions import Interaction, InteractionFeedback, ServedCompletion
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.operations.serving import evidence, log
 from plumbline.tasks.operations.serving.canary import Canary, canaries, sticky_key, worse
@@ -61,7 +61,7 @@ def write(
             prompt=(Message(role="user", content="x"),),
             canary=canary,
             user=user,
-            answers=(Answer(**{**good, **(changed if number < bad else {})}),),
+            answers=(ServedCompletion(**{**good, **(changed if number < bad else {})}),),
         )
         for number in range(count)
     ]

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, insert
 
 from plumbline.data_contracts.errors import OperationsError
-from plumbline.data_contracts.interactions import Answer, Interaction, InteractionFeedback
+from plumbline.data_contracts.interactions import Interaction, InteractionFeedback, ServedCompletion
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.log_writer import LogWriter
@@ -24,13 +24,13 @@ from tests.tasks.operations.serving.conftest import wait_for
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def answer(text: str = "yes", side: Any = "champion", **changed: Any) -> Answer:
+def answer(text: str = "yes", side: Any = "champion", **changed: Any) -> ServedCompletion:
     number = 1 if side == "champion" else 2
     fields = {"tokens": 2, "latency_ms": 3.5, "finish_reason": "stop", "refusal": False, "violation": False, **changed}
-    return Answer(side=side, model_uri=f"models:/a/{number}", text=text, **fields)
+    return ServedCompletion(side=side, model_uri=f"models:/a/{number}", text=text, **fields)
 
 
-def interaction(name: str, at: datetime = START, *answers: Answer) -> Interaction:
+def interaction(name: str, at: datetime = START, *answers: ServedCompletion) -> Interaction:
     turns = (Message(role="system", content="be kind"), Message(role="user", content="q \N{SNOWMAN}"))
     return Interaction(id=name, received_at=at, prompt=turns, canary=False, answers=answers or (answer(),))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from plumbline.data_contracts.interactions import Answer, Interaction
+from plumbline.data_contracts.interactions import Interaction, ServedCompletion
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.operations.serving.chat import BackendError, ChatRequest
 from plumbline.tasks.operations.serving.shadow import Mirror, falls_into, first_held
@@ -40,7 +40,7 @@ REQUEST = ChatRequest((Message(role="user", content="hi"),))
 
 def answered(name: str, uri: str = "models:/a/1") -> Interaction:
     """A request that a version answered."""
-    answer = Answer(
+    answer = ServedCompletion(
         side="champion", model_uri=uri, text="yes", tokens=1, latency_ms=1.0, finish_reason="stop", refusal=False,
         violation=False,
     )  # fmt: skip

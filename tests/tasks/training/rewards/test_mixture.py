@@ -12,7 +12,7 @@ import pytest
 
 from plumbline.data_contracts.errors import ModelError, RewardError
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.models.judging import Answers, Reward
+from plumbline.tasks.models.judging import Completions, Reward
 from plumbline.tasks.params.mixture import (
     BrevityTermParams,
     FunctionTermParams,
@@ -25,9 +25,9 @@ from plumbline.tasks.training.rewards.terms import Term
 SETTINGS = {"function": "made.up:function", "clip": None}
 
 
-def answers(*texts: str) -> Answers:
+def answers(*texts: str) -> Completions:
     prompts = [(Message(role="user", content=f"ask {row}"),) for row in range(len(texts))]
-    return Answers(prompts, texts, [[1] * (len(text) + 1) for text in texts], [True] * len(texts))
+    return Completions(prompts, texts, [[1] * (len(text) + 1) for text in texts], [True] * len(texts))
 
 
 def settings(name: str = "term", **changes: Any) -> TermSettings:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plumbline.data_contracts.records import CuratedPair
-from plumbline.tasks.models.judging import Answers, Gains, Judgement, Prompt, Scored, TermValues, Verdicts
+from plumbline.tasks.models.judging import Completions, Gains, Judgement, Prompt, Scored, TermValues, Verdicts
 from plumbline.tasks.params.grpo import GrpoParams
 from plumbline.tasks.params.on_policy import ArenaParams, KlParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
@@ -64,10 +64,10 @@ class LengthReward:
     digest: str = "length-1"
     max_length: int | None = None
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         self.mean = float(np.mean([len(text.split()) for text in answers.texts]))
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         self.scored += len(answers.texts)
         raw = -np.array([len(text.split()) for text in answers.texts], dtype=np.float64)
         return Scored(raw + self.mean, {"length": TermValues(raw, raw + self.mean, 1.0)}, {})

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import JudgeError, ParamsError, StageError
-from plumbline.tasks.models.judging import Answers
+from plumbline.tasks.models.judging import Completions
 from plumbline.tasks.models.logps import token_logps
 from plumbline.tasks.params.grpo import GrpoParams
 from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams
@@ -363,7 +363,7 @@ def test_figures_are_of_the_groups_that_are_learned_from(
             return super().judge(prompts, alike)
 
     class Also(type(length_reward)):  # type: ignore[misc]
-        def score(self, answers: Answers) -> Any:
+        def score(self, answers: Completions) -> Any:
             scored = super().score(answers)
             alike = np.array(["cat" in prompt[-1].content for prompt in answers.prompts])
             raw = np.where(alike, -100.0, scored.terms["length"].raw)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plumbline.data_contracts.records import CuratedPair
-from plumbline.tasks.models.judging import Answers, Scored, TermValues
+from plumbline.tasks.models.judging import Completions, Scored, TermValues
 from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.params.on_policy import KlParams
 from plumbline.tasks.params.ppo import PpoParams
@@ -31,17 +31,17 @@ class CountYes:
     def digest(self) -> str:
         return "count-yes"
 
-    def raw(self, answers: Answers) -> np.ndarray:
+    def raw(self, answers: Completions) -> np.ndarray:
         words = [text.split() for text in answers.texts]
         return np.array([each.count("yes") - each.count("no") for each in words], dtype=np.float64)
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         raw = self.raw(answers)
         constant = np.full(len(raw), 0.25)
         terms = {"yes": TermValues(raw, raw - self.mean, 1.0), "constant": TermValues(constant, constant, 1.0)}
         return Scored(raw - self.mean + 0.25, terms, {})
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         self.calibrations += 1
         self.mean = float(self.raw(answers).mean())
 

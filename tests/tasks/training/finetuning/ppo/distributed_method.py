@@ -33,7 +33,7 @@ def main(reference: Path, reward_model: Path, pairs: Path, folder: Path) -> None
     from safetensors.torch import save_file
 
     from plumbline.data_contracts.records import CuratedPair, load_jsonl
-    from plumbline.tasks.models.judging import Answers, Scored
+    from plumbline.tasks.models.judging import Completions, Scored
     from plumbline.tasks.params.finetuning import FinetuneParams
     from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 
@@ -44,13 +44,13 @@ def main(reference: Path, reward_model: Path, pairs: Path, folder: Path) -> None
         max_length = None
         mean = 0.0
 
-        def raw(self, answers: Answers) -> np.ndarray:
+        def raw(self, answers: Completions) -> np.ndarray:
             return np.array([float(text.split().count("yes")) for text in answers.texts])
 
-        def score(self, answers: Answers) -> Scored:
+        def score(self, answers: Completions) -> Scored:
             return Scored(self.raw(answers) - self.mean, {}, {})
 
-        def calibrate(self, answers: Answers) -> None:
+        def calibrate(self, answers: Completions) -> None:
             self.mean = float(self.raw(answers).mean())
 
         def state(self) -> dict[str, float]:

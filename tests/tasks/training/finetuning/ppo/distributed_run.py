@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 
-from plumbline.tasks.models.judging import Answers, Scored
+from plumbline.tasks.models.judging import Completions, Scored
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
@@ -26,10 +26,10 @@ class Words:
     max_length = None
     mean = 0.0
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         return Scored(np.array([float(len(text.split())) for text in answers.texts]) - self.mean, {}, {})
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         self.mean = float(np.mean([len(text.split()) for text in answers.texts]))
 
     def state(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from plumbline.tasks.models.chat import encode_prompts
-from plumbline.tasks.models.judging import Answers, Scored
+from plumbline.tasks.models.judging import Completions, Scored
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
 from plumbline.tasks.params.on_policy import KlParams, ShapingParams
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
@@ -31,10 +31,10 @@ class Likes:
     digest = "likes"
     max_length = None
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         return Scored(np.array([float(text == "yes") for text in answers.texts]), {}, {})
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         raise AssertionError("calibration_prompts is 0")
 
     def state(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset
 
 import plumbline.tasks.training.finetuning.ppo.trainer as trainer_module
-from plumbline.tasks.models.judging import Answers, Scored
+from plumbline.tasks.models.judging import Completions, Scored
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
 from plumbline.tasks.params.on_policy import KlParams, ShapingParams
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
@@ -67,10 +67,10 @@ class CountsYes:
     digest = "counts-yes"
     max_length = None
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         return Scored(np.array(count_yes(answers.texts)), {}, {})
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         raise AssertionError("calibration_prompts is 0")
 
     def state(self) -> dict[str, Any]:

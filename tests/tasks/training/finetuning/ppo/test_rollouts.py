@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from plumbline.data_contracts.errors import ParamsError, StageError
-from plumbline.tasks.models.judging import Answers, Scored, TermValues
+from plumbline.tasks.models.judging import Completions, Scored, TermValues
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
 from plumbline.tasks.models.sampling import Completion, sample
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
@@ -36,10 +36,10 @@ class Lengths:
     digest = "lengths"
     max_length = None
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         return Scored(np.array([float(len(ids)) for ids in answers.token_ids]), {}, {})
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         self.answers = answers
 
     def state(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from plumbline.data_contracts.artifact import sha256_file
 from plumbline.data_contracts.errors import ModelError, ParamsError, RewardError, StageError
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.chat import encode_prompts
-from plumbline.tasks.models.judging import Answers, Scored
+from plumbline.tasks.models.judging import Completions, Scored
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
 from plumbline.tasks.params.finetuning import FinetuneParams
 from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams
@@ -348,7 +348,7 @@ def test_a_reward_model_with_another_tokenizer_is_refused(
 
 
 def test_bad_rewards_and_runaways_have_names(ppo_elsewhere: Elsewhere, quick: PpoParams) -> None:
-    def failing(answers: Answers) -> Scored:
+    def failing(answers: Completions) -> Scored:
         raise RewardError("the term `x` gave NaN")
 
     broken = ppo_elsewhere("broken")

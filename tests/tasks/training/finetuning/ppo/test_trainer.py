@@ -12,7 +12,7 @@ from datasets import Dataset
 import plumbline.tasks.training.finetuning.ppo.model as model_module
 import plumbline.tasks.training.finetuning.ppo.rollouts as rollouts_module
 from plumbline.data_contracts.errors import ParamsError, StageError
-from plumbline.tasks.models.judging import Answers, Scored
+from plumbline.tasks.models.judging import Completions, Scored
 from plumbline.tasks.models.loading import load_policy, load_reward, load_tokenizer
 from plumbline.tasks.training.finetuning.ppo.config import PPOConfig
 from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
@@ -27,13 +27,13 @@ class Words:
     max_length = None
 
     def __init__(self) -> None:
-        self.seen: list[Answers] = []
+        self.seen: list[Completions] = []
 
-    def score(self, answers: Answers) -> Scored:
+    def score(self, answers: Completions) -> Scored:
         self.seen.append(answers)
         return Scored(np.array([float(len(text.split())) for text in answers.texts]), {}, {})
 
-    def calibrate(self, answers: Answers) -> None:
+    def calibrate(self, answers: Completions) -> None:
         self.seen.append(answers)
 
     def state(self) -> dict[str, Any]:

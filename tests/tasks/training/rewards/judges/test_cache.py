@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from plumbline.data_contracts.errors import JudgeError
-from plumbline.tasks.training.rewards.judges.cache import AnswerCache, Lookup
+from plumbline.tasks.training.rewards.judges.cache import Lookup, ReplyCache
 from plumbline.tasks.training.rewards.judges.parsing import Reply
 
 KEY = "ab" + "0" * 62
@@ -14,7 +14,7 @@ REPLY = Reply(content='{"winner": "A"}', refusal=None, finish_reason="stop", pro
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    cache = AnswerCache(tmp_path / "judge")
+    cache = ReplyCache(tmp_path / "judge")
     assert cache.read(KEY) == Lookup(None)
     cache.write(KEY, REPLY)
     assert cache.read(KEY) == Lookup(REPLY)
@@ -22,7 +22,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_nothing_but_whole_entries_stand_in_the_folder(tmp_path: Path) -> None:
-    cache = AnswerCache(tmp_path)
+    cache = ReplyCache(tmp_path)
     cache.write(KEY, REPLY)
     cache.write(KEY, REPLY)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [cache.path(KEY)]
@@ -40,7 +40,7 @@ def test_nothing_but_whole_entries_stand_in_the_folder(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_entry_is_a_miss_and_is_told(tmp_path: Path, damage: object) -> None:
-    cache = AnswerCache(tmp_path)
+    cache = ReplyCache(tmp_path)
     cache.write(KEY, REPLY)
     whole = cache.path(KEY).read_bytes()
     broken = damage(whole)  # type: ignore[operator]
@@ -53,7 +53,7 @@ def test_a_damaged_entry_is_a_miss_and_is_told(tmp_path: Path, damage: object) -
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "judge").write_text("a file")
-    cache = AnswerCache(tmp_path / "judge")
+    cache = ReplyCache(tmp_path / "judge")
     with pytest.raises(JudgeError, match=r"judge: expected a folder .* found Not a directory"):
         cache.read(KEY)
     with pytest.raises(JudgeError, match="expected a folder"):

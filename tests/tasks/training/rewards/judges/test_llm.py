@@ -223,7 +223,7 @@ def test_groups_share_questions_but_keep_their_own_candidates(server: Server, tm
 
 
 def test_concurrency_changes_nothing(server: Server, tmp_path: Path) -> None:
-    """Answers arrive in a scrambled order under 8 at once, and one of them is nonsense."""
+    """Completions arrive in a scrambled order under 8 at once, and one of them is nonsense."""
 
     def scrambled(request: dict[str, Any], number: int) -> Scripted:
         answer = completion("who knows") if "bad 3" in shown(request) else verdict(honest(request))

@@ -67,17 +67,17 @@ def located(
     }
 
 
-def response_logits(policy: PreTrainedModel, layout: Layout, *, direct: bool) -> Tensor:
+def completion_logits(policy: PreTrainedModel, layout: Layout, *, direct: bool) -> Tensor:
     """Logits (M, V) that predict each response token: those one position before it."""
     inner = unadapted(policy)
     if not direct:
         logits: Tensor = inner(input_ids=layout.ids, use_cache=False).logits
         return logits[layout.rows, layout.positions - 1]
-    chosen: Tensor = inner.get_output_embeddings()(response_states(backbone(inner), layout))
+    chosen: Tensor = inner.get_output_embeddings()(completion_states(backbone(inner), layout))
     return chosen
 
 
-def response_states(blocks: nn.Module, layout: Layout) -> Tensor:
+def completion_states(blocks: nn.Module, layout: Layout) -> Tensor:
     """Last hidden states (M, H) one position before each response token."""
     before = layout.positions - 1
     if layout.packing is not None:

@@ -23,7 +23,7 @@ _NAMES_SHOWN = 40
 
 
 @dataclass(slots=True)
-class RecordEntry:
+class FileAccount:
     """The account of one file."""
 
     file: str
@@ -84,15 +84,15 @@ class RecordEntry:
         }
 
 
-class Ledger:
+class FeedbackAccounts:
     """The account of all files of a validation."""
 
     def __init__(self) -> None:
-        self.entries: list[RecordEntry] = []
+        self.entries: list[FileAccount] = []
 
-    def open_batch(self, file: str, source: str, *, unpaired: bool = False) -> RecordEntry:
+    def open_batch(self, file: str, source: str, *, unpaired: bool = False) -> FileAccount:
         """Start the account of a file; `unpaired` where its records are single responses."""
-        self.entries.append(RecordEntry(file, source, unpaired))
+        self.entries.append(FileAccount(file, source, unpaired))
         return self.entries[-1]
 
     @property
@@ -211,7 +211,7 @@ def describe_notes(report: Report) -> list[str]:
     ]
 
 
-def _unpaired_account(entries: Sequence[RecordEntry]) -> Report:
+def _unpaired_account(entries: Sequence[FileAccount]) -> Report:
     reasons = sum((entry.reasons for entry in entries), Counter[str]())
     return {
         "contract": {"name": unpaired_response.CONTRACT, "version": unpaired_response.VERSION},

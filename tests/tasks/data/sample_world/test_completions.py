@@ -3,9 +3,9 @@ from statistics import mean
 
 import pytest
 
+from plumbline.tasks.data.sample_world.completions import HABITS, Habits, pick_writer, write
 from plumbline.tasks.data.sample_world.gold import gold_reward, is_refusal
 from plumbline.tasks.data.sample_world.requests import FAMILY_SHARES, TEMPLATES, draw
-from plumbline.tasks.data.sample_world.responses import HABITS, Habits, pick_writer, write
 from plumbline.tasks.params.sample_world import SampleWorldParams
 
 FLAWLESS = Habits(

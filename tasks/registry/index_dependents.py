@@ -12,7 +12,7 @@ from typing import Any
 
 from plumbline.data_contracts.errors import PlumblineError
 from plumbline.tasks.params.registry import RegistryParams
-from plumbline.tasks.registry.lineage.index import LineageIndex
+from plumbline.tasks.registry.lineage.dependents import DependentsIndex
 from plumbline.tasks.registry.lineage.records_index import (
     FILES,
     Account,
@@ -56,9 +56,9 @@ def dataset_index(root: Path, objects: ObjectStore, digest: str) -> Path:
     return path
 
 
-def open_index(root: Path, store: Store, params: RegistryParams) -> tuple[LineageIndex, list[str]]:
+def open_index(root: Path, store: Store, params: RegistryParams) -> tuple[DependentsIndex, list[str]]:
     """The index of all versions, brought up to date with the registry; and what could not be read, in words."""
-    index = LineageIndex(cache_folder(root, FOLDER) / "versions.db")
+    index = DependentsIndex(cache_folder(root, FOLDER) / "versions.db")
     name = params.model_name
     live = pinned_versions(store, name)
     missing = index.missing(name, {number: pin.manifest_sha256 for number, pin in live.items()})
@@ -81,7 +81,7 @@ def _read(
             yield number, pin.manifest_sha256, pin.passed, manifest, ""
 
 
-def _account_for_old_ones(root: Path, index: LineageIndex, name: str) -> list[str]:
+def _account_for_old_ones(root: Path, index: DependentsIndex, name: str) -> list[str]:
     """Count the datasets of versions that were registered before manifests held accounts."""
     missing, problems = index.unaccounted(name), []
     objects = ObjectStore(root) if missing else None

@@ -14,7 +14,7 @@ from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.lookup import registered
 
 
-class Vouched:
+class VerifiedAliases:
     """Holders of aliases. The chain is verified whenever ledger, aliases or head are not what they were before."""
 
     def __init__(self, engine: Engine, store: Store) -> None:

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS accounted (dataset TEXT PRIMARY KEY) WITHOUT ROWID;
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class Dependent:
     """A version that rests on a thing: `label` says which of its parts that is."""
 
     number: str
@@ -46,7 +46,7 @@ class Hit:
     label: str
 
 
-class LineageIndex:
+class DependentsIndex:
     """The index of one workspace's registry, in one file."""
 
     def __init__(self, path: Path) -> None:
@@ -129,7 +129,7 @@ class LineageIndex:
         with self._connect() as connection:
             return [(key, role) for key, role in connection.execute(query, (name,))]
 
-    def resting_on(self, name: str, kind: str, key: str) -> list[Hit]:
+    def resting_on(self, name: str, kind: str, key: str) -> list[Dependent]:
         """Versions with a thing of this kind whose key is `key`, or, for a hash, begins with it."""
         prefix = len(key) >= 7 and all(letter in "0123456789abcdef" for letter in key)
         upper = key + "g" if prefix else key
@@ -137,7 +137,7 @@ class LineageIndex:
                    WHERE kind = ? AND name = ? AND key >= ? AND key <= ? ORDER BY number, label"""
         with self._connect() as connection:
             rows = connection.execute(query, (kind, name, key, upper)).fetchall()
-        return [Hit(str(number), bool(passed), found, label) for number, passed, found, label in rows]
+        return [Dependent(str(number), bool(passed), found, label) for number, passed, found, label in rows]
 
     def keys(self, name: str, kind: str) -> list[str]:
         """Every key of a kind, for a message that says what there is."""

@@ -1,7 +1,7 @@
-"""The desk: one thread that judges and keeps requests, all that wait at once.
+"""One thread that validates requests and keeps them in the spool, all that wait at once.
 
 A synced transaction costs the same for one request as for a hundred, so that what piles up while one group is worked
-on becomes the next group (group commit). Each request is judged by itself: none can spoil another's verdicts.
+on becomes the next group (group commit). Each request is validated by itself: none can spoil another's verdicts.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from plumbline.tasks.operations.intake import spool
 from plumbline.tasks.operations.intake.bodies import BodyRefusal, BodyRow
 from plumbline.tasks.operations.intake.spool import IntakeReply, Taken
 
-Judge = Callable[[str, Sequence[bytes]], Sequence[Mapping[str, Any]]]
-"""`judge(source, rows)` gives a verdict for each row: {"status": "accepted" or "quarantined", "reason", …}."""
+Validate = Callable[[str, Sequence[bytes]], Sequence[Mapping[str, Any]]]
+"""`validate(source, rows)` gives a verdict for each row: {"status": "accepted" or "quarantined", "reason", …}."""
 
 _GROUP_ROWS = 20_000
 _GROUP_REQUESTS = 200
@@ -39,13 +39,13 @@ class Submission:
     answer: Future[IntakeReply] = field(default_factory=Future)
 
 
-class Desk:
+class SpoolWriter:
     """Takes submissions from any thread and answers each through its future."""
 
-    def __init__(self, engine: Engine, judge: Judge) -> None:
-        self._engine, self._judge = engine, judge
+    def __init__(self, engine: Engine, validate: Validate) -> None:
+        self._engine, self._validate = engine, validate
         self._queue: queue.Queue[Submission | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name="intake-desk", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="intake-writer", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
@@ -90,11 +90,11 @@ class Desk:
         return group, True
 
     def _take(self, group: Sequence[Submission]) -> None:
-        judged = [(item, taken) for item in self._fresh(group) if (taken := self._judged(item)) is not None]
-        kept = [taken for _, taken in judged if taken.rows]
+        validated = [(item, taken) for item in self._fresh(group) if (taken := self._validated(item)) is not None]
+        kept = [taken for _, taken in validated if taken.rows]
         answers = iter(spool.keep(self._engine, kept) if kept else ())
-        for item, taken in judged:
-            # If nothing was accepted nothing is kept, the key neither: it is free for the corrected body.
+        for item, taken in validated:
+            # Where nothing was accepted nothing is kept, the key neither: it is free for the corrected body.
             _settle(item, *(next(answers) if taken.rows else (item.body_sha256, taken.answer)))
 
     def _fresh(self, group: Sequence[Submission]) -> list[Submission]:
@@ -105,10 +105,10 @@ class Desk:
                 _settle(item, *found)
         return [item for item, found in zip(group, answered, strict=True) if found is None]
 
-    def _judged(self, item: Submission) -> Taken | None:
-        """A request with its verdicts; None if they could not be found, which only its own answer says."""
+    def _validated(self, item: Submission) -> Taken | None:
+        """A request with its verdicts; None where they could not be found, which it alone is told."""
         try:
-            verdicts = self._judge(item.source, [row.text for row in item.rows])
+            verdicts = self._validate(item.source, [row.text for row in item.rows])
         except Exception as error:  # whatever it is: it must not be the others' fault
             item.answer.set_exception(error)
             return None

@@ -6,13 +6,13 @@ import pytest
 
 from plumbline.data_contracts.errors import RegistryError, SignatureError
 from plumbline.tasks.registry.ledger.ledger import HEAD_TAG
-from plumbline.tasks.registry.ledger.vouched import Vouched
+from plumbline.tasks.registry.ledger.verified_aliases import VerifiedAliases
 
 
 def test_an_alias_is_followed_only_where_ledger_and_mlflow_agree(registry: Any) -> None:
     registry.register("a")
     registry.register("b")
-    vouched = Vouched(registry.ledger, registry.store)
+    vouched = VerifiedAliases(registry.ledger, registry.store)
     assert vouched.find("champion") == f"models:/{registry.name}/1"
     assert vouched.find("shadow") is None
     client = registry.store.client
@@ -26,7 +26,7 @@ def test_an_alias_is_followed_only_where_ledger_and_mlflow_agree(registry: Any) 
 
 def test_nothing_is_followed_on_a_bad_ledger(registry: Any) -> None:
     registry.register("a")
-    vouched = Vouched(registry.ledger, registry.store)
+    vouched = VerifiedAliases(registry.ledger, registry.store)
     vouched.find("champion")
     registry.store.client.set_registered_model_tag(registry.name, HEAD_TAG, "{}")
     with pytest.raises(SignatureError, match=r"forged or unreadable.* No alias can be followed"):
@@ -37,4 +37,4 @@ def test_an_alias_that_the_ledger_does_not_keep_is_refused(registry: Any) -> Non
     registry.register("a")
     registry.store.client.set_registered_model_alias(registry.name, "mine", "1")
     with pytest.raises(RegistryError, match="the ledger keeps no such alias"):
-        Vouched(registry.ledger, registry.store).find("mine")
+        VerifiedAliases(registry.ledger, registry.store).find("mine")

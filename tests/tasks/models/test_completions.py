@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
+from plumbline.tasks.models.completions import Layout, completion_logits, located, packs
 from plumbline.tasks.models.logps import pad_right
-from plumbline.tasks.models.responses import Layout, located, packs, response_logits
 from tests.tasks.models.test_packing import make_qwen3
 
 
@@ -20,7 +20,7 @@ def test_logits_and_gradients_are_those_of_padded_rows_where_prompts_are_alike()
     found, gradients = [], []
     for packed in (False, True):
         layout = Layout.of(**place, packed=packed)
-        logits = response_logits(model, layout, direct=packed)
+        logits = completion_logits(model, layout, direct=packed)
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
         gradients.append(torch.autograd.grad((logits * weights).sum(), list(model.parameters())))
         found.append(logits.detach())
