@@ -54,7 +54,7 @@ def contracts() -> str:
         *_records(CuratedPair, Merged, Quarantined),
         "## Records of serving",
         _documentation(interactions),
-        *_records(interactions.Interaction, interactions.Answer, interactions.InteractionFeedback),
+        *_records(interactions.Interaction, interactions.ServedCompletion, interactions.InteractionFeedback),
         "## Errors and exit codes",
         _documentation(errors),
     ]
