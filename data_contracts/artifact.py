@@ -30,6 +30,7 @@ import orjson
 from plumbline.data_contracts.errors import ArtifactError, StageError
 
 MANIFEST = "manifest.json"
+INCOMING = ".incoming-"  # how the name of a file begins that is not whole yet
 _CHUNK = 1 << 20
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, over the limit of a file's size
 
@@ -90,6 +91,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def write_read_only(path: Path, data: bytes) -> None:
+    """Write a file of an append-only folder, whole or not at all, that nobody is to change."""
+    handle, scratch = new_file(path.parent, INCOMING)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.chmod(scratch.stat().st_mode & 0o444)
+    scratch.rename(path)
 
 
 def new_file(folder: Path, prefix: str) -> tuple[int, Path]:

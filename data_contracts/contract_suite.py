@@ -21,6 +21,18 @@ from plumbline.data_contracts.records import Feedback, Message, Origin
 
 SUITES = Path(__file__).parent / "suites"
 
+# Reasons that contracts of feedback share, the first to apply.
+READING_REASONS = {
+    "bad_encoding": "the line is not UTF-8",
+    "too_long": "the row has more bytes than feedback.max_row_bytes allows",
+    "broken_json": "the line is not JSON",
+    "too_deep": "lists and objects are nested deeper than can be written",
+    "wrong_type": "a field, or the row, has another type than the format allows",
+    "missing_field": "a field that the format needs is absent or null",
+    "unknown_field": "a field that no format knows",
+    "unknown_role": "a message's role is not system, user, assistant or tool",
+}
+
 _EXCERPT = 80  # characters of a value shown in a report
 
 
@@ -93,6 +105,17 @@ class Contract:
     def suite(self) -> Path:
         """The suite's JSON file."""
         return SUITES / f"{self.name}.v{self.version}.json"
+
+
+def feedback_columns(records: Sequence[Feedback], known: KnownIds) -> dict[str, list[Any]]:
+    """The columns that every contract of feedback checks. `known` carries the ids of earlier calls."""
+    return {
+        "id": [record.id for record in records],
+        "prompt_roles": [" ".join(turn.role for turn in record.prompt) for record in records],
+        "prompt_blank_turns": [blank_turns(record.prompt) for record in records],
+        "timestamp": [record.timestamp for record in records],
+        "id_conflicts_with": [known.conflict(record) for record in records],
+    }
 
 
 def check(

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plumbline.data_contracts.contract_suite import Contract, blank_turns, check
+from plumbline.data_contracts.contract_suite import READING_REASONS, Contract, check, feedback_columns
 from plumbline.data_contracts.contract_suite import KnownIds as KnownIds
 from plumbline.data_contracts.contract_suite import Violation as Violation
 from plumbline.data_contracts.contract_suite import excerpt as excerpt
@@ -32,14 +32,7 @@ CONTRACT = "preference_pair"
 VERSION = 1
 
 REASONS: Mapping[str, str] = {
-    "bad_encoding": "the line is not UTF-8",
-    "too_long": "the row has more bytes than feedback.max_row_bytes allows",
-    "broken_json": "the line is not JSON",
-    "too_deep": "lists and objects are nested deeper than can be written",
-    "wrong_type": "a field, or the row, has another type than the format allows",
-    "missing_field": "a field that the format needs is absent or null",
-    "unknown_field": "a field that no format knows",
-    "unknown_role": "a message's role is not system, user, assistant or tool",
+    **READING_REASONS,
     "bad_label": "the label is not a, b or tie",
     "tie": "the annotator preferred neither: sound, but it holds no preference",
     "empty_text": "a text is empty or blank",
@@ -81,12 +74,5 @@ def check_pairs(
 
 
 def _columns(pairs: Sequence[PreferencePair], known: KnownIds) -> Columns:
-    return {
-        "id": [pair.id for pair in pairs],
-        "prompt_roles": [" ".join(turn.role for turn in pair.prompt) for pair in pairs],
-        "prompt_blank_turns": [blank_turns(pair.prompt) for pair in pairs],
-        "chosen": [pair.chosen for pair in pairs],
-        "rejected": [pair.rejected for pair in pairs],
-        "timestamp": [pair.timestamp for pair in pairs],
-        "id_conflicts_with": [known.conflict(pair) for pair in pairs],
-    }
+    responses = {"chosen": [pair.chosen for pair in pairs], "rejected": [pair.rejected for pair in pairs]}
+    return feedback_columns(pairs, known) | responses

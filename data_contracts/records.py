@@ -50,13 +50,11 @@ class Origin(Record):
         return _without_nobody(dump(self))
 
 
-class PreferencePair(Record):
-    """Contract `preference_pair` v1: one prompt, the response people preferred and the one they did not."""
+class FeedbackRecord(Record):
+    """What feedback of every kind says: on which prompt, from whom, when, and where it was read."""
 
     id: str = Field(description="given by the source, else the SHA-256 of the content")
     prompt: tuple[Message, ...] = Field(description="the turns, in order; the last is the user's")
-    chosen: str = Field(description="the response that was preferred")
-    rejected: str = Field(description="the response that was not")
     source: str = Field(description="the kind of feedback, or the name that the row gives")
     annotator: str | None = Field(default=None, description="who judged: one vote on a preference")
     timestamp: str | None = Field(default=None, description="ISO 8601, as given")
@@ -67,6 +65,13 @@ class PreferencePair(Record):
     def prompt_text(self) -> str:
         """The prompt as one string, a line per turn: for hashing, similarity and reports, not for models."""
         return "\n".join(f"{message.role}: {message.content}" for message in self.prompt)
+
+
+class PreferencePair(FeedbackRecord):
+    """Contract `preference_pair` v1: one prompt, the response people preferred and the one they did not."""
+
+    chosen: str = Field(description="the response that was preferred")
+    rejected: str = Field(description="the response that was not")
 
     def content_id(self) -> str:
         """SHA-256 (hex) of what the pair says, whoever said it and when."""
@@ -80,23 +85,11 @@ class CuratedPair(PreferencePair):
     cleaned: tuple[str, ...] = Field(default=(), description="fields out of which a leaked label was cut")
 
 
-class UnpairedResponse(Record):
+class UnpairedResponse(FeedbackRecord):
     """Contract `unpaired_response` v1: one response that people liked or did not, with no other to compare it with."""
 
-    id: str = Field(description="given by the source, else the SHA-256 of the content")
-    prompt: tuple[Message, ...] = Field(description="the turns, in order; the last is the user's")
     response: str = Field(description="the response that was judged")
     desirable: bool = Field(description="thumb up or down")
-    source: str = Field(description="the kind of feedback, or the name that the row gives")
-    annotator: str | None = Field(default=None, description="who judged: one vote on a preference")
-    timestamp: str | None = Field(default=None, description="ISO 8601, as given")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="anything else, kept as it is")
-    origin: Origin = Field(description="raw file, line and tokens of the senders")
-    given_id: str | None = Field(default=None, description="the source's id, if another file gave it to other content")
-
-    def prompt_text(self) -> str:
-        """The prompt as one string, as `PreferencePair.prompt_text` has it."""
-        return "\n".join(f"{message.role}: {message.content}" for message in self.prompt)
 
     def content_id(self) -> str:
         """SHA-256 (hex) of what the record says, whoever said it and when."""

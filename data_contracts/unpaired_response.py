@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plumbline.data_contracts.contract_suite import Contract, KnownIds, Violation, blank_turns, check
+from plumbline.data_contracts.contract_suite import (
+    READING_REASONS,
+    Contract,
+    KnownIds,
+    Violation,
+    check,
+    feedback_columns,
+)
 from plumbline.data_contracts.plain_checks import Columns
 from plumbline.data_contracts.records import UnpairedResponse
 
@@ -18,14 +25,7 @@ CONTRACT = "unpaired_response"
 VERSION = 1
 
 REASONS: Mapping[str, str] = {
-    "bad_encoding": "the line is not UTF-8",
-    "too_long": "the row has more bytes than feedback.max_row_bytes allows",
-    "broken_json": "the line is not JSON",
-    "too_deep": "lists and objects are nested deeper than can be written",
-    "wrong_type": "a field, or the row, has another type than the format allows",
-    "missing_field": "a field that the format needs is absent or null",
-    "unknown_field": "a field that no format knows",
-    "unknown_role": "a message's role is not system, user, assistant or tool",
+    **READING_REASONS,
     "bad_label": "the label or thumb is none of the values that say yes or no",
     "no_opinion": "nobody gave a thumb, or a neutral one: sound, but it holds no preference",
     "empty_text": "a text is empty or blank",
@@ -57,11 +57,4 @@ def check_unpaired(
 
 
 def _columns(responses: Sequence[UnpairedResponse], known: KnownIds) -> Columns:
-    return {
-        "id": [each.id for each in responses],
-        "prompt_roles": [" ".join(turn.role for turn in each.prompt) for each in responses],
-        "prompt_blank_turns": [blank_turns(each.prompt) for each in responses],
-        "response": [each.response for each in responses],
-        "timestamp": [each.timestamp for each in responses],
-        "id_conflicts_with": [known.conflict(each) for each in responses],
-    }
+    return feedback_columns(responses, known) | {"response": [each.response for each in responses]}

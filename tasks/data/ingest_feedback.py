@@ -19,9 +19,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from plumbline.data_contracts.artifact import sha256_file
+from plumbline.data_contracts.artifact import INCOMING, sha256_file
 from plumbline.data_contracts.errors import PlumblineError
-from plumbline.tasks.data.feedback.batches import TEMPORARY, Batch, changed_batch, store_batch
+from plumbline.tasks.data.feedback.batches import Batch, changed_batch, store_batch
 from plumbline.tasks.data.feedback.validate import NamedBatch, raw_batches
 from plumbline.tasks.data.feedback.withdrawals import Withdrawal, Withdrawals, keep_withdrawal, load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
@@ -103,8 +103,8 @@ def arrived_batches(root: Path) -> list[NamedBatch]:
 
 
 def has_arrived(root: Path) -> bool:
-    """True if anything waits beside the raw store: a batch, who sent one, a withdrawal."""
-    return any(path.is_file() and not path.name.startswith(TEMPORARY) for path in (root / ARRIVED).rglob("*"))
+    """Whether anything waits beside the raw store: a batch, who sent one, a withdrawal."""
+    return any(path.is_file() and not path.name.startswith(INCOMING) for path in (root / ARRIVED).rglob("*"))
 
 
 def count_rows(batches: Sequence[Batch]) -> dict[str, int]:
@@ -145,7 +145,7 @@ def _bring_in_after(root: Path) -> None:
 def _move_in(root: Path) -> None:
     """Move everything that arrived to its place, who sent a batch before the batch. Repeating it is free."""
     (root / RAW).mkdir(parents=True, exist_ok=True)  # absent where an empty store was cloned
-    files = [path for path in (root / ARRIVED).rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY)]
+    files = [path for path in (root / ARRIVED).rglob("*") if path.is_file() and not path.name.startswith(INCOMING)]
     for path in sorted(files, key=lambda path: (not path.name.startswith("."), path)):
         final = root / RAW / path.relative_to(root / ARRIVED)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def _move_in(root: Path) -> None:
             _drop_known(path, final)
         else:
             _move(path, final)
-    for leftover in (root / RAW).rglob(f"{TEMPORARY}*"):  # of an older version, or of a move between file systems
+    for leftover in (root / RAW).rglob(f"{INCOMING}*"):  # of an older version, or of a move between file systems
         leftover.unlink()
 
 
@@ -171,7 +171,7 @@ def _move(path: Path, final: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         # the store is on another file system: whole there before it has its name
-        copy = final.with_name(f"{TEMPORARY}{final.name}")
+        copy = final.with_name(f"{INCOMING}{final.name}")
         copy.unlink(missing_ok=True)
         shutil.copy2(path, copy)
         os.replace(copy, final)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from plumbline.data_contracts.artifact import full_disk_as_stage_error, new_file, sha256_file
+from plumbline.data_contracts.artifact import INCOMING, full_disk_as_stage_error, new_file, sha256_file
 from plumbline.data_contracts.errors import ArtifactError, UsageError
 from plumbline.tasks.data.feedback.containers import dump_row, no_such_file, read_lines, recognise_container, unreadable
 from plumbline.tasks.data.feedback.senders import keep_senders
@@ -21,7 +21,6 @@ from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 _CHUNK = 1 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 _FILE_SUFFIX = re.compile(r"\.(jsonl?|ndjson|gz|zst|parquet|csv|txt)$")
-TEMPORARY = ".incoming-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +70,11 @@ def _store(
     made = [each for each in (folder, folder.parent) if not each.exists()]
     with full_disk_as_stage_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{TEMPORARY}*"):
+    for leftover in folder.glob(f"{INCOMING}*"):
         leftover.unlink()
     try:
         with full_disk_as_stage_error(folder):
-            handle, temporary = new_file(folder, TEMPORARY)
+            handle, temporary = new_file(folder, INCOMING)
             try:
                 with os.fdopen(handle, "wb") as file:
                     digest = _write_hashed(file, chunks)

@@ -9,13 +9,12 @@ row says of itself is never asked: a client can write into its rows whatever it 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import orjson
 
-from plumbline.data_contracts.artifact import new_file
+from plumbline.data_contracts.artifact import write_read_only
 from plumbline.data_contracts.errors import ArtifactError
 
 _SUFFIX = ".senders"
@@ -41,13 +40,7 @@ def keep_senders(folder: Path, batch_digest: str, senders: Sequence[str | None])
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handle, scratch = new_file(folder, ".incoming-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.chmod(scratch.stat().st_mode & 0o444)
-    scratch.rename(path)
+    write_read_only(path, data)
 
 
 def senders_of(batch: Path) -> SendersOf:

@@ -9,7 +9,6 @@ its own. A sender's or annotator's name is meant for good: rows that still come 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from plumbline.data_contracts.artifact import new_file
+from plumbline.data_contracts.artifact import write_read_only
 from plumbline.data_contracts.errors import ArtifactError
 from plumbline.data_contracts.quarantine_reasons import WITHDRAWN
 from plumbline.data_contracts.records import Feedback, Quarantined
@@ -99,13 +98,7 @@ def keep_withdrawal(raw: Path, entry: Withdrawal, *, after: Path | None = None) 
     known = {path.name for folder in (raw, after) if folder for path in folder.glob(f"{_PREFIX}*.json")}
     number = len(known) + 1
     path = raw / f"{_PREFIX}{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.json"
-    handle, scratch = new_file(raw, ".incoming-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.chmod(scratch.stat().st_mode & 0o444)
-    scratch.rename(path)
+    write_read_only(path, data)
     return path
 
 
