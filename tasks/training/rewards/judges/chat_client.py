@@ -23,6 +23,7 @@ from plumbline.tasks.params.llm_judge import LlmJudgeParams
 from plumbline.tasks.training.rewards.judges.parsing import Reply, Unusable, excerpt, read_reply
 
 Request = Mapping[str, Any]
+"""The fields of a request; those of `extra_body`, which a cache keeps apart, are sent beside the others."""
 
 _SHORTEST_SECRET = 8  # local servers are given words such as EMPTY, which are no secret and may stand in a completion
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
@@ -116,7 +117,7 @@ class ChatClient:
         """What came of one attempt, and the seconds before the next; None where another would fare no better."""
         tried = f"{retries + 1} attempts" if retries else "1 attempt"
         try:
-            response = await client.post(COMPLETIONS, json=request)
+            response = await client.post(COMPLETIONS, json=_body(request))
         except httpx.TimeoutException:
             found = f"silent for {self.params.timeout_seconds:g} s at each of {tried}"
             return Unusable("timeout", found), _pause_s(retries)
@@ -158,6 +159,11 @@ def _key(params: LlmJudgeParams) -> str | None:
             "or empty. Export it, or set api_key_env: null for a server without keys."
         )
     return key
+
+
+def _body(request: Request) -> dict[str, Any]:
+    own = {name: value for name, value in request.items() if name != "extra_body"}
+    return {**own, **request.get("extra_body", {})}
 
 
 def _pause_s(retries: int) -> float:

@@ -113,7 +113,7 @@ def test_rows_without_a_file_are_judged_as_those_of_a_file(tmp_path: Path) -> No
     lines = [row(1, id="taken"), *(line for line, _, _ in DEFECTS), row(99)]
     _, accepted, quarantined, _ = run(tmp_path, lines)
     texts = [line if isinstance(line, bytes) else orjson.dumps(line) for line in lines]
-    outcomes = module.judge("human_pairs", texts, "raw/1.jsonl", LENIENT.limits())
+    outcomes = module.check_rows("human_pairs", texts, "raw/1.jsonl", LENIENT.limits())
     assert [each for each in outcomes if isinstance(each, PreferencePair)] == accepted
     assert [each for each in outcomes if isinstance(each, Quarantined)] == quarantined
 

@@ -114,7 +114,7 @@ def test_each_stage_of_a_stack_aims_at_its_own_target(tmp_path):
         "2-ppo": {"kl": KL},
         "3-grpo": {"kl": KL | {"target": 0.1, "ramp_at": None}},
     }
-    aims = list(on_policy_plots._aims(read_training(path), settings))
+    aims = list(on_policy_plots._bands(read_training(path), settings))
     assert [(aim.span, aim.target, aim.ramp) for aim in aims] == [
         (Span("2-ppo", 2, 3), 0.15, 0.3),
         (Span("3-grpo", 4, 5), 0.1, None),
