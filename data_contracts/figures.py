@@ -37,12 +37,12 @@ def words_of(name: str, judge: str = "judge") -> str:
 
 
 def judge_of(metrics: Mapping[str, Any]) -> str:
-    """Who judged the win rate of an evaluation."""
+    """Name the judge of an evaluation's win rate."""
     return _JUDGES.get(str(metrics.get("held_out_judge")), _JUDGES["reward_model"])
 
 
 def look_up(values: Mapping[str, Any], name: str) -> Any:
-    """What stands at a dotted name; None where there is no such thing (no gold reward, say)."""
+    """The value at a dotted name; None if there is none (no gold reward, say)."""
     found: Any = values
     for key in name.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None

@@ -51,7 +51,7 @@ class Origin(Record):
 
 
 class FeedbackRecord(Record):
-    """What feedback of every kind says: on which prompt, from whom, when, and where it was read."""
+    """The fields of feedback of every kind: its prompt, its author, its time, and its place in a raw file."""
 
     id: str = Field(description="given by the source, else the SHA-256 of the content")
     prompt: tuple[Message, ...] = Field(description="the turns, in order; the last is the user's")

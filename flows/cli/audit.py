@@ -19,7 +19,7 @@ from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
     from plumbline.tasks.params.whole import Params
-    from plumbline.tasks.registry.audit_lineage import Walk
+    from plumbline.tasks.registry.audit_lineage import AuditedVersion
     from plumbline.tasks.registry.trace_lineage import Thing
 
 app = typer.Typer()
@@ -93,25 +93,25 @@ def _audit(
     *,
     rehash: bool,
 ) -> None:
-    from plumbline.tasks.registry.audit_lineage import render_audit, walk_model
+    from plumbline.tasks.registry.audit_lineage import audit_version, render_audit
 
     with output.working(f"re-hashing everything behind {model}" if rehash else f"walking {model}"):
-        walk = walk_model(root, model, params.registry, params.operations, rehash=rehash)
-    report = walk.report
-    if openlineage is not None and walk.graph is not None:
-        _send(walk, openlineage, output)
+        audited = audit_version(root, model, params.registry, params.operations, rehash=rehash)
+    report = audited.report
+    if openlineage is not None and audited.graph is not None:
+        _send(audited, openlineage, output)
     if form == "tree" and out is None:
-        output.result(asdict(report), lambda: render_audit(walk))
+        output.result(asdict(report), lambda: render_audit(audited))
     else:
-        _write(walk, form, out, output)
+        _write(audited, form, out, output)
     if report.verified is False:
         raise CheckFailed(f"audit of {report.model_uri}: {len(report.problems)} problems, listed above.")
 
 
-def _write(walk: Walk, form: Format, out: Path | None, output: Output) -> None:
-    if walk.graph is None and form not in ("tree", "json"):
-        raise CheckFailed(f"{walk.report.problems[0]} There is nothing to show as {form}.")
-    data = _RENDERERS[form](walk)
+def _write(audited: AuditedVersion, form: Format, out: Path | None, output: Output) -> None:
+    if audited.graph is None and form not in ("tree", "json"):
+        raise CheckFailed(f"{audited.report.problems[0]} There is nothing to show as {form}.")
+    data = _RENDERERS[form](audited)
     if out is None:
         output.raw(data)
         return
@@ -120,13 +120,13 @@ def _write(walk: Walk, form: Format, out: Path | None, output: Output) -> None:
             write_bytes(out, data)
         except PermissionError as error:
             raise UsageError(f"{out}: cannot write there ({error.strerror}). Choose another place.") from error
-    written = {"model_uri": walk.report.model_uri, "format": form, "out": str(out), "bytes": len(data)}
-    summary = {"verified": walk.report.verified, "problems": walk.report.problems}
-    lines = [f"{walk.report.model_uri}: wrote {out} ({len(data):,} bytes).", *walk.report.problems]
+    written = {"model_uri": audited.report.model_uri, "format": form, "out": str(out), "bytes": len(data)}
+    summary = {"verified": audited.report.verified, "problems": audited.report.problems}
+    lines = [f"{audited.report.model_uri}: wrote {out} ({len(data):,} bytes).", *audited.report.problems]
     output.result({**written, **summary}, "\n".join(lines))
 
 
-def _tree(walk: Walk) -> bytes:
+def _tree(audited: AuditedVersion) -> bytes:
     from io import StringIO
 
     from rich.console import Console
@@ -134,36 +134,36 @@ def _tree(walk: Walk) -> bytes:
     from plumbline.tasks.registry.audit_lineage import render_audit
 
     stream = StringIO()
-    Console(file=stream, width=160, highlight=False).print(render_audit(walk), soft_wrap=True)
+    Console(file=stream, width=160, highlight=False).print(render_audit(audited), soft_wrap=True)
     return stream.getvalue().encode()
 
 
-def _json(walk: Walk) -> bytes:
-    return orjson.dumps(walk.report.lineage, option=orjson.OPT_INDENT_2) + b"\n"
+def _json(audited: AuditedVersion) -> bytes:
+    return orjson.dumps(audited.report.lineage, option=orjson.OPT_INDENT_2) + b"\n"
 
 
-def _html(walk: Walk) -> bytes:
+def _html(audited: AuditedVersion) -> bytes:
     from plumbline.tasks.registry.lineage.page import render_page
 
-    assert walk.graph is not None
-    report = walk.report
+    assert audited.graph is not None
+    report = audited.report
     checked = {"objects": report.objects, "problems": report.problems, "notes": report.notes}
-    return render_page(walk.graph, walk.manifest, report.verified, checked, report.timeline).encode()
+    return render_page(audited.graph, audited.manifest, report.verified, checked, report.timeline).encode()
 
 
-def _openlineage(walk: Walk) -> bytes:
+def _openlineage(audited: AuditedVersion) -> bytes:
     from plumbline.tasks.registry.lineage.openlineage_events import run_events, serialise
 
-    return b"".join(serialise(event) + b"\n" for event in run_events(walk.manifest, walk.about))
+    return b"".join(serialise(event) + b"\n" for event in run_events(audited.manifest, audited.about))
 
 
-def _cyclonedx(walk: Walk) -> bytes:
+def _cyclonedx(audited: AuditedVersion) -> bytes:
     from plumbline.tasks.registry.lineage.bill_of_materials import render_bom
 
-    return render_bom(walk.manifest, walk.about)
+    return render_bom(audited.manifest, audited.about)
 
 
-_RENDERERS: Mapping[Format, Callable[[Walk], bytes]] = {
+_RENDERERS: Mapping[Format, Callable[[AuditedVersion], bytes]] = {
     "tree": _tree,
     "json": _json,
     "html": _html,
@@ -172,10 +172,10 @@ _RENDERERS: Mapping[Format, Callable[[Walk], bytes]] = {
 }
 
 
-def _send(walk: Walk, target: str, output: Output) -> None:
+def _send(audited: AuditedVersion, target: str, output: Output) -> None:
     from plumbline.tasks.registry.lineage.openlineage_events import emit, run_events
 
-    count = emit(run_events(walk.manifest, walk.about), target)
+    count = emit(run_events(audited.manifest, audited.about), target)
     output.remark(f"sent {count} OpenLineage events to {target}")
 
 

@@ -57,7 +57,7 @@ def validate(
     run would stop, or its gate cannot pass. Outside of a workspace the default params hold.
     """
     from plumbline.tasks.data.dry_run import try_files
-    from plumbline.tasks.data.feedback.ledger import describe_notes
+    from plumbline.tasks.data.feedback.accounts import describe_notes
 
     output = Output(json)
     root, read = loaded_or_default(workspace, output, params, settings)

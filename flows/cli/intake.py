@@ -43,16 +43,12 @@ def inbox_watch(workspace: Directory = HERE, json: Json = False) -> None:
 @_inbox.command("scan", epilog="Example: plumbline inbox scan --json")
 def inbox_scan(workspace: Directory = HERE, json: Json = False) -> None:
     """Take the files that are whole now, and end."""
-    from dataclasses import asdict
-
-    from rich.markup import escape
-    from rich.table import Table
-
     from plumbline.flows.deployment.servers import server_url
     from plumbline.tasks.operations.watch_inbox import scan_inbox
 
-    root, output = workspace_root(workspace), Output(json)
-    handled = scan_inbox(root, _params(root), output.remark, server_url())
+    root, params = loaded(workspace)
+    output = Output(json)
+    handled = scan_inbox(root, params, output.remark, server_url())
     table = Table("file", "source", "outcome", "", box=None)
     for item in handled:
         table.add_row(escape(repr(item.name)), escape(item.source), item.outcome, escape(item.detail))
@@ -62,9 +58,6 @@ def inbox_scan(workspace: Directory = HERE, json: Json = False) -> None:
 @_intake.command("serve", epilog="Example: plumbline intake serve")
 def intake_serve(workspace: Directory = HERE, json: Json = False) -> None:
     """Answer POST /v1/feedback/{source} on intake.host and intake.port, until ended."""
-    import logging
-    import sys
-
     from plumbline.flows.deployment.servers import server_url
     from plumbline.tasks.operations.serve_intake import serve
 
@@ -109,7 +102,7 @@ def outbox_list(workspace: Directory = HERE, json: Json = False) -> None:
 
     root, params = loaded(workspace)
     table, rows = Table("key", "event", "state", "attempts", "note", box=None), []
-    for item in entry_states(read_outbox(root, _params(root))):
+    for item in entry_states(read_outbox(root, params)):
         told = item.entry.emitted_at.isoformat(timespec="seconds") if item.entry.emitted_at else "pending"
         table.add_row(escape(item.entry.key), told, item.state, str(item.attempts), escape(item.note or ""))
         rows.append(
@@ -136,8 +129,7 @@ def outbox_drain(workspace: Directory = HERE, json: Json = False) -> None:
     from plumbline.tasks.operations.announce import drain_outbox, open_outbox
     from plumbline.tasks.operations.freshness.outbox import pending
 
-    root = workspace_root(workspace)
-    params = _params(root)
+    root, params = loaded(workspace)
     told, server = drain_outbox(root, params, server_url()), told_server(root)
     left = pending(open_outbox(root, params))
     Output(json).result(

@@ -72,6 +72,8 @@ def harvest(
 ) -> None:
     """Turn served answers and thumbs into feedback.
 
+    Each is taken once. With --export, answers are written for people to label instead.
+    """
     from plumbline.flows.deployment.servers import server_url
     from plumbline.tasks.operations.harvest_traffic import export_for_people, harvest_traffic
 
@@ -83,7 +85,7 @@ def harvest(
         output.result({"exported": rows, "file": str(export)}, text)
         return
     with output.working("harvesting"):
-        done = harvest_traffic(root, loaded, _utc(since), server_url())
+        done = harvest_traffic(root, read, _utc(since), server_url())
     table = Table("feedback", "batch", "", box=None)
     for source, item in done.items():
         counts = ", ".join(f"{name} {count}" for name, count in item["counts"].items())

@@ -103,7 +103,7 @@ def arrived_batches(root: Path) -> list[NamedBatch]:
 
 
 def has_arrived(root: Path) -> bool:
-    """Whether anything waits beside the raw store: a batch, who sent one, a withdrawal."""
+    """True if anything waits beside the raw store: a batch, who sent one, a withdrawal."""
     return any(path.is_file() and not path.name.startswith(INCOMING) for path in (root / ARRIVED).rglob("*"))
 
 

@@ -71,7 +71,7 @@ def gather(root: Path, params: Params, engine: Engine, event_key: str | None = N
 
 
 def _answers(manifest: Mapping[str, Any], item: EntryState) -> bool:
-    """Whether the version was trained on this batch, or made because of this finding."""
+    """True if the version was trained on this batch, or made because of this finding."""
     if item.entry.kind == "batch":
         return item.entry.payload["batch"] in {batch["path"] for batch in manifest.get("raw_batches", ())}
     return item.entry.key in (manifest.get("trigger") or {}).get("keys", ())

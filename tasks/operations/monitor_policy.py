@@ -336,7 +336,7 @@ def _evidence(subject: Subject, look: Look) -> MonitorEvidence:
 def _request(
     subject: Subject, findings: Mapping[str, Mapping[str, Any]], server: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Ask for one run because of all findings; a champion and monitor asks once, asking again is not heard twice.
+    """Ask for one run because of all findings; a champion and monitor asks once, asking again has no effect.
 
     All enter the outbox before any is sent: the run that the first event starts then answers for every one.
     """

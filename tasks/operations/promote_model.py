@@ -309,7 +309,7 @@ def _examine(
     """Verify, measure what the gates before this alias need, and hold it to params."""
     limits, names = params.promotion, GATES_OF[alias]
     unverified = _unverified(store, version, alias, root)
-    if unverified is not None:  # its manifest is not read: nothing vouches for it
+    if unverified is not None:  # its manifest is not read: no signature holds for it
         gates = examine(alias, GateFigures(signature=unverified), limits)
         if not all(gate.passed for gate in gates if gate.name == SIGNED):
             raise SignatureError(f"{unverified} No override helps: it was not promoted.")

@@ -32,12 +32,12 @@ def browser() -> Iterator[Any]:
 def page_file(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the trained version, of a manifest in which annotators and params are hostile."""
     from plumbline.tasks.params.document import load_params
-    from plumbline.tasks.registry.audit_lineage import walk_model
+    from plumbline.tasks.registry.audit_lineage import audit_version
     from plumbline.tasks.registry.lineage.build import build_graph
     from plumbline.tasks.registry.lineage.page import render_page
 
     params = load_params(trained.root)[0]
-    walk = walk_model(trained.root, "assistant", params.registry, params.operations)
+    walk = audit_version(trained.root, "assistant", params.registry, params.operations)
     manifest = orjson.loads(orjson.dumps(walk.manifest))
     manifest["accounts"]["curated"]["annotators"] = {"train": {EVIL: 3, "ann-1": 2}}
     manifest["texts"]["params.yaml"]["text"] = EVIL

@@ -100,7 +100,7 @@ def validate(
 def check_rows(
     source: str, rows: Sequence[bytes], origin: str, limits: Limits = LIMITS
 ) -> list[Feedback | Quarantined]:
-    """What becomes of each row, given as its JSON text: `validate` for a few rows, without files.
+    """The verdict on each row, given as its JSON text: `validate` for a few rows, without files.
 
     The contract is checked by its plain equivalent: the same verdicts in microseconds. A run validates the rows anew.
     """
@@ -116,7 +116,7 @@ def sort_rows(
     skip_unreadable: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Write every row into the file of what becomes of it, and return the account (`FeedbackAccounts.report`).
+    """Write every row into the file of its outcome, and return the account (`FeedbackAccounts.report`).
 
     No rule on whole data sets is applied: a part of one may hold single responses or one label alone.
     """

@@ -30,7 +30,7 @@ _RESTS_ON = {
 
 @dataclass(frozen=True, slots=True)
 class GateFigures:
-    """What the checks look at. `evaluation` is enough for the gate at registration.
+    """The figures that the checks read. `evaluation` is enough for the gate at registration.
 
     Before an alias `evaluation` and `gate` are those of the version's verified manifest. `comparison` is the win rate
     over the champion and `latency` the times of completions; a string in their place says why there are none.
@@ -72,7 +72,7 @@ class GateDecision:
     reasons: tuple[GateResult, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """What `gate.json` and the manifest hold."""
+        """The decision as `gate.json` and the manifest hold it."""
         reasons = [{key: getattr(reason, key) for key in _REASON} for reason in self.reasons]
         return {"passed": self.passed, "reasons": reasons}
 
@@ -159,7 +159,7 @@ def _prompts(figures: GateFigures) -> _Found:
 
 
 def _finished_drop(figures: GateFigures) -> _Found:
-    """How far the share of completions that end lies below π_ref's: training may teach a policy not to end."""
+    """The drop of the share of completions that end, from π_ref to the policy."""
     paths = (f"text.{side}.finished.value" for side in ("policy", "reference"))
     policy, reference = (_number(look_up(figures.evaluation, path)) for path in paths)
     if policy is None or reference is None:

@@ -61,7 +61,7 @@ _HELD_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class KlBand:
-    """Where KL control aims over the steps of a span: the target and the KL above which β ramps, nats per token."""
+    """The aim of KL control over the steps of a span: the target and the KL above which β ramps, nats per token."""
 
     span: Span
     target: float

@@ -43,7 +43,7 @@ _logger = logging.getLogger("plumbline.intake")
 
 @dataclass(slots=True)
 class Endpoint:
-    """Where requests are handed in, and what bounds them."""
+    """The parts that take a request, and its bounds."""
 
     writer: SpoolWriter
     grants: Grants
@@ -86,7 +86,7 @@ def create_app(
 
     @app.get("/healthz", response_description="It takes requests", responses={507: {"description": "The disk is full"}})
     async def healthz() -> Response:
-        """Whether the endpoint takes requests."""
+        """Answer that the endpoint takes requests, or that it does not."""
         full = endpoint.free_bytes() < params.min_free_bytes
         return _json(507 if full else 200, {"status": "disk_full" if full else "ok", "working": endpoint.working})
 

@@ -1,4 +1,4 @@
-"""What `/openapi.json` says of the endpoint: FastAPI makes the document from these models.
+"""Models of the endpoint's answers, from which FastAPI makes `/openapi.json`.
 
 They describe, and check nothing: bodies are read and refused row by row, and answers are written as they are.
 """
@@ -13,7 +13,7 @@ _PAIR = {"id": "r-1", "prompt": "How do I reset it?", "chosen": "Hold the button
 
 
 class RowVerdict(BaseModel):
-    """What became of one row."""
+    """The outcome of one row."""
 
     row: int = Field(ge=1, description="line of the body, or place in the list")
     status: Literal["accepted", "quarantined"]
@@ -31,7 +31,7 @@ _VERDICTS: Any = [
 
 
 class RowVerdicts(BaseModel):
-    """What became of a request."""
+    """The outcome of a request."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -55,7 +55,7 @@ class RowVerdicts(BaseModel):
 
 
 class RefusalReason(BaseModel):
-    """Why a request was refused, and where."""
+    """The reason of a refusal, and its place in the body."""
 
     code: str = Field(description="for programs")
     message: str = Field(description="for people")

@@ -106,7 +106,7 @@ class SpoolWriter:
         return [item for item, found in zip(group, answered, strict=True) if found is None]
 
     def _validated(self, item: Submission) -> Taken | None:
-        """A request with its verdicts; None where they could not be found, which it alone is told."""
+        """A request with its verdicts; None if they could not be found, which only its own answer says."""
         try:
             verdicts = self._validate(item.source, [row.text for row in item.rows])
         except Exception as error:  # whatever it is: it must not be the others' fault

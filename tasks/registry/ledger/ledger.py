@@ -305,7 +305,7 @@ def _set(store: Store, entry: LedgerEntry, aliases: dict[str, str]) -> list[str]
 
 
 def is_live(store: Store, number: str) -> bool:
-    """Whether MLflow has this version of `store.params.model_name`."""
+    """True if MLflow has this version of `store.params.model_name`."""
     with refusals(f"looking up version {number} of {store.params.model_name}"):
         return store.reader.version(store.params.model_name, number) is not None
 

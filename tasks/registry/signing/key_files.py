@@ -49,11 +49,11 @@ class VerifyingKey:
         return f"key {names[0]}" if len(names) == 1 else f"one of the keys {', '.join(names)}"
 
     def accepts(self, data: bytes, signature: str) -> bool:
-        """Whether one of the keys signed these bytes (ECDSA with SHA-256, base64), and may still vouch for it."""
+        """True if one of the keys signed these bytes (ECDSA with SHA-256, base64), and is still trusted for it."""
         return any(key._signed(data, signature) and key.still_trusts(signature.encode()) for key in self.each)
 
     def still_trusts(self, signature: bytes) -> bool:
-        """Whether this key alone stands by a signature of its own: it is in force, or it was kept at the revocation."""
+        """True if this key alone stands by a signature of its own: it is in force, or it was kept at the revocation."""
         return self.kept is None or signature_digest(signature) in self.kept
 
     def _signed(self, data: bytes, signature: str) -> bool:

@@ -56,7 +56,7 @@ class ClientReader:
         return str(found[0].version) if found else None
 
     def location(self, name: str, number: str) -> str | None:
-        """Where the files of a version lie."""
+        """The location of a version's files."""
         found = _found(self._client.get_model_version_download_uri, name, number)
         return None if found is None else str(found)
 
@@ -81,7 +81,7 @@ class ClientReader:
         return {run.data.tags[STAGE_TAG]: float(run.data.metrics[SECONDS]) for run in runs if STAGE_TAG in run.data.tags}
 
     def logged_model(self, model_id: str) -> RunRecord:
-        """What MLflow's page of a logged model shows beside its files."""
+        """MLflow's entry of a logged model beside its files."""
         model = self._client.get_logged_model(model_id)
         metrics: dict[str, set[float]] = {}
         for metric in model.metrics or ():

@@ -1,4 +1,4 @@
-"""What MLflow says of a model and its versions now, its refusals as `RegistryError`."""
+"""Present entries of MLflow for a model and its versions, its refusals as `RegistryError`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be looked up in MLflow's registry, and the records that answer. Two readers answer alike.
+"""Look-ups in MLflow's registry, and the records that answer them. Two readers answer alike.
 
 `tables.TableReader` reads the tables of a database, `client_reader.ClientReader` asks MLflow's client. A `Store` opens
 the one that fits.
@@ -68,7 +68,7 @@ class RegistryReader(Protocol):
         """The highest number of a version."""
 
     def location(self, name: str, number: str) -> str | None:
-        """Where the files of a version lie."""
+        """The location of a version's files."""
 
     def runs(self, run_id: str) -> dict[str, RunRecord]:
         """The run and the runs of its stages by id, deleted ones too.
@@ -80,4 +80,4 @@ class RegistryReader(Protocol):
         """Seconds of each stage's last run that ended well and was no reuse, by the stage's name."""
 
     def logged_model(self, model_id: str) -> RunRecord:
-        """What MLflow's page of a logged model shows beside its files."""
+        """MLflow's entry of a logged model beside its files."""

@@ -95,7 +95,7 @@ class TableReader:
         return None if number is None else str(number)
 
     def location(self, name: str, number: str) -> str | None:
-        """Where the files of a version lie."""
+        """The location of a version's files."""
         row = self.version(name, number)
         return None if row is None else row.location
 
@@ -122,7 +122,7 @@ class TableReader:
             return {name: float(value) for name, value in connection.execute(wanted)}
 
     def logged_model(self, model_id: str) -> RunRecord:
-        """What MLflow's page of a logged model shows beside its files."""
+        """MLflow's entry of a logged model beside its files."""
         found = RunRecord(model_id, deleted=False)
         shown = (
             (LOGGED_METRICS, lambda key, value: found.metrics.setdefault(key, set()).add(value)),

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from plumbline.data_contracts.errors import RegistryError
-from plumbline.tasks.registry.audit_lineage import AuditReport, audit_model, render_audit, walk_model
+from plumbline.tasks.registry.audit_lineage import AuditReport, audit_model, audit_version, render_audit
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 from plumbline.tasks.storage.versioning.git import head_commit
@@ -158,7 +158,7 @@ def test_mixed_lineage_is_named() -> None:
 
 
 def test_the_tree_goes_from_the_version_to_the_batch(registered_world: Any) -> None:
-    walk = walk_model(registered_world.root, "models:/assistant/3", registered_world.registry)
+    walk = audit_version(registered_world.root, "models:/assistant/3", registered_world.registry)
     report, lines = walk.report, [line.strip("│├└─ ") for line in _text(render_audit(walk)).splitlines()]
     order = ["ok models:/assistant/3", "ok models/policy", "ok data/curated", "ok data/validated", "ok data/raw "]
     positions = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in order]

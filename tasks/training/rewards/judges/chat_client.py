@@ -114,7 +114,7 @@ class ChatClient:
     async def _attempt(
         self, client: httpx.AsyncClient, request: Request, retries: int
     ) -> tuple[Reply | Unusable, float | None]:
-        """What came of one attempt, and the seconds before the next; None where another would fare no better."""
+        """The outcome of one attempt, and the seconds before the next; None where another would fare no better."""
         tried = f"{retries + 1} attempts" if retries else "1 attempt"
         try:
             response = await client.post(COMPLETIONS, json=_body(request))
@@ -129,7 +129,7 @@ class ChatClient:
         return self._refusal(response, tried, retries)
 
     def _refusal(self, response: httpx.Response, tried: str, retries: int) -> tuple[Unusable, float | None]:
-        """What an error status means. Raises `JudgeError` for one that every other request would meet too."""
+        """The meaning of an error status. Raises `JudgeError` for one that every other request would meet too."""
         status = response.status_code
         said = f"status {status}: {excerpt(self._redact(response.text))} ({tried})"
         if status in _HOPELESS:
