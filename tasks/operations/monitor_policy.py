@@ -180,7 +180,7 @@ def _observe_wins(subject: Subject, look: Look, traffic: Sequence[tuple[Interact
 
 
 def _observe_rival(subject: Subject, look: Look, traffic: Sequence[tuple[Interaction, ServedCompletion]]) -> None:
-    """The same against the champion before: its answers in shadow where there are any, else those it gives now."""
+    """The same against the champion before: its answers in shadow if there are any, else those it gives now."""
     previous = subject.previous
     if previous is None:
         look.missing[RIVAL] = "there is no champion before this one"

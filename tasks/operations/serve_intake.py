@@ -100,7 +100,7 @@ class Intake:
 def serve(root: Path, params: Params, server: str | None = None) -> None:
     """Answer requests until a signal ends the process; events go to `server`, unless PREFECT_API_URL names another.
 
-    Raises `UsageError` where the port is taken.
+    Raises `UsageError` if the port is taken.
     """
     import resource
     import signal

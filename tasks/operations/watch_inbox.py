@@ -25,7 +25,7 @@ _SHORTEST_LOOK_MS = 50
 
 
 def scan_inbox(root: Path, params: Params, report: Report, server: str | None = None) -> list[Handled]:
-    """Take what is whole now, once. Raises `UsageError` where a watcher runs."""
+    """Take what is whole now, once. Raises `UsageError` if a watcher runs."""
     with _one_watcher(root):
         return _inbox(root, params, report, server).scan()
 
@@ -33,7 +33,7 @@ def scan_inbox(root: Path, params: Params, report: Report, server: str | None = 
 def watch_inbox(
     root: Path, params: Params, report: Report, *, server: str | None = None, stop: threading.Event | None = None
 ) -> None:
-    """Take what is there and what comes, until `stop` is set. Raises `UsageError` where another watcher runs."""
+    """Take what is there and what comes, until `stop` is set. Raises `UsageError` if another watcher runs."""
     inbox, ended = _inbox(root, params, report, server), stop or threading.Event()
     with _one_watcher(root):
         while not ended.is_set():

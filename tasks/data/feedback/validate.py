@@ -3,8 +3,8 @@
 Writes into a folder:
 
 - `accepted.jsonl`: `PreferencePair`, in the order read;
-- `unpaired.jsonl`: `UnpairedResponse`, in the order read; only where there are files of single responses;
-- `quarantine.jsonl`: `Quarantined`, one a row that was set aside, with the row as read;
+- `unpaired.jsonl`: `UnpairedResponse`, in the order read; only if there are files of single responses;
+- `quarantine.jsonl`: `Quarantined`, one per row that was set aside, with the row as read;
 - `report.json`: the account of `FeedbackAccounts.report`.
 
 Rows are read and checked 10,000 at a time, so memory holds one piece and a digest for each id.

@@ -96,7 +96,7 @@ class Check:
 
     `before`: the registration and the aliases it stands before. `key`: its threshold, or its switch, in the section of
     params that fits (`gate` at registration, else `promotion`). `side`: None for a verdict. `reason` is its name at
-    registration. `find` returns None where there is nothing to look at.
+    registration. `find` returns None if there is nothing to look at.
     """
 
     name: str

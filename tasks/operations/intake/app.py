@@ -125,7 +125,7 @@ def _enter(endpoint: Endpoint, source: str, request: Request) -> Grant:
         raise BodyRefusal(403, "forbidden", f"this token may not send {source}.")
     wait_s = endpoint.rate.wait_s(grant.name)
     if wait_s > 0:
-        raise busy(wait_s, "too many requests a second")
+        raise busy(wait_s, "too many requests per second")
     if endpoint.free_bytes() < endpoint.params.min_free_bytes:
         raise BodyRefusal(507, "disk_full", "the disk is full, nothing was taken. Send it again later.")
     return grant

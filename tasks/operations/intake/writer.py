@@ -94,7 +94,7 @@ class SpoolWriter:
         kept = [taken for _, taken in validated if taken.rows]
         answers = iter(spool.keep(self._engine, kept) if kept else ())
         for item, taken in validated:
-            # Where nothing was accepted nothing is kept, the key neither: it is free for the corrected body.
+            # If nothing was accepted nothing is kept, the key neither: it is free for the corrected body.
             _settle(item, *(next(answers) if taken.rows else (item.body_sha256, taken.answer)))
 
     def _fresh(self, group: Sequence[Submission]) -> list[Submission]:

@@ -90,7 +90,7 @@ class ClientReader:
 
 
 def _found(ask: Callable[..., Any], *what: str) -> Any:
-    """The answer, or None where MLflow has no such thing."""
+    """The answer, or None if MLflow has no such thing."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -20,7 +20,7 @@ CONTEXT = "mlflow.data.context"
 class VersionRecord:
     """One version as MLflow has it.
 
-    `created_ms` is MLflow's clock, `source` is what it was made from. `location` is where its files lie; None where
+    `created_ms` is MLflow's clock, `source` is what it was made from. `location` is where its files lie; None if
     that is a question of its own (`RegistryReader.location`).
     """
 

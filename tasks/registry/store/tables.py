@@ -68,7 +68,7 @@ class TableReader:
             return list(connection.execute(named).scalars())
 
     def model(self, name: str) -> tuple[dict[str, str], dict[str, str]] | None:
-        """Aliases (to version numbers) and tags of a registered model; None where there is no such model."""
+        """Aliases (to version numbers) and tags of a registered model; None if there is no such model."""
         with self._reading() as connection:
             if connection.execute(_of(select(MODELS.c.name), MODELS, name)).first() is None:
                 return None
@@ -77,7 +77,7 @@ class TableReader:
             return {alias: str(number) for alias, number in aliases}, {key: value for key, value in tags}
 
     def version(self, name: str, number: str) -> VersionRecord | None:
-        """One version; None where there is none, or it was deleted."""
+        """One version; None if there is none, or it was deleted."""
         if not number.isdecimal() or int(number) > _LARGEST:
             return None
         rows = self._versions(name, int(number), None)
@@ -88,7 +88,7 @@ class TableReader:
         return self._versions(name, None, tags)
 
     def latest(self, name: str) -> str | None:
-        """The highest number of a version; None where there is none."""
+        """The highest number of a version; None if there is none."""
         newest = _alive(select(VERSIONS.c.version), name).order_by(VERSIONS.c.version.desc()).limit(1)
         with self._reading() as connection:
             number = connection.execute(newest).scalar()
@@ -158,7 +158,7 @@ class TableReader:
 
 
 def open_tables(uri: str) -> TableReader | None:
-    """The tables of a store; None where it is none of our databases, or not (yet) of the revision that we read."""
+    """The tables of a store; None if it is none of our databases, or not (yet) of the revision that we read."""
     if uri.partition(":")[0].partition("+")[0] not in _DATABASES or os.environ.get("MLFLOW_ENABLE_WORKSPACES"):
         return None
     # A database that cannot be asked is no error here: MLflow's client is opened next, and says what is wrong with it.
@@ -175,7 +175,7 @@ def open_tables(uri: str) -> TableReader | None:
 
 
 def read_tables(database: Path) -> TableReader | None:
-    """The tables of an SQLite file, which is not written to; None where it has another revision than we read.
+    """The tables of an SQLite file, which is not written to; None if it has another revision than we read.
 
     Raises SQLAlchemy's errors, and `OperationsError` for a file that may not be read.
     """

@@ -1,6 +1,6 @@
 """Many requests to one server of the OpenAI chat protocol, a bounded number at once, each with retries and a deadline.
 
-What goes wrong becomes a named reason (`Unusable`) where another question may fare better, and a `JudgeError` where
+What goes wrong becomes a named reason (`Unusable`) where another question may fare better, and a `JudgeError` if
 none will: wrong key, unknown model or address.
 """
 
@@ -114,7 +114,7 @@ class ChatClient:
     async def _attempt(
         self, client: httpx.AsyncClient, request: Request, retries: int
     ) -> tuple[Reply | Unusable, float | None]:
-        """The outcome of one attempt, and the seconds before the next; None where another would fare no better."""
+        """The outcome of one attempt, and the seconds before the next; None if another would fare no better."""
         tried = f"{retries + 1} attempts" if retries else "1 attempt"
         try:
             response = await client.post(COMPLETIONS, json=_body(request))
@@ -172,7 +172,7 @@ def _pause_s(retries: int) -> float:
 
 
 def _asked_s(headers: httpx.Headers) -> float | None:
-    """The seconds that a server asks to wait, as a number or a date; None where it asks none, or more than a minute."""
+    """The seconds that a server asks to wait, as a number or a date; None if it asks none, or more than a minute."""
     text, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms")
     try:
         asked = float(milliseconds) / 1000 if milliseconds else float(text)
