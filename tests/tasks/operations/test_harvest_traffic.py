@@ -35,7 +35,7 @@ class Judge:
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     rows: list[Any] = []
     monkeypatch.setattr(verb, "_reliable_judge", lambda root, params: Judge())
-    monkeypatch.setattr(verb, "_ingest", lambda root, params, source, given: rows.extend(given) or "batch")
+    monkeypatch.setattr(verb, "_ingest", lambda root, params, source, given, server: rows.extend(given) or "batch")
     return rows
 
 
