@@ -78,7 +78,9 @@ class ClientReader:
             return {}
         ended = f"attributes.status = 'FINISHED' and tags.`{REUSED_TAG}` = 'false'"
         runs = self._client.search_runs([found.experiment_id], ended, order_by=["attributes.end_time ASC"])
-        return {run.data.tags[STAGE_TAG]: float(run.data.metrics[SECONDS]) for run in runs if STAGE_TAG in run.data.tags}
+        return {
+            run.data.tags[STAGE_TAG]: float(run.data.metrics[SECONDS]) for run in runs if STAGE_TAG in run.data.tags
+        }
 
     def logged_model(self, model_id: str) -> RunRecord:
         """MLflow's entry of a logged model beside its files."""

@@ -63,7 +63,7 @@ class TableReader:
 
     def names(self) -> list[str]:
         """Names of the registered models."""
-        named = select(MODELS.c.name).where(MODELS.c.workspace == _DEFAULT).order_by(MODELS.c.name)
+        named = select(MODELS.c.name).where(MODELS.c.workspace == DEFAULT_WORKSPACE).order_by(MODELS.c.name)
         with self._reading() as connection:
             return list(connection.execute(named).scalars())
 
@@ -114,7 +114,7 @@ class TableReader:
             .join(stage, (stage.c.run_uuid == RUNS.c.run_uuid) & (stage.c.key == STAGE_TAG))
             .join(reused, (reused.c.run_uuid == RUNS.c.run_uuid) & (reused.c.key == REUSED_TAG))
             .join(LATEST_METRICS, (seconds.run_uuid == RUNS.c.run_uuid) & (seconds.key == SECONDS))
-            .where(EXPERIMENTS.c.name == experiment, EXPERIMENTS.c.workspace == _DEFAULT)
+            .where(EXPERIMENTS.c.name == experiment, EXPERIMENTS.c.workspace == DEFAULT_WORKSPACE)
             .where(RUNS.c.status == "FINISHED", RUNS.c.lifecycle_stage == "active", reused.c.value == "false")
             .order_by(RUNS.c.end_time)
         )

@@ -12,7 +12,7 @@ from plumbline.data_contracts.errors import RegistryError
 from plumbline.tasks.registry.store import tables
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.client_reader import ClientReader
-from plumbline.tasks.registry.store.lookup import location_of, registered, registered_at
+from plumbline.tasks.registry.store.lookup import location_of, registered, registered_at, stage_seconds
 from plumbline.tasks.registry.store.schema import METADATA, SCHEMA_REVISION
 from plumbline.tasks.registry.store.tables import open_tables
 from plumbline.tasks.registry.versions.listing import live_aliases, pinned_versions
@@ -52,6 +52,7 @@ def _answers(store: Store, name: str) -> dict[str, Any]:
         "places": [location_of(store, name, version.number) for version in versions],
         "times": [registered_at(store, name, version.number) for version in versions],
         "names": store.reader.names(),
+        "seconds": stage_seconds(store),
         "runs": [store.reader.runs(str(version.run_id)) for version in versions],
         "pins": {number: pin.manifest_sha256 for number, pin in pinned_versions(store, name).items()},
     }
