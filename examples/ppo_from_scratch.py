@@ -36,10 +36,9 @@ from plumbline.tasks.data.sample_world.generate import DEMONSTRATIONS, FEEDBACK,
 from plumbline.tasks.data.sample_world.gold import gold_reward
 from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.checkpoints import is_whole, seal
-from plumbline.tasks.models.judging import Answers
+from plumbline.tasks.models.completions import located
 from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.logps import token_logps
-from plumbline.tasks.models.responses import located
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.tiny import train_base
 from plumbline.tasks.params.curation import CurationParams
@@ -119,7 +118,7 @@ def main(folder: Path) -> None:
     )
     # a reward model has no origin and no unit: its scale is that of π_ref's own completions
     reward = build_mixture(MixtureParams(), RewardModel.load(reward_folder))
-    reward.calibrate(Answers.of(arena.prompts, arena.reference_completions))
+    reward.calibrate(Completions.of(arena.prompts, arena.reference_completions))
     controller = KlController(KlParams(target=0.15))
     optimizer = torch.optim.AdamW(
         [
@@ -156,7 +155,7 @@ def main(folder: Path) -> None:
         episodes = Episodes(
             prompts=heads,
             completions=completions,
-            scored=reward.score(Answers.of(asked, completions)),
+            scored=reward.score(Completions.of(asked, completions)),
             logps=padded([each.logps for each in completions], mask),
             reference_logps=padded([row.tolist() for row in said], mask),
             values=torch.zeros(mask.shape).masked_scatter(mask, values),

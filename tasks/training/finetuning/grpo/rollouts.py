@@ -211,7 +211,7 @@ class JudgedRollouts:
         if self.reward is None:
             return {}
         scored = self.reward.score(
-            Answers.of([prompt for prompt in prompts for _ in range(self.params.candidates)], completions)
+            Completions.of([prompt for prompt in prompts for _ in range(self.params.candidates)], completions)
         )
         for name, count in scored.fallbacks.items():
             self._count(f"reward fallback/{name}", count)

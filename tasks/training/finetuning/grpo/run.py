@@ -23,7 +23,7 @@ from plumbline.data_contracts.errors import ParamsError, StageError
 from plumbline.tasks.models.chat import as_dicts, encode_prompts
 from plumbline.tasks.models.checkpoints import newest_whole, weights_digest
 from plumbline.tasks.models.curve import curve_rows
-from plumbline.tasks.models.judging import Answers, GainFunction, Judge, Prompt
+from plumbline.tasks.models.judging import Completions, GainFunction, Judge, Prompt
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.params.grpo import GrpoParams
@@ -222,7 +222,7 @@ def _calibrate(rollouts: JudgedRollouts, reference: PreTrainedModel, prompts: Se
         seed=rollouts.seed,
         batch_size=rollouts.params.eval_batch_size,
     )
-    rollouts.reward.calibrate(Answers.of(some, completions))
+    rollouts.reward.calibrate(Completions.of(some, completions))
 
 
 def _trainer(

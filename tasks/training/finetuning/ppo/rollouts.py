@@ -284,8 +284,8 @@ class RolloutMaker:
         said = [[row[:tail] for row, tail in zip(part.tolist(), tails, strict=True)] for part in (logps, values)]
         return said[0], said[1], values if keeps else None
 
-    def _answers(self, rows: Sequence[int], completions: Sequence[Completion]) -> Answers:
-        return Answers.of([self.prompts.messages[row] for row in rows], completions)
+    def _answers(self, rows: Sequence[int], completions: Sequence[Completion]) -> Completions:
+        return Completions.of([self.prompts.messages[row] for row in rows], completions)
 
     def _gathered(self, share: Any) -> list[Any]:
         return [share] if self.accelerator.num_processes == 1 else gather_object([share])

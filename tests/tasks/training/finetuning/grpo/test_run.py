@@ -712,8 +712,8 @@ def test_completions_of_vllm_are_read_as_those_of_the_sampler(judged: FinetuneIn
 
 
 def test_answers_carry_what_a_reward_reads() -> None:
-    from plumbline.tasks.models.judging import Answers
+    from plumbline.tasks.models.judging import Completions
     from plumbline.tasks.models.sampling import Completion
 
-    found = Answers.of([()], [Completion("yes", (7, 1), (-0.1, -0.2), True)])
-    assert found == Answers([()], ["yes"], [(7, 1)], [True])
+    found = Completions.of([()], [Completion("yes", (7, 1), (-0.1, -0.2), True)])
+    assert found == Completions([()], ["yes"], [(7, 1)], [True])
