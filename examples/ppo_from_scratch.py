@@ -37,6 +37,7 @@ from plumbline.tasks.data.sample_world.gold import gold_reward
 from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.checkpoints import is_whole, seal
 from plumbline.tasks.models.completions import located
+from plumbline.tasks.models.judging import Completions
 from plumbline.tasks.models.loading import context_length, load_policy, load_tokenizer, seed_everything
 from plumbline.tasks.models.logps import token_logps
 from plumbline.tasks.models.sampling import sample
