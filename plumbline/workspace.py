@@ -156,13 +156,13 @@ class Workspace:
     def checkpoint(self, model: str | None = None) -> Path:
         """The folder of a version's checkpoint, verified: transformers and vLLM load it. The champion by default."""
         from plumbline.tasks.registry.store.client import Store
-        from plumbline.tasks.registry.versions.listing import find_version
+        from plumbline.tasks.registry.versions.registered import resolve
         from plumbline.tasks.registry.versions.serving_files import verified_model
 
         with borrowed_process(self.root):
             registry = self.params().registry
             store = Store(self.root, registry, read_only=True)
-            return verified_model(store, find_version(store, model or registry.model_name), self.root)
+            return verified_model(store, resolve(store, model or registry.model_name), self.root)
 
     def load_champion(self, alias: str = "champion") -> ChatModel:
         """Load what `plumbline serve` would answer with: signature and every hash are verified first.

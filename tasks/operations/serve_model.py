@@ -92,7 +92,7 @@ def load_answering(root: Path, params: Params, alias: str) -> tuple[str, Backend
     """
     require_answering(alias, "alias")
     store = Store(root, params.registry)
-    uri = Vouched(ledger.open_ledger(root, params.operations), store).find(alias)
+    uri = VerifiedAliases(ledger.open_ledger(root, params.operations), store).find(alias)
     if uri is None:
         raise _held_by_nobody(params, alias)
     return uri, load(root, params, store, params.serving.champion, uri)

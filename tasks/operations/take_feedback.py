@@ -32,9 +32,7 @@ class Taken:
     pending: str | None
 
 
-def take_feedback(
-    root: Path, params: Params, source: str, files: Sequence[str], server: str | None = None
-) -> Taken:
+def take_feedback(root: Path, params: Params, source: str, files: Sequence[str], server: str | None = None) -> Taken:
     """Store and version the files, then tell the server where one is configured. Raises as `ingest_feedback`."""
     batches = ingest_feedback(root, source, list(files), params.feedback.limits())
     announced, pending = {}, None
