@@ -1,4 +1,4 @@
-"""The parts of the suite themselves: what a slice draws, and what is made once."""
+"""The parts of the suite: the draw of a slice, and worlds that are made once."""
 
 from __future__ import annotations
 

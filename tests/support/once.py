@@ -1,4 +1,4 @@
-"""What takes long to make is made once for all workers, and kept until anything changes that could decide its bytes."""
+"""Worlds that take long: made once for all workers, and kept until anything changes that could decide their bytes."""
 
 from __future__ import annotations
 

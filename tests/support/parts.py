@@ -23,8 +23,14 @@ MARKS = {
     "slow": "takes more than a second for another reason: processes, databases, statistics",
     "long(keep=1)": "runs whole in `make test-long`; where `make test` draws its file, it runs `keep` of these",
 }
-# Whoever asks for one of these gets a server.
-SERVED = frozenset({"prefect_server", "server", "restartable", "trained", "fresh", "copy", "services", "worker", "up"})
+# A test that asks for one of these fixtures needs as much.
+NEEDS = {
+    "server": frozenset(
+        {"prefect_server", "server", "restartable", "trained", "fresh", "copy", "services", "worker", "up"}
+    ),
+    "training": frozenset({"built"}),
+    "slow": frozenset({"world", "registered_world", "chain", "logged"}),
+}
 SECONDS = {"long": 40.0, "server": 8.0, "training": 5.0, "slow": 2.0}
 
 
@@ -70,8 +76,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if SERVED & set(getattr(item, "fixturenames", ())):
-            item.add_marker("server")
+        asked = set(getattr(item, "fixturenames", ()))
+        for mark, fixtures in NEEDS.items():
+            if asked & fixtures:
+                item.add_marker(mark)
     option = config.option
     if option.minutes is not None:
         chosen = _shuffled([item for item in items if item.get_closest_marker("long")], option.long_seed)
@@ -106,7 +114,7 @@ def long_seed(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture(scope="session")
 def at_full_size(pytestconfig: pytest.Config) -> bool:
-    """Whether campaigns run whole; a slice tries a few points of theirs."""
+    """True if campaigns run whole; a slice tries a few points of theirs."""
     return bool(pytestconfig.option.long == "all" or pytestconfig.option.minutes is not None)
 
 

@@ -1,4 +1,4 @@
-"""What tests of training share: the end of a process in the middle of a run, and the comparison of what runs wrote."""
+"""Parts that tests of training share: the end of a process within a run, and the comparison of written folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def killed_at(step: int, total: int) -> Callable[[int, int, str], None]:
 
 
 def same_bytes(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same files."""
+    """True if two folders hold the same files."""
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     return files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file()) and all(
         (one / file).read_bytes() == (other / file).read_bytes() for file in files
