@@ -17,7 +17,7 @@ from pathlib import Path
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("data_contracts", "flows", "tasks", "benchmarks", "docs/tools")
+CODE = ("data_contracts", "flows", "tasks", "benchmarks", "examples", "docs/tools")
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "infra", "benchmarks", "docs")
 QUESTIONS = frozenset({"what", "whether", "how", "where", "who", "when"})
 BANNED = {

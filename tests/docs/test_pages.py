@@ -62,7 +62,7 @@ def test_the_roots_pages_and_every_decision_are_in_the_site(site: Path) -> None:
 @pytest.mark.slow
 def test_links_that_lead_nowhere_fail_the_build(tmp_path: Path) -> None:
     """A page, an anchor and a source file that are not there, each named."""
-    for name in ("benchmarks", "data_contracts", "docs", "flows", "infra", "tasks"):
+    for name in ("benchmarks", "data_contracts", "docs", "examples", "flows", "infra", "tasks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"):
         shutil.copy(ROOT / name, tmp_path / name)
