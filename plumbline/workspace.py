@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from plumbline.tasks.operations.promote_model import History, Promotion
     from plumbline.tasks.operations.serving.chat import Backend
     from plumbline.tasks.operations.settle_champion import Settled
-    from plumbline.tasks.operations.take_feedback import Taken
+    from plumbline.tasks.operations.take_feedback import TakenFeedback
     from plumbline.tasks.params.whole import Params
     from plumbline.tasks.pipeline.stage import Stage, StageRecord
     from plumbline.tasks.registry.audit_lineage import AuditReport
@@ -86,7 +86,7 @@ class Workspace:
                 trust_remote_code=params.reference.trust_remote_code,
             )
 
-    def ingest(self, files: Paths, source: str = "human_pairs") -> Taken:
+    def ingest(self, files: Paths, source: str = "human_pairs") -> TakenFeedback:
         """Take files into the append-only raw store, version and announce them; `plumbline ingest`."""
         from plumbline.flows.deployment.servers import server_url
         from plumbline.tasks.operations.take_feedback import take_feedback

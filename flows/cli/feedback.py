@@ -21,7 +21,7 @@ from plumbline.flows.cli.output import Output
 if TYPE_CHECKING:
     from plumbline.tasks.data.curation.curate import Curated
     from plumbline.tasks.data.feedback.withdrawals import Kind
-    from plumbline.tasks.operations.take_feedback import Taken
+    from plumbline.tasks.operations.take_feedback import TakenFeedback
     from plumbline.tasks.operations.withdraw_feedback import Withdrawn
     from plumbline.tasks.params.whole import Params
 
@@ -147,7 +147,7 @@ def ingest(source: Source, files: Files, workspace: Directory = HERE, json: Json
     output.result(asdict(taken), lambda: _ingested(taken))
 
 
-def _ingested(taken: Taken) -> Table:
+def _ingested(taken: TakenFeedback) -> Table:
     table = Table("file", "batch", "", "event", box=None)
     for row in taken.batches:
         standing = "new" if row.new else "already there"

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from plumbline.flows.graph.plan import Plan
+from plumbline.flows.graph.plan import RunPlan
 
 _ACTIONS = {
     "reuse": "reused",
@@ -21,13 +21,13 @@ _ACTIONS = {
 }
 
 
-def plan_view(plan: Plan) -> RenderableType:
+def plan_view(plan: RunPlan) -> RenderableType:
     """The stages with their reasons, then model, records, minutes and disk."""
     lines = [*_changes(plan), *_model(plan), *_records(plan), _minutes(plan), *_disk(plan), _closing(plan)]
     return Group(_stages(plan), Text("\n".join(lines)))
 
 
-def _stages(plan: Plan) -> Table:
+def _stages(plan: RunPlan) -> Table:
     table = Table("stage", "", "last run, s", "why", box=None, title="Stages", title_justify="left")
     table.columns[2].justify = "right"
     table.columns[3].overflow = "fold"
@@ -37,18 +37,18 @@ def _stages(plan: Plan) -> Table:
     return table
 
 
-def _changes(plan: Plan) -> Iterator[str]:
+def _changes(plan: RunPlan) -> Iterator[str]:
     for line in plan.params_changed:
         yield f"params.yaml would change: {line}"
 
 
-def _model(plan: Plan) -> Iterator[str]:
+def _model(plan: RunPlan) -> Iterator[str]:
     count = plan.model["parameters"]
     size = "a size that is known once it is here" if count is None else f"{count:,} parameters"
     yield f"\nModel:    {plan.model['base']} ({size}), then {' -> '.join(plan.model['methods'])}"
 
 
-def _records(plan: Plan) -> Iterator[str]:
+def _records(plan: RunPlan) -> Iterator[str]:
     for batch in plan.to_ingest:
         state = "to be ingested" if batch["new"] else "in the raw store already"
         yield f"Feedback: {batch['path']}: {batch['rows']} rows of {batch['source']}, {state}"
@@ -60,7 +60,7 @@ def _records(plan: Plan) -> Iterator[str]:
         yield f"Records:  at the last run read {counts['read']}, accepted {counts['accepted']} ({splits})"
 
 
-def _minutes(plan: Plan) -> str:
+def _minutes(plan: RunPlan) -> str:
     known = [stage.last_seconds for stage in plan.to_run if stage.last_seconds is not None]
     if not plan.to_run:
         return "Time:     no stage would run"
@@ -69,7 +69,7 @@ def _minutes(plan: Plan) -> str:
     return f"Time:     about {sum(known) / 60:.1f} min one after the other, by the last run of each stage{aside}"
 
 
-def _disk(plan: Plan) -> Iterator[str]:
+def _disk(plan: RunPlan) -> Iterator[str]:
     disk = plan.disk
     yield (
         f"Disk:     {decimal(disk['added_bytes'])} stay (each output {disk['copies']} times: workspace, DVC's cache"
@@ -82,7 +82,7 @@ def _disk(plan: Plan) -> Iterator[str]:
         yield "          NOT ENOUGH: free some, or `plumbline doctor` says what takes it"
 
 
-def _closing(plan: Plan) -> str:
+def _closing(plan: RunPlan) -> str:
     if plan.model_uri is not None:
         return f"\nNothing to do: every stage is up to date, and its model is {plan.model_uri}."
     return f"\nA run would register a version of {plan.model['name']}. Nothing was changed."

@@ -62,7 +62,7 @@ class PlannedStage:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     """The steps and costs of `plumbline retrain`, were it run now.
 
     `model_uri` is the version that its results have already; None if a run would register one. `records` counts
@@ -98,7 +98,7 @@ class Plan:
         }
 
 
-def plan_run(root: Path, overlays: Sequence[str | Path], settings: Sequence[str]) -> Plan:
+def plan_run(root: Path, overlays: Sequence[str | Path], settings: Sequence[str]) -> RunPlan:
     """Plan a run with these params. Raises what the run would raise before its first stage, as far as files tell."""
     params, document = check_params(root, overlays, settings)
     to_ingest = _to_ingest(root, params)
@@ -110,7 +110,7 @@ def plan_run(root: Path, overlays: Sequence[str | Path], settings: Sequence[str]
     store = Store(root, params.registry, read_only=True)
     shapes = _shapes(root, params, standings["base"])
     stages = _planned(root, standings, stage_seconds(store), _footprints(root, params, shapes, to_ingest))
-    return Plan(
+    return RunPlan(
         _changed(root, document),
         stages,
         _model(params, shapes),

@@ -25,14 +25,16 @@ class TakenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class TakenFeedback:
     """The files that were taken. `pending` says why events wait, or is None if none does."""
 
     batches: list[TakenFile]
     pending: str | None
 
 
-def take_feedback(root: Path, params: Params, source: str, files: Sequence[str], server: str | None = None) -> Taken:
+def take_feedback(
+    root: Path, params: Params, source: str, files: Sequence[str], server: str | None = None
+) -> TakenFeedback:
     """Store and version the files, then tell the server where one is configured. Raises as `ingest_feedback`."""
     batches = ingest_feedback(root, source, list(files), params.feedback.limits())
     announced, pending = {}, None
@@ -52,4 +54,4 @@ def take_feedback(root: Path, params: Params, source: str, files: Sequence[str],
         )
         for file, batch in zip(files, batches, strict=True)
     ]
-    return Taken(taken, pending)
+    return TakenFeedback(taken, pending)

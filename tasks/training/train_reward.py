@@ -23,14 +23,14 @@ def train_reward(
     """
     from plumbline.tasks.models.loading import load_tokenizer
     from plumbline.tasks.models.renderable import sift_splits
-    from plumbline.tasks.training.rewards.held_out import Splits, TrainingRun, split_off, train_and_audit
+    from plumbline.tasks.training.rewards.held_out import RewardTraining, Splits, split_off, train_and_audit
 
     curated = context.dep("curated")
     given = {name: list(load_jsonl(curated / f"{name}.jsonl", CuratedPair)) for name in ("train", "validation", "test")}
     tokenizer = load_tokenizer(context.dep("init"), trust_remote_code=reference_trust_remote_code)
     splits, sifted = sift_splits(tokenizer, given, reference_refused_threshold)
     training, held_out = split_off(splits["train"], reward.held_out_share, seed)
-    run = TrainingRun(
+    run = RewardTraining(
         init=context.dep("init"),
         folder=context.folder,
         work=context.work,

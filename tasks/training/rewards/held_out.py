@@ -48,7 +48,7 @@ class Splits:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingRun:
+class RewardTraining:
     """The start of one reward model, and the folders of it and its checkpoints."""
 
     init: Path
@@ -59,7 +59,7 @@ class TrainingRun:
     progress: Progress
     trust_remote_code: bool = False
 
-    def held_out(self) -> TrainingRun:
+    def held_out(self) -> RewardTraining:
         """The run of the held-out judge: folders inside, and the next seed."""
         return dataclasses.replace(
             self,
@@ -70,7 +70,7 @@ class TrainingRun:
         )
 
 
-def train_and_audit(run: TrainingRun, splits: Splits, params: RewardParams) -> dict[str, Any]:
+def train_and_audit(run: RewardTraining, splits: Splits, params: RewardParams) -> dict[str, Any]:
     """Train the reward model and, where `splits` holds pairs for one, the held-out judge; audit each; return facts.
 
     Each resumes from checkpoints of its own. Facts of the judge, if there is one, stand under `held_out`. Raises
@@ -132,7 +132,7 @@ def audit_held_out(
 
 
 def _train_one(
-    run: TrainingRun, training: Sequence[CuratedPair], splits: Splits, params: RewardParams
+    run: RewardTraining, training: Sequence[CuratedPair], splits: Splits, params: RewardParams
 ) -> dict[str, Any]:
     facts = train_reward(
         run.init,

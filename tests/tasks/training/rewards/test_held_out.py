@@ -13,7 +13,7 @@ from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.progress import silent
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.params.reward import RewardParams
-from plumbline.tasks.training.rewards.held_out import Splits, TrainingRun, choose_judge, split_off, train_and_audit
+from plumbline.tasks.training.rewards.held_out import RewardTraining, Splits, choose_judge, split_off, train_and_audit
 from plumbline.tasks.training.rewards.scoring import RewardModel
 from tests.support.training import Killed
 
@@ -26,9 +26,9 @@ def clustered(pairs: list[CuratedPair], size: int) -> list[CuratedPair]:
     return [pair.model_copy(update={"cluster": str(row // size)}) for row, pair in enumerate(pairs)]
 
 
-def run_at(init: Path, at: Path, progress: Any = silent) -> TrainingRun:
+def run_at(init: Path, at: Path, progress: Any = silent) -> RewardTraining:
     (at / "folder").mkdir(parents=True, exist_ok=True)
-    return TrainingRun(init, at / "folder", at / "work", seed=7, threads=1, progress=progress)
+    return RewardTraining(init, at / "folder", at / "work", seed=7, threads=1, progress=progress)
 
 
 def digests(folder: Path) -> dict[str, str]:
