@@ -64,10 +64,11 @@ def test_what_takes_long_is_made_once_until_its_ingredients_change(
         made.append(folder)
         (folder / "content").write_text(recipe.read_text())
 
-    for text in ("one", "one", "two"):
+    for number, text in enumerate(("one", "one", "two")):
         recipe.write_text(text)
         once._digest.cache_clear()  # as another process would read it
-        assert (once.made_once("world", (recipe,), make) / "content").read_text() == text
+        copy = once.made_once("world", (recipe,), make, tmp_path / str(number))
+        assert (copy / "content").read_text() == text
     assert len(made) == 2
     assert len(list((tmp_path / "kept").glob("world-*"))) == 1, "what is out of date goes"
 
@@ -80,6 +81,6 @@ def test_what_could_not_be_made_is_tried_again(tmp_path: Path, monkeypatch: pyte
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space"):
-        once.made_once("world", (), fail)
-    whole = once.made_once("world", (), lambda folder: (folder / "whole").touch())
+        once.made_once("world", (), fail, tmp_path / "copy")
+    whole = once.made_once("world", (), lambda folder: (folder / "whole").touch(), tmp_path / "copy")
     assert [path.name for path in whole.iterdir()] == ["whole"]

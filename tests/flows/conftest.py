@@ -223,7 +223,7 @@ def trained(fresh: Callable[[str], Workspace], tmp_path_factory: pytest.TempPath
         shutil.copytree(workspace.root, folder / "workspace", symlinks=True)
         (folder / "first.json").write_bytes(orjson.dumps(first))
 
-    kept = made_once("trained", (TINY, Path(__file__)), make)
+    kept = made_once("trained", (TINY, Path(__file__)), make, tmp_path_factory.mktemp("made") / "trained")
     root = tmp_path_factory.mktemp("trained") / "workspace"
     copy_workspace(kept / "workspace", root)
     return Trained(root, server, Done(**orjson.loads((kept / "first.json").read_bytes())))

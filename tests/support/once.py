@@ -33,10 +33,10 @@ def give_key(config: Path) -> None:
     shutil.copy2(KEY, place)
 
 
-def made_once(name: str, ingredients: tuple[Path, ...], make: Callable[[Path], None]) -> Path:
-    """The folder that `make` fills. It is kept under a digest of all sources, of what is installed and `ingredients`.
+def made_once(name: str, ingredients: tuple[Path, ...], make: Callable[[Path], None], copy: Path) -> Path:
+    """A copy of the folder that `make` fills, kept under a digest of all sources, of packages and of `ingredients`.
 
-    The first worker makes it while the others wait. Never write into it: take a copy.
+    The first worker makes it while the others wait. Another suite, with other sources, may remove what is kept.
     """
     KEPT.mkdir(parents=True, exist_ok=True)
     with FileLock(KEPT / f"{name}.lock"):
@@ -49,7 +49,8 @@ def made_once(name: str, ingredients: tuple[Path, ...], make: Callable[[Path], N
             draft.mkdir()
             make(draft)
             draft.rename(folder)
-    return folder
+        shutil.copytree(folder, copy, symlinks=True)
+    return copy
 
 
 def copy_workspace(source: Path, target: Path) -> None:

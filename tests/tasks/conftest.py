@@ -235,13 +235,13 @@ def hash_of_text(text: str) -> int:
 
 
 @pytest.fixture(scope="session")
-def migrated_store() -> Path:
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database to copy: making one takes seconds."""
 
     def make(folder: Path) -> None:
         Store(folder, RegistryParams())
 
-    return made_once("store", (), make) / ".plumbline/mlflow.db"
+    return made_once("store", (), make, tmp_path_factory.mktemp("made") / "store") / ".plumbline/mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -271,7 +271,7 @@ def registered_world(tmp_path_factory: pytest.TempPathFactory, migrated_store: P
         world.set(finetune={"dpo": {"beta": 0.1}}, gate={"pass": True}, curation=2)
         world.register()
 
-    kept = made_once("registered", (Path(__file__),), make)
+    kept = made_once("registered", (Path(__file__),), make, tmp_path_factory.mktemp("made") / "world")
     root = tmp_path_factory.mktemp("registered") / "workspace"
     copy_workspace(kept / "workspace", root)
     return World(root)
