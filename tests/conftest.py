@@ -13,11 +13,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from plumbline.flows.graph import environment
 from tests.support.once import give_key
 
 pytest_plugins = ["tests.support.parts"]
+settings.register_profile("suite", deadline=None)  # a first call imports, and a machine may be busy
+settings.load_profile("suite")
 environment.prepare(threads=1)
 os.environ["HF_HUB_OFFLINE"] = "1"
 _CONFIG = tempfile.TemporaryDirectory(prefix="plumbline-config-")  # the signing key of the tests, not the person's own

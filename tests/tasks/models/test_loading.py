@@ -201,7 +201,7 @@ def test_materialise_base_writes_a_loadable_model_and_its_facts(stories_folder: 
         "vocabulary": 512,
         "context_length": 512,
         "end_token": "</s>",
-        "padding": "pad and eos are one token ('</s>'); padding is told by position, not by id",
+        "padding": "pad and eos are one token ('</s>'); padding is found by position, not by id",
         "default_chat_template": True,
     }
     one, other = load_policy(stories_folder).state_dict(), load_policy(tmp_path / "base").state_dict()
