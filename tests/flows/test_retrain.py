@@ -63,7 +63,7 @@ def test_one_prompt_has_no_interval_and_its_result_is_shown_all_the_same(copy: W
     assert "Traceback" not in done.err
     assert "the tables could not be made" not in done.err
     assert "REJECTED by the gate" in done.out
-    line = next(line for line in done.out.splitlines() if "by the reward model" in line)
+    line = next(line for line in done.out.splitlines() if "(reward model)" in line and "at equal length" not in line)
     assert line.split()[-1] == "1"
     assert "[" not in line
 
