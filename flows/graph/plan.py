@@ -18,8 +18,7 @@ from plumbline.flows.graph.stages import STAGES
 from plumbline.tasks.data.feedback.batches import store_batch
 from plumbline.tasks.data.ingest_feedback import arrived_batches, has_arrived
 from plumbline.tasks.data.validate_feedback import RAW
-from plumbline.tasks.params.document import load_params
-from plumbline.tasks.params.section import flatten
+from plumbline.tasks.params.document import changed_keys
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.register_model import PUBLISHED
 from plumbline.tasks.registry.store.client import Store
@@ -111,7 +110,7 @@ def plan_run(root: Path, overlays: Sequence[str | Path], settings: Sequence[str]
     shapes = _shapes(root, params, standings["base"])
     stages = _planned(root, standings, stage_seconds(store), _footprints(root, params, shapes, to_ingest))
     return RunPlan(
-        _changed(root, document),
+        changed_keys(root, document),
         stages,
         _model(params, shapes),
         _registered(root, store, standings),
@@ -119,13 +118,6 @@ def plan_run(root: Path, overlays: Sequence[str | Path], settings: Sequence[str]
         _records(root),
         _disk(root, params, stages),
     )
-
-
-def _changed(root: Path, document: Mapping[str, Any]) -> list[str]:
-    """What overlays and settings change of the file, as the run says it."""
-    before = dict(flatten(load_params(root)[1]))
-    after = dict(flatten(document))
-    return [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
 
 
 def _to_ingest(root: Path, params: Params) -> list[dict[str, Any]]:

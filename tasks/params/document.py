@@ -61,15 +61,20 @@ def save_params(root: Path, document: CommentedMap) -> list[str]:
     Raises `ParamsError`, and writes nothing, where DVC could not read what stands there or would.
     """
     path = root / PARAMS_FILE
-    before = dict(flatten(_read(path)))
-    after = dict(flatten(document))
-    changed = [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
+    changed = changed_keys(root, document)
     text = _dumped(document) if changed else path.read_text(encoding="utf-8")
     _require_strict(text, document, path)
     if changed:
         with full_disk_as_stage_error(path):
             write_bytes(path, text.encode())
     return changed
+
+
+def changed_keys(root: Path, document: Mapping[str, Any]) -> list[str]:
+    """A line for each key in which a document differs from `params.yaml`, with old and new value."""
+    before = dict(flatten(_read(root / PARAMS_FILE)))
+    after = dict(flatten(document))
+    return [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
 
 
 def _dumped(document: CommentedMap) -> str:
