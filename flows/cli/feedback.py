@@ -14,7 +14,7 @@ from rich.table import Table
 
 from plumbline.data_contracts.errors import CheckFailed, ContractViolation, UsageError
 from plumbline.flows.cli import completion
-from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, loaded, loaded_or_default
+from plumbline.flows.cli.arguments import HERE, Directory, Json, Trial, TrialOverlays, loaded, loaded_or_default
 from plumbline.flows.cli.fit_view import fit_view, stopping
 from plumbline.flows.cli.output import Output
 
@@ -26,28 +26,30 @@ if TYPE_CHECKING:
     from plumbline.tasks.params.whole import Params
 
 app = typer.Typer()
-Source = Annotated[
-    str,
+Words = Annotated[
+    list[str],
     typer.Argument(
-        help="Kind of feedback: human_pairs, judged_pairs, unpaired_responses.", autocompletion=completion.sources
+        metavar="[SOURCE] FILE...",
+        help="Kind of feedback (human_pairs, judged_pairs or unpaired_responses; by default what each file says), then "
+        "files, folders, patterns, - for standard input, or a datasets name.",
+        autocompletion=completion.sources,
     ),
 ]
-Files = Annotated[list[str], typer.Argument(help="Files, Parquet, or a datasets folder or name.")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="NAME=COLUMN", help="Which column is which: prompt=question, label.a=0. Repeatable; kept."
+    ),
+]
 
 
 @app.command(epilog="Example: plumbline validate pairs.jsonl --base MODEL")
 def validate(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[SOURCE] FILE...",
-            help="Kind of feedback (feedback.source by default), then files, Parquet, or datasets folders or names.",
-            autocompletion=completion.sources,
-        ),
-    ],
+    words: Words,
+    columns: Map = None,
     base: Annotated[str | None, typer.Option(help="A model: tell also what a run could do with it.")] = None,
-    params: Overlays = None,
-    settings: Settings = None,
+    params: TrialOverlays = None,
+    settings: Trial = None,
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
@@ -58,10 +60,11 @@ def validate(
     """
     from plumbline.tasks.data.dry_run import try_files
     from plumbline.tasks.data.feedback.accounts import describe_notes
+    from plumbline.tasks.data.feedback.mapping import parse_map
 
     output = Output(json)
     root, read = loaded_or_default(workspace, output, params, settings)
-    source, files = _source_and_files(words, read.feedback.source)
+    source, files = _source_and_files(words)
     with output.working("validating and curating"):
         tried = try_files(
             root,
@@ -70,9 +73,12 @@ def validate(
             read.feedback,
             read.curation,
             read.seed,
+            columns=parse_map(columns or []),
             trust_remote_code=read.reference.trust_remote_code,
         )
     report, fit = tried.report, None
+    if source is None:
+        _tell_found(report["found"], output)
     for line in describe_notes(report):
         output.remark(line)
     if base is not None and tried.curated is not None:
@@ -84,16 +90,23 @@ def validate(
         raise CheckFailed("a run with this file and model cannot pass:\n" + "\n".join(stopping(fit)))
 
 
-def _source_and_files(words: list[str], default: str) -> tuple[str, list[str]]:
-    """The source that was named, or the default, and the files. A first word that is no file is a source misspelt."""
+def _source_and_files(words: list[str]) -> tuple[str | None, list[str]]:
+    """The source that was named, if any, and the files. A first word that is no file is a source misspelt."""
     from plumbline.tasks.data.feedback import SOURCES
 
     first, *rest = words
     if first in SOURCES and rest:
         return first, rest
-    if rest and not Path(first).exists() and not {"/", "."} & set(first):
+    if rest and first != "-" and not Path(first).exists() and not {"/", ".", "*", "?"} & set(first):
         require_source(first)
-    return default, words
+    return None, words
+
+
+def _tell_found(found: Mapping[str, str | None], output: Output) -> None:
+    """Remark what files are that nobody named the source of."""
+    for file, text in found.items():
+        if text is not None:
+            output.remark(f"{file}: {text}.")
 
 
 def _fit(params: Params, curated: Curated, base: str, feedback_bytes: int, output: Output) -> dict[str, Any]:
@@ -128,20 +141,24 @@ def _validated(report: Mapping[str, Any]) -> Table:
     return table
 
 
-@app.command(epilog="Example: plumbline ingest human_pairs pairs.jsonl")
-def ingest(source: Source, files: Files, workspace: Directory = HERE, json: Json = False) -> None:
+@app.command(epilog="Example: plumbline ingest pairs.jsonl")
+def ingest(words: Words, columns: Map = None, workspace: Directory = HERE, json: Json = False) -> None:
     """Take feedback files into the append-only raw store.
 
-    They are versioned by DVC and announced to the Prefect server.
+    They are versioned by DVC and announced to the Prefect server. A file in no known form is read by --map.
     """
     from plumbline.flows.deployment.servers import server_url
+    from plumbline.tasks.data.feedback.mapping import parse_map
     from plumbline.tasks.operations.take_feedback import take_feedback
 
-    require_source(source)
+    source, files = _source_and_files(words)
+    named = parse_map(columns or [])
     output = Output(json)
     root, params = loaded(workspace)
     with output.working("ingesting"):
-        taken = take_feedback(root, params, source, files, server_url())
+        taken = take_feedback(root, params, source, files, server_url(), columns=named)
+    if source is None:
+        _tell_found({row.file: row.found for row in taken.batches}, output)
     if taken.pending is not None:
         output.remark(f"ingested, not announced: {taken.pending}")
     output.result(asdict(taken), lambda: _ingested(taken))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -18,7 +19,8 @@ from plumbline.data_contracts.records import PreferencePair, UnpairedResponse, d
 from plumbline.tasks.data.curate_preferences import UNPAIRED, account, objections, set_aside
 from plumbline.tasks.data.curation.curate import Curated, curate
 from plumbline.tasks.data.curation.unpaired import curate_unpaired
-from plumbline.tasks.data.feedback.batches import store_batch
+from plumbline.tasks.data.feedback.batches import Batch, Intake, store_batch
+from plumbline.tasks.data.feedback.places import expand
 from plumbline.tasks.data.feedback.shares import shares
 from plumbline.tasks.data.feedback.validate import validate
 from plumbline.tasks.data.ingest_feedback import withdrawals_of
@@ -44,29 +46,37 @@ class DryRun:
 
 def dry_run(
     root: Path,
-    source: str,
+    source: str | None,
     paths: list[str],
     feedback: FeedbackParams,
     curation: CurationParams,
     seed: int,
     *,
+    columns: Mapping[str, str] = MappingProxyType({}),
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """The report of `try_files`."""
-    return try_files(root, source, paths, feedback, curation, seed, trust_remote_code=trust_remote_code).report
+    tried = try_files(
+        root, source, paths, feedback, curation, seed, columns=columns, trust_remote_code=trust_remote_code
+    )
+    return tried.report
 
 
 def try_files(
     root: Path,
-    source: str,
+    source: str | None,
     paths: list[str],
     feedback: FeedbackParams,
     curation: CurationParams,
     seed: int,
     *,
+    columns: Mapping[str, str] = MappingProxyType({}),
     trust_remote_code: bool = False,
 ) -> DryRun:
     """Account for every row of the files as a run would; keep only the report and the quarantine file.
+
+    Without a source each file says its own, and one that does not is of the kind that params name. `found` of the
+    report says for each file what it is. `columns` is a person's map of the columns.
 
     Where a run would stop, over a threshold for one, "stopped" says why; else it is None. A contract that stops the
     run is all there is then: curation has not begun. `shares` are those of the rows set aside. Where the workspace has
@@ -80,7 +90,9 @@ def try_files(
         (home / name).unlink(missing_ok=True)
     with full_disk_as_stage_error(home), tempfile.TemporaryDirectory(dir=home) as scratch:
         try:
-            return _account(root, home, Path(scratch), source, paths, feedback, curation, seed, trust_remote_code)
+            intake = Intake(columns, limits=feedback.limits(), fallback=feedback.source)
+            stored = [store_batch(path, source, Path(scratch) / "raw", intake=intake) for path in expand(paths)]
+            return _account(root, home, Path(scratch), stored, feedback, curation, seed, trust_remote_code)
         except PlumblineError as error:
             write_json(home / REPORT, {"stopped": str(error)})
             raise
@@ -90,18 +102,18 @@ def _account(
     root: Path,
     home: Path,
     folder: Path,
-    source: str,
-    paths: list[str],
+    stored: Sequence[Batch],
     feedback: FeedbackParams,
     curation: CurationParams,
     seed: int,
     trust_remote_code: bool,
 ) -> DryRun:
     """Validate and curate in `folder`, which is a draft; report and quarantine go to `home`."""
-    stored = {store_batch(path, source, folder / "raw", limits=feedback.limits()).path: path for path in paths}
     (folder / "validated").mkdir()
-    size = sum(batch.stat().st_size for batch in stored)
-    batches = [(source, path, batch) for batch, path in stored.items()]
+    once = {batch.path: batch for batch in stored}.values()
+    size = sum(batch.path.stat().st_size for batch in once)
+    batches = [(batch.source, batch.given, batch.path) for batch in once]
+    found = {batch.given: batch.found.text if batch.found else None for batch in once}
     try:
         facts = validate(
             batches,
@@ -112,7 +124,7 @@ def _account(
             withdrawn=withdrawals_of(root),
         )
     except ContractViolation as stop:
-        return DryRun(_stopped(home, str(stop)), None, size)
+        return DryRun({**_stopped(home, str(stop)), "found": found}, None, size)
     contract = orjson.loads((folder / "validated" / REPORT).read_bytes())
     pairs = list(load_jsonl(folder / "validated" / "accepted.jsonl", PreferencePair))
     if not pairs:  # single responses alone: there is nothing to split
@@ -141,6 +153,7 @@ def _account(
         "shares": shares(counts),
         "quarantine_path": str(quarantine),
         "stopped": stopped if stops else None,
+        "found": found,
     }
     return DryRun(told, curated, size)
 

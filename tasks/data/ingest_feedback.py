@@ -12,16 +12,19 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
 from plumbline.data_contracts.artifact import INCOMING, sha256_file
 from plumbline.data_contracts.errors import PlumblineError
-from plumbline.tasks.data.feedback.batches import Batch, changed_batch, store_batch
+from plumbline.tasks.data.feedback.batches import Batch, Intake, changed_batch, store_batch
+from plumbline.tasks.data.feedback.places import expand
 from plumbline.tasks.data.feedback.validate import NamedBatch, raw_batches
 from plumbline.tasks.data.feedback.withdrawals import Withdrawal, Withdrawals, keep_withdrawal, load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
@@ -36,23 +39,27 @@ _logger = logging.getLogger("plumbline.ingest")
 
 def ingest_feedback(
     root: Path,
-    source: str,
+    source: str | None,
     paths: Sequence[str | Path],
     limits: Limits = LIMITS,
     *,
     senders: Sequence[str | None] = (),
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Batch]:
     """Store each file as an immutable batch named by its digest; known batches are left alone.
 
-    A batch's path is its place in the raw store, also where it waits for the run under way to end. `senders` says who
-    sent each row, if there is one file whose rows came over HTTP. Raises `UsageError` for a missing, unreadable or
-    empty file; the files before it stay ingested.
+    Without a source each file says its own. A folder or a pattern stands for its files. A batch's path is its place in
+    the raw store, also where it waits for the run under way to end. `senders` says who sent each row, if there is one
+    file whose rows came over HTTP; `columns` is a person's map, which is kept beside each batch. Raises `UsageError`
+    for a missing, unreadable or empty file, and for one that does not say what it is; the files before it stay
+    ingested.
     """
+    intake = Intake(columns, senders, limits, store=root / RAW)
     batches: list[Batch] = []
     with one_writer(root):
         try:
-            for path in paths:
-                batches.append(_accept(root, source, path, limits, senders))
+            for path in expand(paths):
+                batches.append(_accept(root, source, path, intake))
         finally:
             # Also where a later file is refused, and for known batches: a killed ingest may have left them unversioned.
             if batches:
@@ -112,15 +119,15 @@ def count_rows(batches: Sequence[Batch]) -> dict[str, int]:
     return {batch.digest: batch.rows for batch in batches}
 
 
-def _accept(root: Path, source: str, path: str | Path, limits: Limits, senders: Sequence[str | None]) -> Batch:
-    batch = store_batch(path, source, root / ARRIVED, senders, limits=limits)
-    final = root / RAW / source / batch.path.name
+def _accept(root: Path, source: str | None, path: str | Path, intake: Intake) -> Batch:
+    batch = store_batch(path, source, root / ARRIVED, intake=intake)
+    final = root / RAW / batch.source / batch.path.name
     if not final.exists():
-        return Batch(final, batch.digest, batch.new, batch.rows)
+        return replace(batch, path=final)
     if sha256_file(final) != batch.digest:
         raise changed_batch(final, batch.digest)
     batch.path.unlink()
-    return Batch(final, batch.digest, False, batch.rows)
+    return replace(batch, path=final, new=False)
 
 
 def _bring_in(root: Path) -> None:

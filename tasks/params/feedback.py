@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
 from plumbline.data_contracts.quarantine_reasons import REASONS
 from plumbline.tasks.params.feedback_limits import LIMITS, Limits
+from plumbline.tasks.params.feedback_rules import MAP_NAMES, ListPairs, Rules
 from plumbline.tasks.params.section import Section
+
+
+class ToIngest(NamedTuple):
+    """A place that params name: the kind of its feedback, where it is, and which of its columns is which."""
+
+    source: str
+    path: str
+    columns: Mapping[str, str]
 
 
 class FeedbackParams(Section):
@@ -16,8 +26,13 @@ class FeedbackParams(Section):
 
     path: str | None = Field(
         default=None,
-        description="File, `datasets` folder or hub name to ingest before the run; "
+        description="File, folder, pattern, `datasets` folder or hub name to ingest before the run; "
         "null: only what data/raw and the sample world hold.",
+    )
+    map: dict[str, str] = Field(
+        default={},
+        description="Which column of `path` is which, for a table in no known form, as {prompt: instruction, chosen: "
+        "output_1, rejected: output_2}; kept beside the batch. docs/guides/feedback-forms.md lists the names.",
     )
     source: Literal["human_pairs", "judged_pairs", "unpaired_responses"] = Field(
         default="human_pairs",
@@ -28,6 +43,21 @@ class FeedbackParams(Section):
         default=None,
         description="File, `datasets` folder or hub name of single responses with a thumb up or down (source "
         "unpaired_responses) to ingest before the run, beside `path`; only KTO learns from them.",
+    )
+    list_pairs: ListPairs = Field(
+        default="best_vs_rest",
+        description="Pairs of a list of ranked, scored or rated responses: all (each with each), adjacent (each with "
+        "the next), best_vs_rest, best_vs_random (the best with one that the list's digest draws).",
+    )
+    rating_scale: tuple[float, float] = Field(
+        default=(1.0, 5.0),
+        description="Lowest and highest rating, of files that do not say it themselves. A single response counts as "
+        "liked in the upper quarter of the scale, as disliked in the lower one, and is set aside between them.",
+    )
+    on_implied_prompts: Literal["stop", "warn"] = Field(
+        default="stop",
+        description="What to do with a file of chosen and rejected texts without a prompt column whose common starts "
+        "are too short or too few to be prompts: most are below four words, or ten rows share one.",
     )
     quarantine_threshold: float = Field(
         default=0.1,
@@ -78,11 +108,41 @@ class FeedbackParams(Section):
                 raise ValueError(f"{reason}: {share} is no share; choose one of 0 to 1")
         return thresholds
 
+    @field_validator("map", mode="before")
+    @classmethod
+    def _as_texts(cls, columns: object) -> object:
+        if not isinstance(columns, dict):
+            return columns
+        numbers = (bool, int, float)  # YAML reads `label.a: 0` as a number
+        return {name: str(value) if isinstance(value, numbers) else value for name, value in columns.items()}
+
+    @field_validator("map")
+    @classmethod
+    def _known_names(cls, columns: dict[str, str]) -> dict[str, str]:
+        for name in columns:
+            if name not in MAP_NAMES:
+                raise ValueError(f"{name!r} is no name of a map; choose among {', '.join(MAP_NAMES)}")
+        return columns
+
+    @field_validator("rating_scale")
+    @classmethod
+    def _rising(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not scale[0] < scale[1]:
+            raise ValueError(f"{scale[0]:g} is not below {scale[1]:g}; name the lowest rating first")
+        return scale
+
+    def rules(self) -> Rules:
+        """The rules by which lists and ratings are read."""
+        return Rules(self.list_pairs, self.rating_scale)
+
     def limits(self) -> Limits:
         """How large files and their rows may be."""
         return Limits(self.max_row_bytes, self.max_decoded_bytes)
 
-    def to_ingest(self) -> list[tuple[str, str]]:
-        """Kind and place of what a run ingests before it starts."""
-        named = (self.source, self.path), ("unpaired_responses", self.unpaired_path)
-        return [(source, path) for source, path in named if path is not None]
+    def to_ingest(self) -> list[ToIngest]:
+        """What a run ingests before it starts."""
+        named: list[tuple[str, str | None, Mapping[str, str]]] = [
+            (self.source, self.path, self.map),
+            ("unpaired_responses", self.unpaired_path, {}),
+        ]
+        return [ToIngest(source, path, columns) for source, path, columns in named if path is not None]

@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from plumbline.tasks.data.feedback import human_pairs, unpaired_responses
-from plumbline.tasks.data.feedback.rows import ReadRow, Rows
-from plumbline.tasks.params.feedback_limits import Limits
+from plumbline.tasks.data.feedback.rows import ReadRow
 
-SOURCES: Mapping[str, Callable[[Rows, str, Limits], Iterator[ReadRow]]] = {
+SOURCES: Mapping[str, Callable[..., Iterator[ReadRow]]] = {
     "human_pairs": human_pairs.read,
     # the same formats and contract, but a judge chose: `annotator` names it
     "judged_pairs": partial(human_pairs.read, source="judged_pairs"),
     unpaired_responses.SOURCE: unpaired_responses.read,
 }
-"""Kind of feedback -> how its files are read: `read(rows, origin, limits)` yields every row of a file, in order."""
+"""Kind of feedback -> how its files are read: `read(rows, origin, limits, rules)` yields every row, in order."""
 
 UNPAIRED = frozenset({unpaired_responses.SOURCE})
 """Kinds whose records are `UnpairedResponse`; those of the others are `PreferencePair`."""

@@ -9,8 +9,10 @@ from typing import Any
 
 from plumbline.data_contracts import unpaired_response
 from plumbline.data_contracts.preference_pair import CONTRACT, VERSION
-from plumbline.data_contracts.records import Feedback, Quarantined
+from plumbline.data_contracts.records import Feedback, PreferencePair, Quarantined
 from plumbline.tasks.data.feedback.defects import NOTES
+from plumbline.tasks.data.feedback.implied_prompts import FORM as IMPLIED
+from plumbline.tasks.data.feedback.implied_prompts import ImpliedPrompts, objection
 from plumbline.tasks.data.feedback.rows import ReadRow
 from plumbline.tasks.data.feedback.shares import too_many
 from plumbline.tasks.params.feedback import FeedbackParams
@@ -38,6 +40,7 @@ class FileAccount:
     unknown: Counter[str] = field(default_factory=Counter)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
     noted: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    implied: ImpliedPrompts = field(default_factory=ImpliedPrompts)
     skipped: str | None = None
 
     def count(self, row: ReadRow, outcome: Feedback | Quarantined) -> None:
@@ -54,6 +57,8 @@ class FileAccount:
                 examples_of_it.append({"file": self.file, "line": row.line, "found": note.found})
         if not isinstance(outcome, Quarantined):
             self.accepted += 1
+            if row.format == IMPLIED and isinstance(outcome, PreferencePair):
+                self.implied.count(outcome, row.raw)
             return
         self.reasons[outcome.reason] += 1
         check = (outcome.field or "row", outcome.reason)
@@ -105,7 +110,8 @@ class FeedbackAccounts:
 
         `reasons`, `formats` and `label_counts` map a name to its rows; `reasons` add up to `quarantined` and
         `formats` to `read`. `checks` lists field, reason, cases and examples, the most frequent first;
-        `single_label` the files in which at least `single_label_rows` labels are all the same. `unknown_fields` counts
+        `single_label` the files in which at least `single_label_rows` labels are all the same; `implied_prompts` says
+        in which files prompts were merely the first words of responses. `unknown_fields` counts
         the rows of every field that no format knows; `notes` lists what was left out of rows that were read all the
         same; `skipped` the files that cannot be read, and why. If there are files of single responses, `unpaired` is
         their part of the account.
@@ -125,6 +131,7 @@ class FeedbackAccounts:
             "formats": dict(sum((entry.formats for entry in entries), Counter[str]())),
             "label_counts": dict(sum((entry.labels for entry in entries), Counter[str]())),
             "single_label": [entry.file for entry in entries if _single_label(entry.labels, single_label_rows)],
+            "implied_prompts": [entry.implied.text(entry.file) for entry in entries if entry.implied.doubtful],
             "unknown_fields": _ordered(sum((entry.unknown for entry in entries), Counter[str]())),
             "notes": self._notes(),
             "skipped": [{"file": entry.file, "why": entry.skipped} for entry in entries if entry.skipped is not None],
@@ -180,6 +187,8 @@ def objections(report: Report, params: FeedbackParams, *, needs_pairs: bool = Tr
     warnings += [f"skipped {skipped['file']}: {skipped['why']}" for skipped in report["skipped"]]
     if report["single_label"]:
         (stops if params.on_single_label == "stop" else warnings).append(_same_label(report))
+    if report["implied_prompts"]:
+        (stops if params.on_implied_prompts == "stop" else warnings).append(objection(report["implied_prompts"]))
     return stops, warnings
 
 

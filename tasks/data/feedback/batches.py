@@ -6,67 +6,101 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from plumbline.data_contracts.artifact import INCOMING, full_disk_as_stage_error, new_file, sha256_file
 from plumbline.data_contracts.errors import ArtifactError, UsageError
-from plumbline.tasks.data.feedback.containers import dump_row, no_such_file, read_lines, recognise_container, unreadable
+from plumbline.tasks.data.feedback.containers import no_such_file, read_lines, recognise_container, unreadable
+from plumbline.tasks.data.feedback.detection import HEAD, Detection, detect
+from plumbline.tasks.data.feedback.json_values import dump_row
+from plumbline.tasks.data.feedback.mapping import why_unmapped
+from plumbline.tasks.data.feedback.places import FILE_SUFFIX
+from plumbline.tasks.data.feedback.readings import keep_map, map_of
+from plumbline.tasks.data.feedback.rows import parsed
 from plumbline.tasks.data.feedback.senders import keep_senders
 from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 _CHUNK = 1 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
-_FILE_SUFFIX = re.compile(r"\.(jsonl?|ndjson|gz|zst|parquet|csv|txt)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch in the raw store. `digest` is the SHA-256 (hex) of its bytes; `new` is false if it was there before."""
+    """A batch in the raw store.
+
+    `digest` is the SHA-256 (hex) of its bytes; `new` is false if it was there before. `given` is the place that it came
+    from. `found` is what its head says that it is; None if that is not clear, and a person named the source.
+    """
 
     path: Path
     digest: str
     new: bool
     rows: int
+    source: str
+    given: str
+    found: Detection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Choices for taking a batch in, beside its bytes.
+
+    `columns` is a person's map, kept beside the batch; `senders` say who sent each row, and are kept there too.
+    `store`: another folder that may hold the batch and its map already. `fallback`: the source of a file that does not
+    say its own; None: such a file is refused.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    senders: Sequence[str | None] = ()
+    limits: Limits = LIMITS
+    store: Path | None = None
+    fallback: str | None = None
 
 
 def store_batch(
-    path: Path | str, source: str, raw: Path, senders: Sequence[str | None] = (), *, limits: Limits = LIMITS
+    path: Path | str,
+    source: str | None,
+    raw: Path,
+    senders: Sequence[str | None] = (),
+    *,
+    limits: Limits = LIMITS,
+    intake: Intake | None = None,
 ) -> Batch:
     """Take a file or dataset into the raw store, as `raw/source/<digest>.<container>`.
 
-    A file is copied byte for byte, and a pipe or socket is read once, to its end; a `datasets` folder
-    (`save_to_disk`) or hub name (`owner/name`, `owner/name:split`) becomes JSON lines with sorted keys. What was copied
-    is checked, not the original, which may change meanwhile or be readable only once. The copy is read-only, and
-    complete or absent. `senders` says who sent each row of a file of JSON lines; it is kept beside the batch, before
-    that is there.
+    Without a source the file says it. A file is copied byte for byte, and a pipe or socket is read once, to its end; a
+    `datasets` folder (`save_to_disk`) or hub name (`owner/name`, `owner/name:split`) becomes JSON lines with sorted
+    keys. What was copied is checked, not the original, which may change meanwhile or be readable only once. The copy is
+    read-only, and complete or absent.
 
-    Raises `UsageError` when the path is missing, a device, unreadable, damaged, empty or no dataset, `StageError`
-    when the disk is full, and `ArtifactError` when a batch of that digest is there with other bytes.
+    Raises `UsageError` when the path is missing, a device, unreadable, damaged, empty or no dataset, or does not say
+    what it is; `StageError` when the disk is full, and `ArtifactError` when a batch of that digest is there with other
+    bytes.
     """
-    folder = raw / source
+    intake = intake or Intake(senders=senders, limits=limits)
     location = Path(path)
     if location.is_dir():
-        return _store(_dataset_chunks(_load_folder(location), location), folder, location, limits)
+        return _store(_dataset_chunks(_load_folder(location), location), raw, source, location, intake)
     if _names_hub_dataset(str(path)):
-        return _store(_dataset_chunks(_load_hub(str(path)), path), folder, path, limits)
-    return _store(_file_chunks(location), folder, location, limits, senders)
+        return _store(_dataset_chunks(_load_hub(str(path)), path), raw, source, path, intake)
+    return _store(_file_chunks(location), raw, source, location, intake)
 
 
 def _names_hub_dataset(name: str) -> bool:
     """True if a name is `owner/dataset` rather than a file; in a folder that exists it is a file, if a missing one."""
     location = Path(name)
-    local = location.exists() or location.parent.is_dir() or _FILE_SUFFIX.search(name)
+    local = location.exists() or location.parent.is_dir() or FILE_SUFFIX.search(name)
     return not local and _HUB_NAME.fullmatch(name) is not None
 
 
-def _store(
-    chunks: Iterator[bytes], folder: Path, shown: Path | str, limits: Limits, senders: Sequence[str | None] = ()
-) -> Batch:
+def _store(chunks: Iterator[bytes], raw: Path, source: str | None, shown: Path | str, intake: Intake) -> Batch:
     """Copy, check the copy, settle it. A refused one leaves no folder behind that was not there before."""
+    folder = raw / source if source else raw
     made = [each for each in (folder, folder.parent) if not each.exists()]
     with full_disk_as_stage_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,21 +108,50 @@ def _store(
         leftover.unlink()
     try:
         with full_disk_as_stage_error(folder):
-            handle, temporary = new_file(folder, INCOMING)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    digest = _write_hashed(file, chunks)
-                container, rows = _check(temporary, shown, limits)
-                if senders:
-                    keep_senders(folder, digest, senders)
-                return _settle(temporary, folder / f"{digest[:16]}.{container}", digest, rows)
-            finally:
-                temporary.unlink(missing_ok=True)
+            return _settled(chunks, raw, source, folder, shown, intake)
     except UsageError:
         for each in made:
             with suppress(OSError):  # another process put something into it
                 each.rmdir()
         raise
+
+
+def _settled(
+    chunks: Iterator[bytes], raw: Path, source: str | None, folder: Path, shown: Path | str, intake: Intake
+) -> Batch:
+    handle, temporary = new_file(folder, INCOMING)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            digest = _write_hashed(file, chunks)
+        container, rows = _check(temporary, shown, intake.limits)
+        columns = intake.columns or map_of(digest, raw, intake.store)
+        found = _detected(temporary, shown, source or intake.fallback, columns, intake.limits)
+        named = source or (found.source if found else intake.fallback)
+        assert named is not None, "a file without a source is detected or refused"
+        (raw / named).mkdir(parents=True, exist_ok=True)
+        if intake.senders:
+            keep_senders(raw / named, digest, intake.senders)
+        keep_map(raw / named, digest, columns, beside=intake.store / named if intake.store else None)
+        final = raw / named / f"{digest[:16]}.{container}"
+        return Batch(final, digest, _settle(temporary, final, digest), rows, named, str(shown), found)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _detected(
+    copy: Path, shown: Path | str, source: str | None, columns: Mapping[str, str], limits: Limits
+) -> Detection | None:
+    """What a copy is. Raises `UsageError` if it does not say, and there is no source; or if its map fits no row."""
+    head = list(islice(read_lines(copy, shown, limits), HEAD))
+    rows = parsed(head, columns, limits)
+    if columns and not rows and (fit := parsed(head, {}, limits)):
+        raise UsageError(f"{shown}: the map fits none of the first {len(head)} rows: {why_unmapped(fit[0], columns)}")
+    try:
+        return detect(rows, str(shown), len(head))
+    except UsageError:
+        if source is None:
+            raise
+        return None
 
 
 def _check(copy: Path, shown: Path | str, limits: Limits) -> tuple[str, int]:
@@ -110,15 +173,16 @@ def _write_hashed(file: IO[bytes], chunks: Iterator[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _settle(temporary: Path, final: Path, digest: str, rows: int) -> Batch:
+def _settle(temporary: Path, final: Path, digest: str) -> bool:
+    """Give a copy its name, unless it is there; true if it was not."""
     if final.exists():
         if sha256_file(final) != digest:
             raise changed_batch(final, digest)
-        return Batch(final, digest, False, rows)
+        return False
     temporary.chmod(temporary.stat().st_mode & 0o444)  # read-only, for those whom the umask lets read
     temporary.rename(final)
     _sync(folder=final.parent)
-    return Batch(final, digest, True, rows)
+    return True
 
 
 def changed_batch(path: Path, digest: str) -> ArtifactError:

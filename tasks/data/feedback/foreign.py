@@ -1,4 +1,4 @@
-"""Files that are no JSON lines, named for what they are with the way to turn them into JSON lines.
+"""The form of a text (JSON lines, a JSON document, CSV, TSV), and files that are no feedback, named with the cure.
 
 Binary files are recognised by their first bytes, texts by their first lines. A text needs sound evidence: a file
 of JSON lines whose first row is broken stays one, and that row is set aside.
@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,47 @@ import orjson
 
 from plumbline.data_contracts.errors import UnreadableFile
 from plumbline.data_contracts.nesting import without_strings
+from plumbline.tasks.data.feedback.json_documents import Layout
 
-EXPECTED = "JSON lines (plain, gzip or zstd) or Parquet"
+EXPECTED = "JSON lines, JSON, CSV, TSV, Parquet, Arrow or Feather, plain or compressed (gzip, zstd, bzip2, xz, zip)"
 
 Found = tuple[str, str]
 """The kind of a file, and the cure."""
 
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form that is read: its name, for CSV and TSV the delimiter, for a JSON document where its rows are."""
+
+    name: str
+    delimiter: str | None = None
+    layout: Layout | None = None
+
+
 _ROW_FIELDS = frozenset(
-    {"prompt", "chosen", "rejected", "response_a", "response_b", "label", "completion", "response", "messages", "thumb"}
+    {
+        *("prompt", "chosen", "rejected", "response_a", "response_b", "label", "completion", "response"),
+        *("messages", "thumb", "answers", "responses", "completions", "conversations", "conversation_a"),
+        *("conversation_b", "annotations", "candidates", "generations", "outputs", "summaries", "votes"),
+        *("input", "preferred_output", "non_preferred_output", "instruction", "question", "response_1"),
+        *("response_2", "response_0", "history", "context"),
+    }
 )
 _OTHER_FIELDS = frozenset({"id", "source", "annotator", "timestamp", "meta", "metadata"})
 _CELL = re.compile(r"[\w .\-/()]{1,64}")
-_DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV (with semicolons)", "|": "CSV (with bars)"}
+_DELIMITERS = {",": "csv", "\t": "tsv", ";": "csv", "|": "csv"}
 _NAMES = ("head", "body", "html", "!doctype html")
 _UNPACK = "Unpack it, and give the files inside one by one."
 _PICKLE = "Load it in Python, only if you trust its origin, and write one JSON object per line."
 _ARROW = "Write its table as Parquet: `pyarrow.parquet.write_table`."
 
 _BINARY: Sequence[tuple[int, bytes, Found]] = (
-    (0, b"BZh", ("a bzip2 file", "Undo it: `bunzip2 -k {name}`.")),
-    (0, b"\xfd7zXZ\x00", ("an xz file", "Undo it: `unxz -k {name}`.")),
     (0, b"\x04\x22\x4d\x18", ("an lz4 file", "Undo it: `unlz4 {name}`.")),
     (0, b"7z\xbc\xaf\x27\x1c", ("a 7z archive", _UNPACK)),
     (0, b"Rar!\x1a\x07", ("a rar archive", _UNPACK)),
     (257, b"ustar", ("a tar archive", "Unpack it (`tar -xf {name}`), and give the files inside one by one.")),
     (0, b"\xd0\xcf\x11\xe0", ("an old Excel or Office file", "Save the sheet as CSV, and convert that to JSON lines.")),
-    (0, b"ARROW1", ("an Arrow or Feather file", _ARROW)),
-    (0, b"FEA1", ("a Feather file", _ARROW)),
-    (0, b"\xff\xff\xff\xff", ("an Arrow stream", "Give the folder that `save_to_disk` wrote, or write Parquet.")),
+    (0, b"FEA1", ("a Feather file of version 1", _ARROW)),
     (0, b"ORC", ("an ORC file", _ARROW)),
     (0, b"Obj\x01", ("an Avro file", "Write its records as JSON lines.")),
     (0, b"SQLite format 3\x00", ("an SQLite database", "Export the table, one JSON object per line.")),
@@ -62,22 +76,27 @@ def refuse_foreign_bytes(head: bytes, shown: Path | str, inside: str | None = No
         raise _refusal(shown, found, inside)
 
 
-def refuse_foreign_text(head: bytes, shown: Path | str, *, whole: bool) -> None:
-    """Raise `UnreadableFile` if a text is not one JSON object per line.
+def text_form(head: bytes, shown: Path | str, *, whole: bool) -> Form:
+    """The form of a text. Raises `UnreadableFile` for one that is no feedback, or is of a form that is not read.
 
-    `head` is its beginning, without a byte order mark; `whole`: all of it.
+    `head` is its beginning as UTF-8, without a byte order mark; `whole`: all of it.
     """
     text = head.decode("utf-8", errors="replace")
     lines = [line for line in (line.strip() for line in text.split("\n")) if line]
     if not lines:
-        return
+        return Form("jsonl")
     if not whole and len(lines) > 1:
         lines.pop()  # it may go on
     text = text.lstrip()
-    for look in (_pointer, _markup, _python, _document, _yaml, _table):
+    for look in (_pointer, _markup, _python, _columns, _yaml):
         found = look(text, lines)
         if found is not None:
             raise _refusal(shown, found)
+    if (layout := _layout(text, lines)) is not None:
+        return Form("json", layout=layout)
+    if (delimiter := _delimiter(lines)) is not None:
+        return Form(_DELIMITERS[delimiter], delimiter=delimiter)
+    return Form("jsonl")
 
 
 def _refusal(shown: Path | str, found: Found, inside: str | None = None) -> UnreadableFile:
@@ -142,35 +161,12 @@ def _python(text: str, lines: Sequence[str]) -> Found | None:
     return None
 
 
-def _document(text: str, lines: Sequence[str]) -> Found | None:
-    """JSON, and yet not one object per line."""
-    first = lines[0]
-    if first[0] not in "[{":
-        return None
-    try:
-        value = orjson.loads(first)
-    except orjson.JSONDecodeError:
-        return _array(first, None) or _broken_up(text, lines)
-    return _array(first, value) or (_wrapped(value) if len(lines) == 1 else None)
-
-
-def _array(first: str, value: Any) -> Found | None:
-    """One JSON array, told from a first line that is merely a bad row; `value` None: it goes on over the next lines."""
-    if not first.startswith("["):
-        return None
-    items = [{}] if value is None else value
-    if items and all(isinstance(item, dict) for item in items):
-        return "one JSON array", "Convert it: `jq -c '.[]' {name} > rows.jsonl`."
-    return None
-
-
-def _wrapped(value: Any) -> Found | None:
-    """One JSON object that holds all rows, in a list or as columns."""
+def _columns(text: str, lines: Sequence[str]) -> Found | None:
+    """One JSON object that holds a column in each field, or rows inside other objects."""
+    value = _loaded(lines[0]) if len(lines) == 1 else None
     if not isinstance(value, dict):
         return None
     for name, items in value.items():
-        if name not in _ROW_FIELDS and _are_rows(items):
-            return _in_field(name)
         if name not in _ROW_FIELDS and _are_rows([item.get("row") for item in _objects(items)]):
             return f"one JSON object with the rows in {name!r}", f"Convert it: {_jq(f'.[{json.dumps(name)}][].row')}."
     columns = [items for name, items in value.items() if name in _ROW_FIELDS]
@@ -179,22 +175,37 @@ def _wrapped(value: Any) -> Found | None:
     return None
 
 
-def _broken_up(text: str, lines: Sequence[str]) -> Found | None:
-    """A first line that opens an object and is no JSON by itself."""
+def _layout(text: str, lines: Sequence[str]) -> Layout | None:
+    """Where the rows of a JSON document are; None for what is one object per line."""
     first = lines[0]
-    if first.endswith(",") and _is_object(first[:-1]):
-        return "JSON objects with commas between them", "Take the commas off: `sed 's/,\\s*$//' {name} > rows.jsonl`."
-    if _is_object_with_more(first):
-        return "several JSON objects on one line", f"Put each on a line of its own: {_jq('.')}."
+    if first[0] == "[":
+        value = _loaded(first)
+        begins = value is None and re.match(r"\[\s*(?:\{|$)", first)
+        return "array" if begins or (value and all(isinstance(item, dict) for item in value)) else None
+    if first[0] != "{":
+        return None
+    value = _loaded(first)
+    if isinstance(value, dict):
+        return "wrapped" if len(lines) == 1 and _wraps(value) else None
+    if (first.endswith(",") and _is_object(first[:-1])) or _is_object_with_more(first):
+        return "objects"
     goes_on = _left_open(first) and len(lines) > 1 and not _is_object(lines[1])
-    if (goes_on or len(lines) == 1) and (name := _field_of_rows(text)):
-        return _in_field(name)
-    return ("JSON objects over several lines", f"Put each on a line of its own: {_jq('.')}.") if goes_on else None
+    if (goes_on or len(lines) == 1) and _field_of_rows(text):
+        return "wrapped"
+    return "objects" if goes_on else None
 
 
-def _in_field(name: str) -> Found:
-    path = f".{name}[]" if re.fullmatch(r"[A-Za-z_]\w*", name) else f".[{json.dumps(name)}][]"
-    return f"one JSON object with the rows in its field {name!r}", f"Convert it: {_jq(path)}."
+def _wraps(value: Mapping[str, Any]) -> bool:
+    """True for an object that has rows in a field, and is none itself."""
+    lists = [name for name, items in value.items() if _are_rows(items)]
+    return bool(lists) and not _ROW_FIELDS & value.keys()
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _jq(path: str) -> str:
@@ -202,10 +213,19 @@ def _jq(path: str) -> str:
 
 
 def _field_of_rows(text: str) -> str | None:
-    """The field of an object that is cut off in which a list of objects begins."""
-    plain = r'"(?:[^"\\]|\\.)*+"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[-+\d.eE]+|true|false|null)\s*,\s*'
-    match = re.match(rf'\{{\s*(?:{plain})*+"((?:[^"\\]|\\.)*+)"\s*:\s*\[\s*\{{', text)
-    name = match[1] if match else None
+    """The field of an object that is cut off in which a list of objects begins, unless the object is a row itself."""
+    plain = (
+        r'"(?P<name>(?:[^"\\]|\\.)*+)"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[-+\d.eE]+|true|false|null|\{[^{}\[\]"]*\})\s*,\s*'
+    )
+    place = re.compile(r"\{\s*").match(text)
+    assert place is not None, "the text begins with an object"
+    end = place.end()
+    while match := re.compile(plain).match(text, end):
+        if match["name"] in _ROW_FIELDS or match["name"] in _OTHER_FIELDS - {"source", "metadata", "meta"}:
+            return None
+        end = match.end()
+    found = re.compile(r'"((?:[^"\\]|\\.)*+)"\s*:\s*\[\s*\{').match(text, end)
+    name = found[1] if found else None
     return None if name in _ROW_FIELDS or name in _OTHER_FIELDS else name
 
 
@@ -253,26 +273,29 @@ def _yaml(text: str, lines: Sequence[str]) -> Found | None:
     return None
 
 
-def _table(text: str, lines: Sequence[str]) -> Found | None:
-    """A table with its column names in the first line."""
+def _delimiter(lines: Sequence[str]) -> str | None:
+    """The delimiter of a table with its column names in the first line; None for what is no table."""
     if lines[0][0] in "[{" or any(map(_is_object, lines[1:2])):
         return None
-    for delimiter, what in _DELIMITERS.items():
-        cells = [cell.strip() for cell in next(csv.reader([lines[0]], delimiter=delimiter))]
-        named = len(set(cells)) == len(cells) > 1 and all(map(_CELL.fullmatch, cells))
+    for delimiter in _DELIMITERS:
+        cells = [cell.strip() for cell in _cells(lines[0], delimiter)]
+        named = len(cells) > 1 and all(not cell or _CELL.fullmatch(cell) for cell in cells)
         known = (_ROW_FIELDS | _OTHER_FIELDS) & {cell.lower() for cell in cells}
         if named and (known or _like(lines, delimiter, len(cells))):
-            return f"{what} with the columns {', '.join(cells[:8])}", _by_pandas(_read_csv(delimiter))
+            return delimiter
     return None
 
 
 def _like(lines: Sequence[str], delimiter: str, cells: int) -> bool:
     """True if the next line has as many cells."""
-    return len(lines) > 1 and len(next(csv.reader([lines[1]], delimiter=delimiter))) == cells > 2
+    return len(lines) > 1 and len(_cells(lines[1], delimiter)) == cells > 2
 
 
-def _read_csv(delimiter: str) -> str:
-    return "read_csv({name!r})" if delimiter == "," else f"read_csv({{name!r}}, sep={delimiter!r})"
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # a cell over the limit of the parser: no header, and no row of a table that has one
+        return []
 
 
 def _by_pandas(read: str) -> str:

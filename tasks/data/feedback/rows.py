@@ -1,22 +1,29 @@
-"""Rows of feedback files, whatever they hold: a line of JSON becomes a record, or is set aside with a reason."""
+"""Rows of feedback files, whatever they hold: a row of JSON becomes records, or is set aside with a reason."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from plumbline.data_contracts.contract_suite import excerpt, shorten
+from plumbline.data_contracts.errors import UsageError
 from plumbline.data_contracts.nesting import MAX_LEVELS, deeper_than, levels
 from plumbline.data_contracts.records import Feedback, Origin, Quarantined
+from plumbline.tasks.data.feedback.columns import EXTRAS, OPTIONAL, number_of
 from plumbline.tasks.data.feedback.containers import read_lines
 from plumbline.tasks.data.feedback.defects import NOT_A_NUMBER, Defect, Note
-from plumbline.tasks.data.feedback.formats import EXTRAS, OPTIONAL
+from plumbline.tasks.data.feedback.detection import HEAD, meaning_of_numbers
+from plumbline.tasks.data.feedback.mapping import mapped
+from plumbline.tasks.data.feedback.readings import columns_of
 from plumbline.tasks.data.feedback.senders import senders_of
+from plumbline.tasks.data.feedback.verdicts import Numbers
 from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 UNRECOGNISED = "unrecognised"
@@ -24,6 +31,13 @@ UNRECOGNISED = "unrecognised"
 _NUMBER_OR_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?\bInfinity\b|\bNaN\b', re.DOTALL)
 _NO_NUMBER = "\x00not a number\x00"  # in place of NaN: no JSON text of a person has these bytes unescaped
 _MAY_LACK = OPTIONAL | EXTRAS | {"thumb"}
+_EPOCH = (10**8, 10**10)  # seconds since 1970: the years 1973 to 2286
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
 _SHOWN = 500  # bytes kept of a row that is too long
 
 Rows = Path | Sequence[bytes]
@@ -48,40 +62,98 @@ class ReadRow:
     unknown: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RowReading:
-    """The functions that read rows of one kind of feedback; each raises `Defect`.
+class RowReading(Protocol):
+    """The functions that read rows of one kind of feedback; each raises `Defect`."""
 
-    `recognise` gives a row's format, `build` the record of a row in that format, `label` the label it carries.
+    def recognise(self, row: Mapping[str, Any]) -> str:
+        """The format of a row."""
+
+    def outcomes(self, row: Mapping[str, Any], form: str, origin: Origin) -> Iterable[Feedback | Defect]:
+        """The records of a row in that format; none if they come with those of later rows."""
+
+    def label(self, row: Mapping[str, Any], form: str) -> str | None:
+        """The label that a row carries."""
+
+    def rest(self) -> Iterator[ReadRow]:
+        """The outcome of rows that belong together, once all were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileHead:
+    """Facts about all rows of a file: the meaning of numbers in its labels.
+
+    `is_file`: false for rows that came by themselves, each to be judged by itself.
     """
 
-    recognise: Callable[[Mapping[str, Any]], str]
-    build: Callable[[Mapping[str, Any], str, Origin], Feedback]
-    label: Callable[[Mapping[str, Any]], str | None]
+    numbers: Numbers
+    is_file: bool
 
 
-def read_rows(rows: Rows, origin: str, reading: RowReading, limits: Limits = LIMITS) -> Iterator[ReadRow]:
+def read_rows(
+    rows: Rows, origin: str, begin: Callable[[FileHead], RowReading], limits: Limits = LIMITS
+) -> Iterator[ReadRow]:
     """Read every row, streamed, in order; `origin` names the file in records and quarantine.
 
-    Raises `UsageError` when the file itself cannot be read.
+    `begin` makes the reading of a file from what its head says. Raises `UsageError` when the file cannot be read.
     """
     senders = senders_of(rows) if isinstance(rows, Path) else lambda line: ()
-    for line, text in read_lines(rows, origin, limits) if isinstance(rows, Path) else enumerate(rows, 1):
-        yield _read_row(text, Origin(file=origin, line=line, senders=senders(line)), reading, limits)
+    numbered = iter(read_lines(rows, origin, limits) if isinstance(rows, Path) else enumerate(rows, 1))
+    head, damage = _head(numbered)
+    columns = columns_of(rows) if isinstance(rows, Path) else {}
+    # rows that came without a file may end up beside others, by which their numbers would mean something else
+    numbers = meaning_of_numbers(parsed(head, columns, limits)) if isinstance(rows, Path) else {}
+    reading = begin(FileHead(numbers, isinstance(rows, Path)))
+    for line, text in chain(head, numbered):
+        yield from read_row(text, Origin(file=origin, line=line, senders=senders(line)), reading, columns, limits)
+    if damage is not None:
+        raise damage
+    yield from reading.rest()
 
 
-def _read_row(text: bytes, origin: Origin, reading: RowReading, limits: Limits) -> ReadRow:
+def _head(numbered: Iterator[tuple[int, bytes]]) -> tuple[list[tuple[int, bytes]], UsageError | None]:
+    """The first rows, and the damage that comes after them if they cannot be read to their end."""
+    head: list[tuple[int, bytes]] = []
+    try:
+        for row in islice(numbered, HEAD):
+            head.append(row)
+    except UsageError as error:
+        return head, error
+    return head, None
+
+
+def parsed(head: Iterable[tuple[int, bytes]], columns: Mapping[str, str], limits: Limits) -> list[dict[str, Any]]:
+    """The rows of a head that are sound JSON objects, under the names of the map."""
+    found = []
+    for _, text in head:
+        try:
+            row = _parse(text)[0] if len(text) <= limits.max_row_bytes else {}
+            found.append(mapped(row, columns) if columns else row)
+        except Defect:
+            continue
+    return found
+
+
+def read_row(
+    text: bytes, origin: Origin, reading: RowReading, columns: Mapping[str, str], limits: Limits
+) -> Iterator[ReadRow]:
+    """All that one row gives: its records, or why it gives none."""
     if len(text) > limits.max_row_bytes:
-        return _too_long(text, origin, limits)
+        yield _too_long(text, origin, limits)
+        return
     raw = text.decode("utf-8", errors="backslashreplace")
     form, row, notes = UNRECOGNISED, dict[str, Any](), tuple[Note, ...]()
     try:
         row, notes = _parse(text)
+        row = mapped(row, columns) if columns else row
         form = reading.recognise(row)
-        return ReadRow(origin.line, raw, form, reading.build(row, form, origin), reading.label(row), notes)
+        label = reading.label(row, form)
+        for outcome in reading.outcomes(row, form, origin):
+            found = set_aside(outcome, origin, row, raw) if isinstance(outcome, Defect) else outcome
+            yield ReadRow(origin.line, raw, form, found, label, notes)
+            label, notes = None, ()  # counted once
     except Defect as defect:
-        found = _quarantined(defect, origin, row, raw)
-        return ReadRow(origin.line, raw, form, found, reading.label(row), notes, defect.unknown)
+        found = set_aside(defect, origin, row, raw)
+        yield ReadRow(origin.line, raw, form, found, reading.label(row, form), notes, defect.unknown)
 
 
 def _too_long(text: bytes, origin: Origin, limits: Limits) -> ReadRow:
@@ -89,7 +161,7 @@ def _too_long(text: bytes, origin: Origin, limits: Limits) -> ReadRow:
     raw = text[:_SHOWN].decode("utf-8", errors="backslashreplace") + "…"
     expected = f"at most {limits.max_row_bytes:,} bytes (feedback.max_row_bytes)"
     defect = Defect("too_long", None, expected, f"more, starting with {shorten(raw)}")
-    return ReadRow(origin.line, raw, UNRECOGNISED, _quarantined(defect, origin, {}, raw))
+    return ReadRow(origin.line, raw, UNRECOGNISED, set_aside(defect, origin, {}, raw))
 
 
 def about(row: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -97,7 +169,7 @@ def about(row: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {
         "source": _optional_text(row, "source") or source,
         "annotator": identifier(row, "annotator"),
-        "timestamp": _optional_text(row, "timestamp"),
+        "timestamp": _timestamp(row),
         "metadata": _metadata(row),
     }
 
@@ -167,7 +239,21 @@ def identifier(row: Mapping[str, Any], field: str) -> str | None:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps comes as floats
+        return str(int(value))
     raise Defect("wrong_type", field, "a string or a whole number", excerpt(value))
+
+
+def _timestamp(row: Mapping[str, Any]) -> str | None:
+    """A time as given, or an epoch in seconds, milli-, micro- or nanoseconds as ISO 8601 in UTC."""
+    value = row.get("timestamp")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        for unit in (1, 10**3, 10**6, 10**9):
+            if _EPOCH[0] <= value / unit < _EPOCH[1]:
+                return datetime.fromtimestamp(value / unit, UTC).isoformat().replace("+00:00", "Z")
+        expected = "ISO 8601, or seconds since 1970 (or milli-, micro- or nanoseconds)"
+        raise Defect("wrong_type", "timestamp", expected, excerpt(value))
+    return _optional_text(row, "timestamp")
 
 
 def _optional_text(row: Mapping[str, Any], field: str) -> str | None:
@@ -178,17 +264,32 @@ def _optional_text(row: Mapping[str, Any], field: str) -> str | None:
 
 
 def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields `meta` and `metadata` as one, and the known extras beside their entries."""
+    """Fields `meta` and `metadata` as one, and the known extras beside their entries.
+
+    Scores of chosen and rejected give a margin where the row names none.
+    """
     metadata: dict[str, Any] = {}
     for field in ("meta", "metadata"):
         value = row.get(field, {})
         if not isinstance(value, dict):
             raise Defect("wrong_type", field, "an object", excerpt(value))
         metadata.update(value)
-    return metadata | {name: row[name] for name in EXTRAS if name in row}
+    return metadata | with_margin({name: row[name] for name in EXTRAS if name in row})
 
 
-def _quarantined(defect: Defect, origin: Origin, row: Mapping[str, Any], raw: str) -> Quarantined:
+def with_margin(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts with the margin between two scores, unless they have one."""
+    if "margin" in facts:
+        return facts
+    for names in _SCORES:
+        chosen, rejected = (number_of(facts.get(name)) for name in names)
+        if chosen is not None and rejected is not None:
+            return facts | {"margin": chosen - rejected}
+    return facts
+
+
+def set_aside(defect: Defect, origin: Origin, row: Mapping[str, Any], raw: str) -> Quarantined:
+    """The quarantine record of a row."""
     given = row.get("id")
     named = isinstance(given, str | int) and not isinstance(given, bool)
     return Quarantined(

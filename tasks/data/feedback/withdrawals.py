@@ -63,13 +63,13 @@ class Withdrawals:
         return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:12] if facts else ""
 
     def _covering(self, outcome: Feedback | Quarantined, raw: str) -> Withdrawal | None:
-        file, senders, annotator = _source_of(outcome, raw)
+        file, senders, annotators = _source_of(outcome, raw)
         if (found := self.find("batch", file)) is not None:
             return found
         withdrawn = [self.find("token", sender) for sender in senders]
         if withdrawn and all(withdrawn):  # what somebody else sent too, byte for byte, stays theirs
             return withdrawn[0]
-        return None if annotator is None else self.find("annotator", annotator)
+        return next((found for name in annotators if (found := self.find("annotator", name)) is not None), None)
 
 
 NONE = Withdrawals()
@@ -128,11 +128,24 @@ def annotator_in(raw: str) -> str | None:
     return str(name) if isinstance(name, str | int) and not isinstance(name, bool) else None
 
 
-def _source_of(outcome: Feedback | Quarantined, raw: str) -> tuple[str, tuple[str, ...], str | None]:
-    """File, senders and annotator of a row, whatever became of it."""
+def annotators_of(outcome: Feedback | Quarantined, raw: str) -> tuple[str, ...]:
+    """Everybody who judged a row: its annotator, those of its votes, and those of the ratings that made it a pair."""
     if isinstance(outcome, Quarantined):
-        return outcome.file, outcome.senders, annotator_in(raw)
-    return outcome.origin.file, outcome.origin.senders, outcome.annotator
+        name = annotator_in(raw)
+        return () if name is None else (name,)
+    votes = outcome.metadata.get("votes")
+    voters = [vote.get("annotator") for vote in votes if isinstance(vote, dict)] if isinstance(votes, list) else []
+    several = outcome.metadata.get("annotators")
+    names = [outcome.annotator, *voters, *(several if isinstance(several, list) else [])]
+    return tuple(dict.fromkeys(str(name) for name in names if isinstance(name, str | int)))
+
+
+def _source_of(outcome: Feedback | Quarantined, raw: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """File, senders and annotators of a row, whatever became of it."""
+    annotators = annotators_of(outcome, raw)
+    if isinstance(outcome, Quarantined):
+        return outcome.file, outcome.senders, annotators
+    return outcome.origin.file, outcome.origin.senders, annotators
 
 
 def _set_aside(outcome: Feedback | Quarantined, found: Withdrawal, raw: str) -> Quarantined:

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import ArtifactError, UsageError, VersioningError
+from plumbline.tasks.data.feedback.readings import columns_of
 from plumbline.tasks.data.ingest_feedback import ARRIVED, arrived_batches, fixed_raw, ingest_feedback, version_raw
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.storage.versioning.lock import read_tracked
@@ -181,3 +182,18 @@ def test_a_refused_file_leaves_the_store_as_it_was(tmp_path: Path, root: Path) -
         ingest_feedback(root, "human_pairs", [batch(tmp_path, 1), tmp_path / "empty"])
     assert stored(root) == [batch(tmp_path, 1).read_bytes()]
     assert not list((root / ARRIVED).rglob("*.jsonl"))
+
+
+def test_a_map_comes_in_with_its_batch_and_a_later_one_by_itself(tmp_path: Path, root: Path) -> None:
+    """`stored` compares what lies in the store with what DVC has on record."""
+    path = tmp_path / "table.jsonl"
+    path.write_bytes(orjson.dumps({"q": "p", "x": "yes", "y": "no"}))
+    named = {"prompt": "q", "chosen": "x", "rejected": "y"}
+    (first,) = ingest_feedback(root, None, [path], columns=named)
+    assert len(stored(root)) == 2 and columns_of(first.path) == named
+    with fixed_raw(root):
+        ingest_feedback(root, None, [path], columns={**named, "chosen": "y", "rejected": "x"})
+        assert columns_of(first.path) == named
+    assert len(stored(root)) == 3 and columns_of(first.path)["chosen"] == "y"
+    (again,) = ingest_feedback(root, None, [path])
+    assert (again.new, len(stored(root))) == (False, 3)

@@ -22,12 +22,19 @@ from plumbline.tasks.params.mixture import MixtureParams
 from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.pipeline.stage import Stage, StageContext
 from plumbline.tasks.training import build_reference, finetune_policy, train_reward
+from tests.support.world import in_world
 from tests.tasks.training.finetuning.conftest import make_pairs, reference  # noqa: F401 (fixture)
 
 REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
 VALIDATION = {"prompts": 4, "pairs": 4, "max_new_tokens": 4}
 COMMON: dict[str, Any] = {"seed": 1, "threads": 1, "reference_trust_remote_code": False}
-MEASURED = {"epochs": 1, "batch_size": 16, "eval_every": 2, "log_every": 1, "early_stopping": None}
+MEASURED = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
+    "eval_steps": 2,
+    "logging_steps": 1,
+    "early_stopping": None,
+}
 FINETUNE = FinetuneParams.model_validate(
     {"methods": ["sft", "kto"], **{name: {**MEASURED, "validation": VALIDATION} for name in ("sft", "kto", "dpo")}}
 )
@@ -89,7 +96,7 @@ def run(root: Path) -> Callable[..., dict[str, Any]]:
 @pytest.mark.long
 @pytest.mark.slow
 def test_one_refused_record_costs_itself_alone(root: Path, run: Callable[..., dict[str, Any]]) -> None:
-    sft = SftParams(epochs=1, batch_size=16, data="curated")
+    sft = in_world(SftParams, num_train_epochs=1, per_device_train_batch_size=16, data="curated")
     found = run(
         build_reference.STAGE,
         "reference",
@@ -109,7 +116,9 @@ def test_one_refused_record_costs_itself_alone(root: Path, run: Callable[..., di
         train_reward.STAGE,
         "reward",
         {"init": "reference", "curated": "curated"},
-        reward=RewardParams.model_validate({"epochs": 1, "batch_size": 16, "eval_every": 2, "log_every": 1}),
+        reward=RewardParams.model_validate(
+            {"num_train_epochs": 1, "per_device_train_batch_size": 16, "eval_steps": 2, "logging_steps": 1}
+        ),
         reference_refused_threshold=0.1,
     )
     assert found["pairs"] == {"train": 48, "validation": 16}
@@ -144,7 +153,7 @@ def test_one_refused_record_costs_itself_alone(root: Path, run: Callable[..., di
         self_play.STAGE,
         "played",
         {**on_feedback, "policy": "policy"},
-        self_play=SelfPlayParams(prompts=32, max_new_tokens=8),
+        self_play=in_world(SelfPlayParams, prompts=32, max_new_tokens=24),
         judge=JudgeParams(min_kappa=-1, max_unusable=1.0, max_position_bias=1.0),
     )
     assert found["refused_by_template"]["train"] == 1
@@ -162,6 +171,6 @@ def test_too_many_end_the_run_in_one_sentence(root: Path, run: Callable[..., dic
             build_reference.STAGE,
             "reference",
             {"base": "base", "data": "curated"},
-            reference_sft=SftParams(data="curated"),
+            reference_sft=in_world(SftParams, data="curated"),
             reference_refused_threshold=0.1,
         )

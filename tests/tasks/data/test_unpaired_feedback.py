@@ -20,6 +20,7 @@ from plumbline.tasks.pipeline.stage import StageContext
 from plumbline.tasks.registry.lineage.records_index import build_index, look_up, read_line
 from plumbline.tasks.training.finetune_policy import training_warnings, unpaired_responses
 from plumbline.tasks.training.finetuning.methods import needs_of
+from tests.support.world import in_world
 
 LENIENT = FeedbackParams(quarantine_threshold=1.0)
 
@@ -100,14 +101,17 @@ def test_kto_is_given_them_and_other_methods_say_that_they_are_not(tmp_path: Pat
     store(tmp_path, "human_pairs", [pair(number) for number in range(30)])
     store(tmp_path, "unpaired_responses", [thumb(1), thumb(2, thumb="down")])
     file = through(tmp_path)[1] / "unpaired.jsonl"
-    found, facts = unpaired_responses(file, needs_of(FinetuneParams(methods=("sft", "kto"))))
+    found, facts = unpaired_responses(file, needs_of(in_world(FinetuneParams, methods=("sft", "kto"))))
     assert [(each.id, each.desirable) for each in found] == [("u1", True), ("u2", False)]
     assert facts == {}
-    found, facts = unpaired_responses(file, needs_of(FinetuneParams(methods=("dpo",))))
+    found, facts = unpaired_responses(file, needs_of(in_world(FinetuneParams, methods=("dpo",))))
     assert (found, facts) == ([], {"unpaired_ignored": 2})
     (said,) = training_warnings({**facts, "method": "dpo", "optimised_against_judge": False}, [])
     assert "2 single responses (unpaired.jsonl) are not learned from: only kto" in said
-    assert unpaired_responses(tmp_path / "absent.jsonl", needs_of(FinetuneParams(methods=("dpo",)))) == ([], {})
+    assert unpaired_responses(tmp_path / "absent.jsonl", needs_of(in_world(FinetuneParams, methods=("dpo",)))) == (
+        [],
+        {},
+    )
 
 
 def test_a_dry_run_of_single_responses_alone(tmp_path: Path) -> None:

@@ -14,8 +14,12 @@ from plumbline.tasks.params.feedback import FeedbackParams
 def test_defaults() -> None:
     assert FeedbackParams().model_dump() == {
         "path": None,
+        "map": {},
         "source": "human_pairs",
         "unpaired_path": None,
+        "list_pairs": "best_vs_rest",
+        "rating_scale": (1.0, 5.0),
+        "on_implied_prompts": "stop",
         "quarantine_threshold": 0.1,
         "quarantine_thresholds": {},
         "on_single_label": "stop",
@@ -33,6 +37,10 @@ def test_defaults() -> None:
         {"quarantine_thresholds": {"contradictions": 0.1}},
         {"quarantine_thresholds": {"contradiction": 1.5}},
         {"on_single_label": "ignore"},
+        {"on_implied_prompts": "ignore"},
+        {"list_pairs": "some"},
+        {"rating_scale": [5, 1]},
+        {"map": {"promt": "x"}},
         {"single_label_rows": 1},
         {"source": "rankings"},
         {"treshold": 0.1},

@@ -107,7 +107,7 @@ def test_a_pipe_is_read_once(tmp_path: Path, rows: int) -> None:
     assert not store_batch(tmp_path / "file", "human_pairs", tmp_path / "raw").new
 
 
-@pytest.mark.parametrize("content", [b"", b"prompt,chosen\na,b\n", b"\n\n"])
+@pytest.mark.parametrize("content", [b"", b"prompt,chosen\n", b"\n\n", b"<html></html>"])
 def test_a_pipe_without_rows_leaves_nothing(tmp_path: Path, content: bytes) -> None:
     writer = piped(tmp_path / "pipe", content)
     with pytest.raises(UsageError, match="pipe: expected"):

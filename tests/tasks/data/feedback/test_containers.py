@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import datetime
 import decimal
 import errno
 import gzip
+import io
+import lzma
+import random
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 import zstandard
@@ -20,13 +26,16 @@ from hypothesis import strategies as st
 
 from plumbline.data_contracts.errors import UnreadableFile, UsageError
 from plumbline.tasks.data.feedback import containers
-from plumbline.tasks.data.feedback.containers import dump_row, read_lines, recognise_container
+from plumbline.tasks.data.feedback.containers import read_lines, recognise_container
+from plumbline.tasks.data.feedback.json_values import dump_row
 from plumbline.tasks.params.feedback_limits import Limits
 
 PACK = {
     "jsonl": bytes,
     "jsonl.gz": gzip.compress,
     "jsonl.zst": zstandard.ZstdCompressor().compress,
+    "jsonl.bz2": bz2.compress,
+    "jsonl.xz": lzma.compress,
 }
 TEXT = b'{"a": 1}\n\n{"a": 2}\r\n  \n{"a": 3}'
 
@@ -92,13 +101,15 @@ def test_concatenated_members_are_read_to_the_end(tmp_path: Path) -> None:
         assert [line for line, _ in read_lines(tmp_path / container)] == [1, 2]
 
 
-@pytest.mark.parametrize("container", ["jsonl.gz", "jsonl.zst", "parquet"])
+@pytest.mark.parametrize("container", ["jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz", "parquet", "arrow"])
 @pytest.mark.parametrize("keep", [0.5, 0.99])
 def test_a_file_that_was_cut_off_is_an_error(tmp_path: Path, container: str, keep: float) -> None:
     path = tmp_path / "f"
     rows = [{"a": f"{n} {n * 7919 % 1009}"} for n in range(2000)]
     if container == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
+    elif container == "arrow":
+        feather.write_feather(pa.Table.from_pylist(rows), path)
     else:
         path.write_bytes(PACK[container](b"\n".join(map(orjson.dumps, rows))))
     whole = path.read_bytes()
@@ -108,7 +119,10 @@ def test_a_file_that_was_cut_off_is_an_error(tmp_path: Path, container: str, kee
         list(read_lines(path))
 
 
-@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"])
+@pytest.mark.parametrize(
+    "magic",
+    [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"BZh91AY&SY", b"\xfd7zXZ\x00"],
+)
 def test_magic_bytes_before_rubbish(tmp_path: Path, magic: bytes) -> None:
     (tmp_path / "f").write_bytes(magic + b"rubbish" * 10)
     with pytest.raises(UsageError, match="to be readable to its end"):
@@ -120,10 +134,7 @@ def test_magic_bytes_before_rubbish(tmp_path: Path, magic: bytes) -> None:
     [
         (b"", "found an empty file"),
         (b"\x00\x01\x02", "found binary data that starts with"),
-        ('{"a": 1}'.encode("utf-16"), "iconv -f UTF-16"),
-        (b'[{"a": 1}, {"a": 2}]', r"one JSON array.*jq -c"),
-        (b'[\n{"a": 1}\n]', "one JSON array"),
-        (b'\n [{"a": 1},\n{"a": 2}]', "one JSON array"),
+        ('{"a": 1}'.encode("utf-16-le"), "iconv -f UTF-16"),
     ],
 )
 def test_what_is_no_feedback_file(tmp_path: Path, content: bytes, message: str) -> None:
@@ -169,7 +180,7 @@ def test_a_huge_line_costs_a_second_and_no_memory(tmp_path: Path, container: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("container", ["jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize("container", ["jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz"])
 def test_a_file_that_grows_without_bound_is_refused(tmp_path: Path, container: str) -> None:
     (tmp_path / "f").write_bytes(PACK[container]((ROW + b"\n") * 400_000))
     with pytest.raises(UsageError, match=r"f: expected at most 1,000,000 bytes once it is decompressed"):
@@ -214,3 +225,73 @@ def test_a_disk_that_fails_is_not_the_fault_of_the_file(tmp_path: Path, monkeypa
     with pytest.raises(UsageError, match="found: Input/output error") as failed:
         list(read_lines(tmp_path / "f"))
     assert not isinstance(failed.value, UnreadableFile)
+
+
+MESSAGES = pa.table(
+    {
+        "prompt": pa.array(["p", "q", "p"]).dictionary_encode(),
+        "chosen": [[{"role": "assistant", "content": "x"}]] * 3,
+        "id": pa.array([1, None, 3], pa.int64()),
+        "when": pa.array([0, 1, None], pa.timestamp("s")),
+    }
+)
+EXPECTED = [
+    {"chosen": [{"content": "x", "role": "assistant"}], "id": 1, "prompt": "p", "when": "1970-01-01T00:00:00"},
+    {"chosen": [{"content": "x", "role": "assistant"}], "id": None, "prompt": "q", "when": "1970-01-01T00:00:01"},
+    {"chosen": [{"content": "x", "role": "assistant"}], "id": 3, "prompt": "p", "when": None},
+]
+
+
+def arrow(table: pa.Table, compression: str | None = None, *, stream: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    make = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with make(buffer, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_arrow_rows_become_json(tmp_path: Path, compression: str | None, stream: bool, pack: Any) -> None:
+    (tmp_path / "f").write_bytes(pack(arrow(MESSAGES, compression, stream=stream)))
+    assert recognise_container(tmp_path / "f") == ("arrow" if pack is bytes else "arrow.gz")
+    assert [orjson.loads(row) for _, row in read_lines(tmp_path / "f")] == EXPECTED
+
+
+def test_a_compressed_parquet_file_is_read_from_disk(tmp_path: Path) -> None:
+    pq.write_table(MESSAGES, tmp_path / "plain")
+    (tmp_path / "f").write_bytes(bz2.compress((tmp_path / "plain").read_bytes()))
+    assert recognise_container(tmp_path / "f") == "parquet.bz2"
+    assert [orjson.loads(row) for _, row in read_lines(tmp_path / "f")] == EXPECTED
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_arrow_that_grows_without_bound_is_refused_before_it_does(tmp_path: Path, compression: str) -> None:
+    """200 MB of one letter in a file of a few hundred kilobytes; nothing of it may be decompressed."""
+    table = pa.table({"prompt": ["x" * 1_000_000] * 200})
+    (tmp_path / "f").write_bytes(arrow(table, compression))
+    assert (tmp_path / "f").stat().st_size < 2_000_000
+    limits, before = Limits(max_row_bytes=1000, max_decoded_bytes=1_000_000), pa.total_allocated_bytes()
+    peak = pa.default_memory_pool().max_memory()
+    with pytest.raises(UsageError, match="expected at most 1,000,000 bytes once it is decompressed"):
+        list(read_lines(tmp_path / "f", limits=limits))
+    assert pa.default_memory_pool().max_memory() - max(peak, before) < 50_000_000
+    assert sum(1 for _ in read_lines(tmp_path / "f", limits=limits.of_stored())) == 200
+
+
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_a_damaged_arrow_file_is_refused_and_never_a_crash(tmp_path: Path, compression: str | None) -> None:
+    """Bits turned at random: offsets and sizes that lie point anywhere."""
+    whole, rng = arrow(MESSAGES, compression), random.Random(5)
+    for _ in range(60):
+        broken = bytearray(whole)
+        for _ in range(3):
+            broken[rng.randrange(8, len(broken))] ^= 1 << rng.randrange(8)
+        (tmp_path / "f").write_bytes(broken)
+        try:
+            rows = list(read_lines(tmp_path / "f"))
+        except UsageError:
+            continue
+        assert len(rows) <= 3

@@ -122,7 +122,7 @@ def test_a_row_of_no_format_says_what_it_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "reason"), [("tie", "tie"), ("A", "bad_label"), ("", "bad_label"), (1, "wrong_type")]
+    ("label", "reason"), [("tie", "tie"), ("c", "bad_label"), ("", "bad_label"), (1, "wrong_type")]
 )
 def test_labels(label: object, reason: str) -> None:
     assert refusal({**FORMATS["label a"][1], "label": label}) == (reason, "label")
@@ -138,7 +138,7 @@ def test_labels(label: object, reason: str) -> None:
         ({"prompt": [{"role": "user", "content": ["a"]}]}, "wrong_type", "prompt[0].content"),
         ({"prompt": [{**user("a"), "name": "Bo"}]}, "unknown_field", "prompt[0].name"),
         ({"prompt": ["a"]}, "wrong_type", "prompt[0]"),
-        ({"prompt": "a"}, "wrong_type", "prompt"),
+        ({"prompt": 7}, "wrong_type", "prompt"),
         ({"chosen": []}, "empty_text", "chosen"),
         ({"chosen": [assistant("a"), assistant("b")]}, "turn_order", "chosen"),
         ({"chosen": [user("a")]}, "turn_order", "chosen"),

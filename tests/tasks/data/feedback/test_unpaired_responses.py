@@ -82,6 +82,11 @@ DEFECTS: list[tuple[Any, str, str | None]] = [
     ({"prompt": "a", "label": True}, "missing_field", "completion"),
     ({"prompt": "a", "response": "b", "thumb": "up", "mood": 1}, "unknown_field", "mood"),
     ({"prompt": [{"role": "bot", "content": "x"}], "response": "b", "thumb": "up"}, "unknown_role", "prompt[0].role"),
+    (
+        {"prompt": [{"role": "assistant", "content": None, "tool_calls": [{}]}], "response": "b", "thumb": "up"},
+        "tool_calls",
+        "prompt[0].tool_calls",
+    ),
     ({"prompt": "a", "completion": "b", "label": "maybe"}, "bad_label", "label"),
     ({"prompt": "a", "completion": "b", "label": -1}, "bad_label", "label"),
     ({"prompt": "a", "response": "b", "thumb": 5}, "bad_label", "thumb"),
@@ -188,5 +193,6 @@ def test_a_parquet_export_with_gaps_reads_as_it_was_written(tmp_path: Path) -> N
 
 def test_params_name_what_is_ingested() -> None:
     assert FeedbackParams().to_ingest() == []
-    both = FeedbackParams(path="pairs.jsonl", source="judged_pairs", unpaired_path="thumbs.jsonl")
-    assert both.to_ingest() == [("judged_pairs", "pairs.jsonl"), ("unpaired_responses", "thumbs.jsonl")]
+    named = {"prompt": "question"}
+    both = FeedbackParams(path="pairs.jsonl", source="judged_pairs", unpaired_path="thumbs.jsonl", map=named)
+    assert both.to_ingest() == [("judged_pairs", "pairs.jsonl", named), ("unpaired_responses", "thumbs.jsonl", {})]

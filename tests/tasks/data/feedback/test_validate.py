@@ -61,8 +61,10 @@ DEFECTS: list[tuple[Any, str, str | None]] = [
     ({"prompt": "p", "chosen": "c"}, "missing_field", "rejected"),
     (row(3, mood="good"), "unknown_field", "mood"),
     (row(4, prompt=[{"role": "bot", "content": "x"}]), "unknown_role", "prompt[0].role"),
+    (row(4, tools=[{"type": "function"}]), "tool_calls", "tools"),
     (labelled(5, "c"), "bad_label", "label"),
     (labelled(6, "tie"), "tie", "label"),
+    ({"prompt": "p", "answers": [{"answer": "r", "rank": 1}]}, "no_pair", "answers"),
     (row(7, chosen=" \n"), "empty_text", "chosen"),
     ({"chosen": "one", "rejected": "two"}, "no_shared_prompt", "rejected"),
     (row(8, prompt=[{"role": "user", "content": "x"}] * 2), "turn_order", "prompt"),
@@ -98,12 +100,13 @@ def test_every_defect_is_quarantined_with_reason_place_and_row(tmp_path: Path) -
     whole = [line.decode("utf-8", "backslashreplace") for line in raw]
     assert [found.raw for found in quarantined] == [f"{row[:500]}…" if len(row) > 2_000 else row for row in whole]
     assert [pair.origin.line for pair in accepted] == [1, len(DEFECTS) + 2]
-    assert (facts["read"], facts["accepted"], facts["merged"], facts["quarantined"]) == (19, 2, 0, 17)
+    assert (facts["read"], facts["accepted"], facts["merged"], facts["quarantined"]) == (21, 2, 0, 19)
     assert facts["reasons"] == dict.fromkeys(REASONS, 1)
     assert report["formats"] == {
-        "trl_standard": 9,
+        "trl_standard": 10,
         "trl_conversational": 3,
         "response_label": 2,
+        "ranked_answers": 1,
         "implicit_prompt": 1,
         "unrecognised": 4,
     }
@@ -164,11 +167,11 @@ def test_ids_that_each_export_starts_anew_are_those_of_their_file(tmp_path: Path
 
 
 def test_a_file_that_cannot_be_read_is_skipped_where_it_cannot_be_taken_away(tmp_path: Path) -> None:
-    """An empty batch, one that was cut off and a table, as older versions let them into the raw store."""
+    """An empty batch, one that was cut off and a page, as older versions let them into the raw store."""
     rows = [orjson.dumps(row(n)) for n in range(3)]
     texts = {
         "empty": b"",
-        "table": b"prompt,chosen,rejected\na,b,c\n",
+        "page": b"<html></html>",
         "cut": gzip.compress(b"\n".join(rows))[:-4],
         "sound": b"\n".join(rows),
     }
@@ -178,7 +181,7 @@ def test_a_file_that_cannot_be_read_is_skipped_where_it_cannot_be_taken_away(tmp
     strict = FeedbackParams(quarantine_threshold=0.0)
     facts = validate(batches, strict, tmp_path, skip_unreadable=True)
     assert (facts["read"], facts["accepted"], facts["quarantined"]) == (3, 3, 0)
-    assert [skipped["file"] for skipped in facts["skipped"]] == ["raw/empty", "raw/table", "raw/cut"]
+    assert [skipped["file"] for skipped in facts["skipped"]] == ["raw/empty", "raw/page", "raw/cut"]
     assert "skipped raw/empty: raw/empty: expected JSON lines" in facts["warnings"][0]
     assert str(tmp_path) not in str(facts)
 
