@@ -29,7 +29,7 @@ system-packages:
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql-15 chromium
 
 demo: $(STAMP)
-	@$(BIN)/plumbline init $(DEMO)
+	@$(BIN)/plumbline init $(DEMO) --sample-world
 	@$(BIN)/plumbline retrain -C $(DEMO)
 
 # All but the long part, and a slice of that, which the seed draws: `make test SEED=7` takes another.

@@ -21,7 +21,7 @@ def run_demo(settings: list[str]) -> dict[str, Any]:
     program = Path(sys.executable).with_name("plumbline")
     overrides = [part for setting in settings for part in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([program, "init", folder], check=True, capture_output=True)
+        subprocess.run([program, "init", folder, "--sample-world"], check=True, capture_output=True)
         start = time.perf_counter()
         done = subprocess.run(
             [program, "retrain", "-C", folder, "--json", *overrides], check=True, capture_output=True, text=True

@@ -57,11 +57,13 @@ def build_inputs(folder: Path, count: int) -> tuple[Path, list[Any]]:
 
 def time_ours(reference: Path, pairs: list[Any], folder: Path, *, validate: bool) -> float:
     """CPU seconds of `tasks.training.finetuning.dpo.run`."""
-    from plumbline.tasks.params.finetuning import DpoParams
+    from benchmarks.sample_world import world_params
     from plumbline.tasks.training.finetuning import dpo
     from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 
-    params = DpoParams() if validate else DpoParams(eval_every=100_000, best_by="preference_accuracy")
+    params = world_params().finetune.dpo
+    if not validate:
+        params = params.model_copy(update={"eval_steps": 100_000, "metric_for_best_model": "preference_accuracy"})
     held_out = pairs[: 256 if validate else 1]
     (folder / "draft").mkdir(parents=True)
     inputs = FinetuneInputs(
@@ -86,10 +88,10 @@ def time_bare(reference: Path, pairs: list[Any], folder: Path) -> float:
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
+    from benchmarks.sample_world import world_params
     from plumbline.tasks.models.loading import load_policy, load_tokenizer, seed_everything
-    from plumbline.tasks.params.finetuning import DpoParams
 
-    params = DpoParams()
+    params = world_params().finetune.dpo
     seed_everything(SEED, 1)
     rows = [
         {
@@ -104,9 +106,9 @@ def time_bare(reference: Path, pairs: list[Any], folder: Path) -> float:
         beta=params.beta,
         loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, params.sft_weight],
-        learning_rate=params.lr,
-        num_train_epochs=params.epochs,
-        per_device_train_batch_size=params.batch_size,
+        learning_rate=params.learning_rate,
+        num_train_epochs=params.num_train_epochs,
+        per_device_train_batch_size=params.per_device_train_batch_size,
         seed=SEED,
         bf16=False,
         gradient_checkpointing=False,

@@ -195,7 +195,7 @@ def measure(rounds: int, standbys: int) -> dict[str, Any]:
     """Both ways in, `rounds` times each."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "workspace"
-        subprocess.run([PROGRAM, "init", root], check=True, capture_output=True)
+        subprocess.run([PROGRAM, "init", root, "--sample-world"], check=True, capture_output=True)
         taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         with services(root, standbys) as url, watcher(root) as watching:
             for number in range(rounds + 1):

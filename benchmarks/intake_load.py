@@ -65,7 +65,8 @@ def endpoint(folder: Path) -> Iterator[Endpoint]:
     """`plumbline intake serve` in a new workspace, for as long as the block runs."""
     from plumbline.flows.graph.workspaces import init_workspace
     from plumbline.tasks.operations.intake.tokens import create_token, token_file
-    from plumbline.tasks.params.document import load_params, save_params
+    from plumbline.tasks.params.document import save_params
+    from plumbline.tasks.params.layers import load_params
 
     root = folder / "workspace"
     init_workspace(root)

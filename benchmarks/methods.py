@@ -8,8 +8,8 @@ is shared between the two answers to a prompt. Intervals are 95 % paired bootstr
 Several workspaces, made with seeds of their own, are pooled at the end: the win rate of each method over all their
 prompts, and a stack's lead over each of its methods alone, on the same prompts against the same answers of π_ref.
 
-    plumbline init w17 && plumbline retrain -C w17
-    plumbline init w11 && plumbline retrain -C w11 --set seed=11
+    plumbline init w17 --sample-world && plumbline retrain -C w17
+    plumbline init w11 --sample-world && plumbline retrain -C w11 --set seed=11
     python -m benchmarks.methods --workspace w17 w11 [--methods dpo grpo ppo dpo,ppo] [--set KEY=VALUE ...] [--json]
 """
 
@@ -40,9 +40,9 @@ def finetune_section(params: Params, methods: Sequence[str]) -> FinetuneParams:
     """The section with these methods; PPO in a stack takes the share of its episodes that `plumbline compare` gives."""
     section = params.finetune
     if len(methods) > 1:
-        updates = round(params.compare.dpo_ppo_share * section.ppo.episodes / section.ppo.episodes_per_update)
+        updates = round(params.compare.dpo_ppo_share * section.ppo.total_episodes / section.ppo.episodes_per_update)
         episodes = max(1, updates) * section.ppo.episodes_per_update
-        section = section.model_copy(update={"ppo": section.ppo.model_copy(update={"episodes": episodes})})
+        section = section.model_copy(update={"ppo": section.ppo.model_copy(update={"total_episodes": episodes})})
     return section.model_copy(update={"methods": tuple(methods)})
 
 
@@ -130,7 +130,7 @@ def pooled(outcomes: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Any]:
 
 def run(workspace: Path, settings: Sequence[str], stacks: Sequence[str]) -> Iterator[tuple[str, np.ndarray, Any]]:
     """Stack, outcomes and figures of each stack on one workspace."""
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.layers import load_params
 
     params, _ = load_params(workspace, [], settings)
     prompts = test_prompts(workspace)

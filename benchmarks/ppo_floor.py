@@ -25,7 +25,7 @@ def linear_shapes(config: Any) -> list[tuple[int, int]]:
     return [*attention, (hidden, inner), (hidden, inner), (inner, hidden)]
 
 
-def episode_flops(config: Any, lengths: Sequence[tuple[int, int]], ppo_epochs: int) -> dict[str, float]:
+def episode_flops(config: Any, lengths: Sequence[tuple[int, int]], num_ppo_epochs: int) -> dict[str, float]:
     """Floating-point operations of episodes with (prompt, response) `lengths`, by phase."""
     weights: int = config.num_hidden_layers * sum(inside * outside for inside, outside in linear_shapes(config))
     width: int = config.num_hidden_layers * config.num_attention_heads * config.head_dim
@@ -42,7 +42,7 @@ def episode_flops(config: Any, lengths: Sequence[tuple[int, int]], ppo_epochs: i
     return {
         "rollout": FORWARD * policy,
         "scoring": FORWARD * (policy + critic + body(whole)),
-        "update": TRAINED * ppo_epochs * (policy + critic),
+        "update": TRAINED * num_ppo_epochs * (policy + critic),
     }
 
 

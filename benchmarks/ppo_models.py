@@ -15,8 +15,20 @@ from typing import Any
 
 SIZES: dict[str, dict[str, Any]] = {
     "0.15M": {},
-    "2M": {"hidden_size": 192, "layers": 4, "heads": 6, "ffn_size": 512, "lr": 2e-3},
-    "8M": {"hidden_size": 384, "layers": 4, "heads": 8, "ffn_size": 1152, "lr": 1e-3},
+    "2M": {
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "intermediate_size": 512,
+        "learning_rate": 2e-3,
+    },
+    "8M": {
+        "hidden_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "intermediate_size": 1152,
+        "learning_rate": 1e-3,
+    },
 }
 """Shapes of the models that are not the workspace's own (`TinyModelParams`)."""
 
@@ -47,7 +59,7 @@ def _train_policy(size: str, workspace: Path, folder: Path, threads: int) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     train_base(
         conversations,
-        TinyModelParams(**SIZES[size], epochs=1),
+        TinyModelParams(**SIZES[size], num_train_epochs=1),
         seed=1,
         threads=threads,
         folder=folder,

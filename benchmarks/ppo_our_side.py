@@ -45,26 +45,27 @@ def make_trainer(job: dict[str, Any]) -> Any:
         warmup_steps=0,
         weight_decay=0.0,
         max_grad_norm=0.0,
-        episodes=job["episodes"],
+        total_episodes=job["episodes"],
         episodes_per_update=job["episodes_per_update"],
-        per_device_train_batch_size=job["episodes_per_update"] // job["minibatches"],
+        per_device_train_batch_size=job["episodes_per_update"] // job["num_mini_batches"],
         per_device_eval_batch_size=job["episodes_per_update"],
-        minibatches=job["minibatches"],
-        ppo_epochs=job["ppo_epochs"],
-        max_new_tokens=job["max_new_tokens"],
+        num_mini_batches=job["num_mini_batches"],
+        num_ppo_epochs=job["num_ppo_epochs"],
+        max_completion_length=job["max_new_tokens"],
         temperature=job["temperature"],
-        clip_range=job["clip_range"],
-        value_clip_range=job["value_clip_range"],
-        value_weight=job["value_coefficient"],
+        cliprange=job["cliprange"],
+        cliprange_value=job["cliprange_value"],
+        vf_coef=job["vf_coef"],
         gamma=job["gamma"],
         lam=job["lam"],
         calibration_prompts=0,
-        kl=KlParams(mode="fixed", beta=job["beta"], stop_at=None),
+        beta=job["beta"],
+        kl=KlParams(mode="fixed", stop_at=None),
         shaping=ShapingParams(
             clip=None,
             missing_eos="subtract",
             missing_eos_penalty=job["missing_eos_penalty"],
-            whiten=job["whiten_rewards"],
+            whiten_rewards=job["whiten_rewards"],
         ),
         bf16=False,
         use_cpu=True,
@@ -116,10 +117,10 @@ def floor(job: dict[str, Any], config: Any, lengths: list[tuple[int, int]]) -> d
     """Operations by phase without padding, and the rate of matrix products in this process."""
     from benchmarks.ppo_floor import episode_flops, gemm_rate
 
-    micro_batches = len(lengths) * job["minibatches"] / job["episodes_per_update"]
+    micro_batches = len(lengths) * job["num_mini_batches"] / job["episodes_per_update"]
     tokens = round(sum(map(sum, lengths)) / micro_batches)
     response_tokens = round(sum(response for _, response in lengths) / micro_batches)
-    flops = episode_flops(config, lengths, job["ppo_epochs"])
+    flops = episode_flops(config, lengths, job["num_ppo_epochs"])
     rate = gemm_rate(config, tokens, response_tokens)
     seconds = {phase: count / rate for phase, count in flops.items()}
     return {"flops": flops, "gemm_flops_per_second": rate, "cpu_seconds": seconds}

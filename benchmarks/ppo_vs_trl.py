@@ -30,15 +30,15 @@ TRL_PINS = ("torch==2.13.0", "trl==1.12.0", "transformers==5.23.*", "datasets==5
 HYPER_PARAMETERS: dict[str, Any] = {
     "adam_epsilon": 1e-5,
     "episodes_per_update": 64,
-    "minibatches": 1,  # TRL's default
-    "ppo_epochs": 4,  # TRL's default
+    "num_mini_batches": 1,  # TRL's default
+    "num_ppo_epochs": 4,  # TRL's default
     "max_new_tokens": 48,
     "temperature": 1.0,
     "missing_eos_penalty": 1.0,
     "beta": 0.05,  # TRL's default, as all below
-    "clip_range": 0.2,
-    "value_clip_range": 0.2,
-    "value_coefficient": 0.1,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.1,
     "gamma": 1.0,
     "lam": 0.95,
     "whiten_rewards": False,

@@ -148,24 +148,27 @@ def _with_rewards(inputs: FinetuneInputs) -> FinetuneInputs:
 
 
 def _params(method: str) -> Any:
+    from benchmarks.sample_world import world_params
     from plumbline.tasks.params.finetuning import FinetuneParams
 
     shared: dict[str, Any] = {
-        "max_new_tokens": NEW_TOKENS,
+        "max_completion_length": NEW_TOKENS,
         "validation": {"prompts": VALIDATION, "max_new_tokens": NEW_TOKENS},
     }
     sections: dict[str, dict[str, Any]] = {
         "ppo": {
-            "episodes": 1536,
+            "total_episodes": 1536,
             "critic_init": "reference",
-            "lr": 3e-4,
+            "learning_rate": 3e-4,
             "best_within_kl": 0.2,
-            "eval_every": 2,
+            "eval_steps": 2,
             "shaping": {"missing_eos": "none"},
         },
-        "grpo": {"lr": 3e-4, "best_within_kl": 0.2},
+        "grpo": {"learning_rate": 3e-4, "best_within_kl": 0.2},
     }
-    return FinetuneParams.model_validate({"methods": [method], method: shared | sections[method]})
+    world = world_params().finetune.model_dump()
+    section = {**world[method], **shared, **sections[method]}
+    return FinetuneParams.model_validate({"methods": [method], method: section})
 
 
 def answers(folder: Path, texts: Sequence[str], seed: int) -> tuple[list[str], Any]:

@@ -31,6 +31,7 @@ READING_REASONS = {
     "missing_field": "a field that the format needs is absent or null",
     "unknown_field": "a field that no format knows",
     "unknown_role": "a message's role is not system, user, assistant or tool",
+    "tool_calls": "the row calls tools, or offers some, for which a record has no place",
 }
 
 _EXCERPT = 80  # characters of a value shown in a report

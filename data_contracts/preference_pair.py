@@ -35,17 +35,18 @@ REASONS: Mapping[str, str] = {
     **READING_REASONS,
     "bad_label": "the label is not a, b or tie",
     "tie": "the annotator preferred neither: sound, but it holds no preference",
+    "no_pair": "there is no other response that it would be compared with: sound, but it holds no preference",
     "empty_text": "a text is empty or blank",
     "no_shared_prompt": "chosen and rejected do not start with one prompt",
     "turn_order": "the turns of the conversation do not follow one another sensibly",
-    "last_turn_not_user": "the prompt does not end with the user's turn",
+    "last_turn_not_user": "the prompt does not end with the user's turn or a tool's result",
     "identical_responses": "chosen and rejected are the same but for white space",
     "bad_timestamp": "the timestamp is not ISO 8601",
     "id_conflict": "an earlier row of the file gave the same id to other content",
 }
 """Every quarantine reason and its meaning, the first that applies being the one that counts a row."""
 
-NO_PREFERENCE = frozenset({"tie"})
+NO_PREFERENCE = frozenset({"tie", "no_pair"})
 """Reasons that are no defect of the data, and do not count against the quarantine threshold."""
 
 _CONTRACT = Contract(CONTRACT, VERSION, REASONS, frozenset(PreferencePair.model_fields))

@@ -54,7 +54,7 @@ class FeedbackRecord(Record):
     """The fields of feedback of every kind: its prompt, its author, its time, and its place in a raw file."""
 
     id: str = Field(description="given by the source, else the SHA-256 of the content")
-    prompt: tuple[Message, ...] = Field(description="the turns, in order; the last is the user's")
+    prompt: tuple[Message, ...] = Field(description="the turns, in order; the last is the user's, or a tool's result")
     source: str = Field(description="the kind of feedback, or the name that the row gives")
     annotator: str | None = Field(default=None, description="who judged: one vote on a preference")
     timestamp: str | None = Field(default=None, description="ISO 8601, as given")

@@ -30,7 +30,7 @@ REASONS: Mapping[str, str] = {
     "no_opinion": "nobody gave a thumb, or a neutral one: sound, but it holds no preference",
     "empty_text": "a text is empty or blank",
     "turn_order": "the turns of the conversation do not follow one another sensibly",
-    "last_turn_not_user": "the prompt does not end with the user's turn",
+    "last_turn_not_user": "the prompt does not end with the user's turn or a tool's result",
     "bad_timestamp": "the timestamp is not ISO 8601",
     "id_conflict": "an earlier row of the file gave the same id to other content",
 }

@@ -64,7 +64,9 @@ def main(folder: Path) -> None:
     reference_folder = folder / "reference"
     if not is_whole(reference_folder):
         reference_folder.mkdir(exist_ok=True)
-        train_base(load_conversations(world / DEMONSTRATIONS), TinyModelParams(epochs=1), SEED, 1, reference_folder)
+        train_base(
+            load_conversations(world / DEMONSTRATIONS), TinyModelParams(num_train_epochs=1), SEED, 1, reference_folder
+        )
         seal(reference_folder)
     tokenizer = load_tokenizer(reference_folder)
     reference, policy = load_policy(reference_folder).eval(), load_policy(reference_folder).train()
@@ -83,7 +85,7 @@ def main(folder: Path) -> None:
         tokenizer,
         held_out.pairs,
         truth,
-        ValidationParams(prompts=len(held_out.pairs)),
+        ValidationParams(prompts=len(held_out.pairs), max_new_tokens=48),
         batch_size=256,
         context=context,
         seed=SEED,

@@ -102,7 +102,9 @@ def main(folder: Path) -> None:
     reference_folder = folder / "reference"
     if not is_whole(reference_folder):
         reference_folder.mkdir(exist_ok=True)
-        train_base(load_conversations(world / DEMONSTRATIONS), TinyModelParams(epochs=1), SEED, 1, reference_folder)
+        train_base(
+            load_conversations(world / DEMONSTRATIONS), TinyModelParams(num_train_epochs=1), SEED, 1, reference_folder
+        )
         seal(reference_folder)
     tokenizer = load_tokenizer(reference_folder)
     reference, policy = load_policy(reference_folder).eval(), load_policy(reference_folder)
@@ -114,7 +116,7 @@ def main(folder: Path) -> None:
         tokenizer,
         held_out,
         truth,
-        ValidationParams(prompts=len(held_out)),
+        ValidationParams(prompts=len(held_out), max_new_tokens=48),
         batch_size=256,
         context=context,
         seed=SEED,
@@ -123,7 +125,7 @@ def main(folder: Path) -> None:
     report = calibrate(judge, curated.validation, len(curated.validation), SEED)
     gains = build_gains(GainParams(kind="bradley_terry"), report["noise"]["value"])
     print(f"the judge agrees with people: κ {report['kappa']:.2f}, noise {report['noise']['value']:.2f}")
-    controller = KlController(KlParams(beta=0.15, target=0.15))
+    controller = KlController(KlParams(target=0.15), beta=0.15)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, eps=1e-5, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (UPDATES * PASSES))
     order = np.random.default_rng(SEED).permutation(len(prompts)).tolist()

@@ -85,13 +85,15 @@ def main(folder: Path) -> None:
     reference_folder, reward_folder = folder / "reference", folder / "reward"
     if not is_whole(reference_folder):
         reference_folder.mkdir(exist_ok=True)
-        train_base(load_conversations(world / DEMONSTRATIONS), TinyModelParams(epochs=1), SEED, 1, reference_folder)
+        train_base(
+            load_conversations(world / DEMONSTRATIONS), TinyModelParams(num_train_epochs=1), SEED, 1, reference_folder
+        )
         seal(reference_folder)
     train_reward(
         reference_folder,
         curated.train,
         curated.validation,
-        RewardParams(),
+        RewardParams(learning_rate=1e-3, per_device_train_batch_size=32, max_length=256, gradient_checkpointing=False),
         SEED,
         1,
         reward_folder,
@@ -112,7 +114,7 @@ def main(folder: Path) -> None:
         tokenizer,
         held_out,
         truth,
-        ValidationParams(prompts=len(held_out)),
+        ValidationParams(prompts=len(held_out), max_new_tokens=48),
         batch_size=256,
         context=context,
         seed=SEED,
@@ -120,7 +122,7 @@ def main(folder: Path) -> None:
     # a reward model has no origin and no unit: its scale is that of π_ref's own completions
     reward = build_mixture(MixtureParams(), RewardModel.load(reward_folder))
     reward.calibrate(Completions.of(arena.prompts, arena.reference_completions))
-    controller = KlController(KlParams(target=0.15))
+    controller = KlController(KlParams(target=0.15), beta=0.04)
     optimizer = torch.optim.AdamW(
         [
             {"params": policy.parameters(), "lr": POLICY_RATE},

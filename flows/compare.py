@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from plumbline.flows.graph.params_stage import settle_resolved
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.variants import shared_stages, validated_variants
 from plumbline.flows.graph.workspaces import exclusive_run
@@ -40,19 +41,22 @@ run_variant = task(name="variant", task_run_name="{attempt.label}", cache_policy
 
 
 @flow(name="compare", task_runner=_THREADS, validate_parameters=False)
-def compare(root: str = ".", overlays: Sequence[str] = (), settings: Sequence[str] = ()) -> Compared:
+def compare(
+    root: str = ".", overlays: Sequence[str] = (), settings: Sequence[str] = (), once: Sequence[str] = ()
+) -> Compared:
     """Bring what the variants share up to date, run them, report. `models/policy` and its evaluation stay as they are.
 
-    `root`, `overlays` and `settings` are as in `retrain`. Raises the first shared stage's `PlumblineError`, and
+    `root`, `overlays`, `settings` and `once` are as in `retrain`. Raises the first shared stage's `PlumblineError`, and
     `ParamsError` for a variant that is refused before any work.
     """
     workspace = Path(root).resolve()
     with exclusive_run(workspace):
-        return _compare(workspace, overlays, settings)
+        return _compare(workspace, overlays, settings, once)
 
 
-def _compare(workspace: Path, overlays: Sequence[str], settings: Sequence[str]) -> Compared:
-    params, _ = settle_params(workspace, overlays, settings, comparing=True)
+def _compare(workspace: Path, overlays: Sequence[str], settings: Sequence[str], once: Sequence[str]) -> Compared:
+    params, _ = settle_params(workspace, overlays, settings, once, comparing=True)
+    settle_resolved(workspace, params, passing=bool(once))
     attempts = attempts_of(params)
     warm_up()
     opened = open_run(workspace, params.registry, flow_run_id=str(flow_run.id), name="compare")

@@ -29,7 +29,7 @@ from plumbline.tasks.operations.announce import drain_outbox, open_outbox
 from plumbline.tasks.operations.freshness.admission import Admission, Outcome
 from plumbline.tasks.operations.freshness.outbox import find
 from plumbline.tasks.operations.settle_champion import Settled
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.params.whole import Params
 
 NOT_STARTED = "NotStarted"

@@ -14,7 +14,7 @@ from plumbline.data_contracts.errors import OperationsError
 from plumbline.flows.deployment.servers import server_url
 from plumbline.tasks.operations.monitor_policy import monitor_policy
 from plumbline.tasks.operations.monitoring.report import markdown
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.store.runs import open_run
 

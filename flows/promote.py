@@ -12,7 +12,7 @@ from plumbline.data_contracts.errors import CheckFailed
 from plumbline.flows.graph.promotion_report import promotion_payload, refusal
 from plumbline.tasks.operations.promote_model import Override, Promotion
 from plumbline.tasks.operations.promote_model import promote as promote_version
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 
 
 @flow(name="promote", validate_parameters=False)

@@ -15,6 +15,7 @@ from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from plumbline.flows.deployment.deployments import REJECTED
+from plumbline.flows.graph.params_stage import settle_resolved
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.run_stage import run_stage
 from plumbline.flows.graph.stages import STAGES
@@ -37,19 +38,20 @@ def retrain(
     root: str = ".",
     overlays: Sequence[str] = (),
     settings: Sequence[str] = (),
+    once: Sequence[str] = (),
     trigger: Mapping[str, Any] | None = None,
     wait_s: float = 0.0,
 ) -> Settled:
     """Bring every stage up to date and register the model; independent stages run side by side.
 
-    `root` is a workspace made by `plumbline init`; `overlays` and `settings` are as on the
+    `root` is a workspace made by `plumbline init`; `overlays`, `settings` and `once` are as on the
     command line; `trigger` is what started the run, for the manifest; `wait_s` is how long to wait
     for a workspace in which another run is under way. Whoever calls it gets what was registered; at the server the
     state of a run whose model the gate turned down is called `REJECTED`. Raises the first stage's `PlumblineError`.
     """
     workspace = Path(root).resolve()
     with exclusive_run(workspace, wait_s):
-        registered = _retrain(workspace, overlays, settings, trigger or _deployed())
+        registered = _retrain(workspace, (overlays, settings, once), trigger or _deployed())
     if registered.passed:
         return registered
     told = f"{registered.model_uri} (rejected by the gate)"
@@ -62,13 +64,14 @@ def _deployed() -> dict[str, Any] | None:
 
 
 def _retrain(
-    workspace: Path, overlays: Sequence[str], settings: Sequence[str], trigger: Mapping[str, Any] | None
+    workspace: Path, given: tuple[Sequence[str], Sequence[str], Sequence[str]], trigger: Mapping[str, Any] | None
 ) -> Settled:
-    params, _ = settle_params(workspace, overlays, settings)
+    params, _ = settle_params(workspace, *given)
+    settle_resolved(workspace, params, passing=bool(given[-1]))
     refuse_early(workspace, params.registry, params.operations)
     warm_up()
-    for source, path in params.feedback.to_ingest():
-        ingest_feedback(workspace, source, [path], params.feedback.limits())
+    for source, path, columns in params.feedback.to_ingest():
+        ingest_feedback(workspace, source, [path], params.feedback.limits(), columns=columns)
     with fixed_raw(workspace), open_run(workspace, params.registry, flow_run_id=str(flow_run.id)) as run:
         records = bring_up_to_date(STAGES.values(), Session(workspace, params, run), params)
         registered = register_model(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.errors import ModelError, UsageError
@@ -33,15 +34,21 @@ if TYPE_CHECKING:
 Tell = Callable[[str], object]
 Paths = str | Path | Sequence[str | Path]
 Settings = Mapping[str, Any] | Sequence[str]
+Columns = Mapping[str, str]
+
+_NO_COLUMNS: Columns = MappingProxyType({})
 
 
-def init_workspace(folder: str | Path, *, remote: str | None = None) -> Workspace:
-    """Make a folder a workspace, or complete one; `plumbline init`. Files that are there are kept."""
+def init_workspace(folder: str | Path, *, recipe: str | None = None, remote: str | None = None) -> Workspace:
+    """Make a folder a workspace, or complete one; `plumbline init`. Files that are there are kept.
+
+    `recipe` is the one to start from, such as `sample_world`.
+    """
     from plumbline.flows.graph.workspaces import init_workspace as make
 
     root = Path(folder).absolute()
     with borrowed_process():
-        make(root, remote)
+        make(root, remote, recipe)
     return Workspace(root)
 
 
@@ -60,20 +67,26 @@ class Workspace:
 
     def params(self, *, settings: Settings = ()) -> Params:
         """The params as they stand, or with settings over them; nothing is written. Raises `ParamsError`."""
-        from plumbline.tasks.params.document import load_params
+        from plumbline.tasks.params.layers import load_params
 
         return load_params(self.root, (), _lines(settings))[0]
 
-    def validate(self, files: Paths, source: str = "human_pairs", *, settings: Settings = ()) -> dict[str, Any]:
+    def validate(
+        self, files: Paths, source: str | None = None, *, columns: Columns = _NO_COLUMNS, settings: Settings = ()
+    ) -> dict[str, Any]:
         """Check files against their contract and curate them; nothing is stored. `plumbline validate`.
 
+        Without a source each file says its own. `columns` says which column of a table is which, as `--map` does.
         Returns the counts `read`, `accepted`, `merged` and `quarantined`, the `reasons` and their `shares`, and
         `quarantine_path`. `stopped` says why a run would stop, and is None where it would not.
         """
         from plumbline.flows.cli.feedback import require_source
         from plumbline.tasks.data.dry_run import dry_run
+        from plumbline.tasks.data.feedback.mapping import check_map
 
-        require_source(source)
+        if source is not None:
+            require_source(source)
+        check_map(columns)
         with borrowed_process(self.root):
             params = self.params(settings=settings)
             return dry_run(
@@ -83,16 +96,22 @@ class Workspace:
                 params.feedback,
                 params.curation,
                 params.seed,
+                columns=columns,
                 trust_remote_code=params.reference.trust_remote_code,
             )
 
-    def ingest(self, files: Paths, source: str = "human_pairs") -> TakenFeedback:
-        """Take files into the append-only raw store, version and announce them; `plumbline ingest`."""
+    def ingest(self, files: Paths, source: str | None = None, *, columns: Columns = _NO_COLUMNS) -> TakenFeedback:
+        """Take files into the append-only raw store, version and announce them; `plumbline ingest`.
+
+        `source` and `columns` are those of `validate`; a file that does not say its source is refused.
+        """
         from plumbline.flows.deployment.servers import server_url
+        from plumbline.tasks.data.feedback.mapping import check_map
         from plumbline.tasks.operations.take_feedback import take_feedback
 
+        check_map(columns)
         with borrowed_process(self.root):
-            return take_feedback(self.root, self.params(), source, _paths(files), server_url())
+            return take_feedback(self.root, self.params(), source, _paths(files), server_url(), columns=columns)
 
     def retrain(self, *, settings: Settings = (), overlays: Paths = (), tell: Tell | None = None) -> Settled:
         """Run the whole loop and register the model; `plumbline retrain`. What is up to date is reused.

@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ from plumbline.data_contracts.quarantine_reasons import NO_DEFECT, REASONS
 from plumbline.data_contracts.records import CuratedPair, Merged, PreferencePair, Quarantined, Record, UnpairedResponse
 from plumbline.flows.cli.main import app
 from plumbline.flows.graph.stages import STAGES
-from plumbline.tasks.data.feedback import formats, unpaired_responses
+from plumbline.tasks.data.feedback.reader_table import READERS
+from plumbline.tasks.params.describe import Param, all_params
 from plumbline.tasks.registry.versions import manifest
 
 FOLDER = Path(__file__).resolve().parents[1] / "reference"
+_FORMS = (
+    "A row is read by the first format whose columns it has. A null counts as absent. [Forms of feedback]"
+    "(../guides/feedback-forms.md) has an example of each, and the rules for lists, ratings and votes."
+)
+_LONGEST = 60  # characters of a default that is shown
 _NOTE = "<!-- Written by `make docs-reference` from the code. Change the code, not this page. -->\n\n"
 
 
@@ -39,9 +46,11 @@ def contracts() -> str:
         "# Contracts",
         "Feedback becomes records. A contract checks them. A row that breaks it is set aside with one reason.",
         "## Formats of preference pairs",
-        _documentation(formats),
+        f"{_FORMS} Rows with one response give pairs if a file has several of them for a prompt.",
+        _readers("pair", "list"),
         "## Formats of single responses",
-        _documentation(unpaired_responses),
+        _FORMS,
+        _readers("opinion", "rating"),
         *_contract("preference_pair", PreferencePair, preference_pair.SUITE),
         *_contract("unpaired_response", UnpairedResponse, unpaired_response.SUITE),
         "## Reasons of quarantine",
@@ -85,7 +94,33 @@ def files() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"commands.md": commands, "contracts.md": contracts, "files.md": files}
+def params() -> str:
+    """Every param with its default, the values that it takes and its description, a table for each section."""
+    parts = [
+        "# Params",
+        "`plumbline params KEY` shows one with the value that it has in a workspace. Further arguments of TRL's config "
+        "classes stand beside the keys of a method. [Params and recipes](../guides/params.md) says how to choose.",
+    ]
+    for title, rows in groupby(all_params(), key=lambda param: param.key.rpartition(".")[0]):
+        parts += [
+            f"## {title or 'Of the whole run'}",
+            _table("key", "default", "allowed", "meaning", rows=map(_row, rows)),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(param: Param) -> list[str]:
+    default = json.dumps(param.default, ensure_ascii=False)
+    shown = default if len(default) <= _LONGEST else f"{default[:_LONGEST]} …"
+    return [f"`{param.key.rpartition('.')[2]}`", f"`{shown}`", param.allowed, param.description]
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "commands.md": commands,
+    "contracts.md": contracts,
+    "files.md": files,
+    "params.md": params,
+}
 """Generated pages of `docs/reference/` by name."""
 
 
@@ -97,6 +132,15 @@ def write(folder: Path = FOLDER) -> None:
 
 def _documentation(module: types.ModuleType) -> str:
     return inspect.cleandoc(module.__doc__ or "")
+
+
+def _readers(*kinds: str) -> str:
+    rows = (
+        (f"`{reader.name}`", reader.title, ", ".join(f"`{name}`" for name in reader.needs) or "see the example")
+        for reader in READERS
+        if reader.kind in kinds
+    )
+    return _table("format", "of", "needs", rows=rows)
 
 
 def _contract(name: str, record: type[Record], suite: Path) -> Iterator[str]:

@@ -22,13 +22,32 @@ Directory = Annotated[
     Path, typer.Option("-C", "--workspace", help="The workspace, or a folder inside it.", readable=False)
 ]
 Overlays = Annotated[
-    list[Path] | None, typer.Option("--params", help="A YAML file merged over params.yaml. Repeatable.")
+    list[Path] | None, typer.Option("--params", help="A YAML file merged into params.yaml, where it stays. Repeatable.")
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="KEY=VALUE over params.yaml, dotted key. Repeatable.", autocompletion=completion.settings
+        "--set",
+        help="KEY=VALUE with a dotted key, written to params.yaml, where it stays. Repeatable.",
+        autocompletion=completion.settings,
     ),
+]
+Once = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--once",
+        help="KEY=VALUE for this run alone; params.yaml stays as it is. Repeatable.",
+        autocompletion=completion.settings,
+    ),
+]
+Trial = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="KEY=VALUE for this command alone, dotted key. Repeatable.", autocompletion=completion.settings
+    ),
+]
+TrialOverlays = Annotated[
+    list[Path] | None, typer.Option("--params", help="A YAML file that holds for this command alone. Repeatable.")
 ]
 Model = Annotated[
     str,
@@ -58,7 +77,7 @@ def loaded(
     workspace: Path, overlays: list[Path] | None = None, settings: list[str] | None = None
 ) -> tuple[Path, Params]:
     """The workspace and its params, with overlays and settings for this command alone."""
-    from plumbline.tasks.params.document import load_params, resolve_overlays
+    from plumbline.tasks.params.layers import load_params, resolve_overlays
 
     root = workspace_root(workspace)
     params, _ = load_params(root, resolve_overlays(root, overlays or []), settings or [])
@@ -72,7 +91,7 @@ def loaded_or_default(
 
     It is said on stderr that the defaults hold.
     """
-    from plumbline.tasks.params.document import load_params, resolve_overlays
+    from plumbline.tasks.params.layers import load_params, resolve_overlays
     from plumbline.tasks.params.section import PARAMS_FILE
 
     try:

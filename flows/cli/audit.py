@@ -211,7 +211,7 @@ def reproduce(
     from plumbline.flows.cli.display import Display
     from plumbline.flows.graph.stages import STAGES
     from plumbline.flows.graph.workspaces import exclusive_run
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.resolved import load_resolved
     from plumbline.tasks.pipeline.isolation import warm_up
     from plumbline.tasks.registry.reproduce_version import open_reproduction, render_reproduction, reproduce_version
 
@@ -222,7 +222,7 @@ def reproduce(
     warm_up()
     stages = list(STAGES.values())
     with exclusive_run(reproduction.workspace), Display(stages):
-        report = reproduce_version(reproduction, stages, lambda place: load_params(place)[0])
+        report = reproduce_version(reproduction, stages, load_resolved)
     output.result(asdict(report), lambda: render_reproduction(report))
     if not report.equal:
         raise CheckFailed(f"{report.model_uri}: not reproduced; stage {report.first} is the first that differs.")

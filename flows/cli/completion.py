@@ -22,6 +22,13 @@ def sources() -> list[str]:
     return list(SOURCES)
 
 
+def recipes() -> list[str]:
+    """Recipes that a workspace can start from."""
+    from plumbline.flows.graph.workspaces import recipes as names
+
+    return names()
+
+
 def stages() -> list[str]:
     """Stages of the graph."""
     from plumbline.flows.graph.stages import STAGES
@@ -53,7 +60,7 @@ def answering_aliases() -> list[str]:
 def models(ctx: typer.Context) -> list[str]:
     """The workspace's model, by name and by each alias; nothing outside a workspace."""
     from plumbline.flows.graph.workspaces import find_workspace
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.layers import load_params
 
     folder = Path(os.path.abspath(ctx.params.get("workspace") or ""))
     try:
@@ -68,6 +75,11 @@ def settings() -> list[tuple[str, str]]:
     from plumbline.tasks.params.whole import Params
 
     return list(_keys(Params, ""))
+
+
+def param_keys() -> list[tuple[str, str]]:
+    """Keys of params without the sign that a value follows."""
+    return [(key.rstrip("="), description) for key, description in settings()]
 
 
 def _keys(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json as json_module
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -65,25 +66,23 @@ def schedule(
     The schedule is kept in params.yaml and on the server. Shows the next three runs.
     """
     from plumbline.flows.deployment.servers import NoServer, find_server
-    from plumbline.tasks.params.document import PARAMS_FILE, load_params, save_params, validate_params
+    from plumbline.tasks.params.document import save_params
+    from plumbline.tasks.params.layers import load_params
 
     root, output = workspace_root(workspace), Output(json)
     if off and cron is not None:
         raise UsageError(f"schedule: expected a cron schedule or --off, found both ({cron!r}).")
-    params, document = load_params(root)
-    section = document.setdefault("schedule", {})
-    before = dict(section)
-    if off or cron is not None:
-        section["retrain_cron"] = cron
+    before = load_params(root)[0]
+    settings = [f"schedule.retrain_cron={json_module.dumps(cron)}"] if off or cron is not None else []
     if timezone is not None:
-        section["timezone"] = timezone
-    if dict(section) != before:
+        settings.append(f"schedule.timezone={json_module.dumps(timezone)}")
+    params, document = load_params(root, (), settings)
+    if params != before:
         with suppress(NoServer):  # one that is not ours is refused before anything is written
             find_server(root, params)
-        params = validate_params(document, root / PARAMS_FILE)
         for line in save_params(root, document):
             output.remark(f"params.yaml: {line}")
-    note = _apply_if_served(root, params) if before != dict(section) else None
+    note = _apply_if_served(root, params) if params != before else None
     wanted = params.schedule
     times = [] if wanted.retrain_cron is None else next_times(wanted.retrain_cron, wanted.timezone, _SHOWN_TIMES)
     shown = Table("retrain", wanted.retrain_cron or "on no schedule", box=None)

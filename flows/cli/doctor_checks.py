@@ -18,7 +18,7 @@ from plumbline.data_contracts.private_files import close_to_others, open_to_othe
 from plumbline.data_contracts.secrets import mask
 from plumbline.flows.cli.access_checks import open_services, public_files
 from plumbline.flows.graph.workspaces import find_workspace
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.store.client import Store, store_uri
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 from plumbline.tasks.storage.versioning.workspace import Versions

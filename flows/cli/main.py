@@ -17,6 +17,7 @@ from plumbline.flows.cli import (
     intake,
     keys,
     monitoring,
+    params,
     promotion,
     services,
     serving,
@@ -28,7 +29,7 @@ from plumbline.flows.cli.ending import exit_code_of
 from plumbline.flows.graph import environment
 
 AREAS = {
-    "Start": (workspace,),
+    "Start": (workspace, params),
     "Feedback": (feedback, intake),
     "Train": (training,),
     "Promote": (promotion, keys),

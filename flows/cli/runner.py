@@ -13,12 +13,14 @@ from plumbline.data_contracts.errors import UsageError
 from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.temporary_server import naming_its_end, temporary_server
 from plumbline.flows.graph import environment
+from plumbline.flows.graph.params_stage import resolve
 from plumbline.flows.graph.preflight import settle_params
 from plumbline.flows.graph.stages import STAGES
 from plumbline.flows.graph.up_to_date import up_to_date
 from plumbline.flows.graph.workspaces import exclusive_run
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.resolved import load_resolved
 from plumbline.tasks.params.whole import Params
+from plumbline.tasks.storage.versioning.lock import PARAMS_STAGE
 
 if TYPE_CHECKING:
     from plumbline.tasks.evaluation.compare_policies import Compared
@@ -27,55 +29,65 @@ if TYPE_CHECKING:
 
 
 def retrain_here(
-    root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output
+    root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output, once: Sequence[str] = ()
 ) -> tuple[Settled, float]:
-    """Write params to `params.yaml` and run the flow; what it registered, and the seconds it took.
+    """Write params to `params.yaml`, but not `once`, and run the flow; what it registered, and the seconds it took.
 
     A flow that would have nothing to do is not started: its imports and a server of its own take 15 s of CPU.
     """
     started = time.monotonic()
-    params = _settled(root, overlays, settings, output)
+    params = _settled(root, overlays, settings, output, once)
     with exclusive_run(root):
-        registered = up_to_date(root, params)
+        registered = up_to_date(root, params, passing=bool(once))
     if registered is None:
-        registered = _run_retrain(root, output)
+        registered = _run_retrain(root, output, once)
     else:
         output.remark("Nothing to do: every stage is up to date, and its model is registered.")
     return registered, time.monotonic() - started
 
 
-def _run_retrain(root: Path, output: Output) -> Settled:
+def _run_retrain(root: Path, output: Output, once: Sequence[str]) -> Settled:
     with _server(root):
         from plumbline.flows.retrain import retrain
 
     with output.display(list(STAGES.values())), naming_its_end():
-        return retrain(root=str(root))
+        return retrain(root=str(root), once=list(once))
 
 
-def compare_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> Compared:
-    """Write params to `params.yaml` and run the comparison."""
-    params = _settled(root, overlays, settings, output, comparing=True)
+def compare_here(
+    root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output, once: Sequence[str] = ()
+) -> Compared:
+    """Write params to `params.yaml`, but not `once`, and run the comparison."""
+    params = _settled(root, overlays, settings, output, once, comparing=True)
     with _server(root):
         from plumbline.flows.compare import compare, shown_stages
 
     with output.display(shown_stages(params)), naming_its_end():
-        return compare(root=str(root))
+        return compare(root=str(root), once=list(once))
 
 
-def self_play_here(root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output) -> SelfPlayed:
-    """Write params to `params.yaml`, answer, judge and ingest; no Prefect server is needed."""
+def self_play_here(
+    root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output, once: Sequence[str] = ()
+) -> SelfPlayed:
+    """Write params to `params.yaml`, but not `once`, answer, judge and ingest; no Prefect server is needed."""
     from plumbline.tasks.evaluation import self_play as verb
 
     with exclusive_run(root):
-        params = _settled(root, overlays, settings, output)
+        params = _settled(root, overlays, settings, output, once)
         with output.display([verb.STAGE]):
             return verb.self_play(root, params)
 
 
 def _settled(
-    root: Path, overlays: Sequence[Path], settings: Sequence[str], output: Output, *, comparing: bool = False
+    root: Path,
+    overlays: Sequence[Path],
+    settings: Sequence[str],
+    output: Output,
+    once: Sequence[str],
+    *,
+    comparing: bool = False,
 ) -> Params:
-    params, changed = settle_params(root, overlays, settings, comparing=comparing)
+    params, changed = settle_params(root, overlays, settings, once, comparing=comparing)
     for line in changed:
         output.remark(f"params.yaml: {line}")
     return params
@@ -94,17 +106,25 @@ def _server(root: Path) -> Iterator[None]:
 
 
 def stage_here(root: Path, name: str) -> None:
-    """Run one stage in this process. DVC calls it (`dvc repro`) and commits what it wrote."""
-    if name not in STAGES:
-        raise UsageError(f"{name}: unknown stage; expected one of {', '.join(STAGES)}.")
-    params, _ = load_params(root)
+    """Run one stage in this process. DVC calls it (`dvc repro`) and commits what it wrote.
+
+    By hand, it runs under the params as they stand now; for DVC, under those that DVC has recorded it to run under.
+    """
+    if name not in (PARAMS_STAGE, *STAGES):
+        raise UsageError(f"{name}: unknown stage; expected one of {', '.join((PARAMS_STAGE, *STAGES))}.")
+    by_dvc = "DVC_STAGE" in os.environ
+    if name == PARAMS_STAGE or not by_dvc:
+        resolve(root, for_dvc=by_dvc)
+    if name == PARAMS_STAGE:
+        return
+    params = load_resolved(root)
     environment.prepare(params.threads, root)
     from plumbline.flows.cli.display import Display
     from plumbline.tasks.pipeline.isolation import end_with_driver
     from plumbline.tasks.pipeline.stage import execute
 
     stage = STAGES[name]
-    if "DVC_STAGE" in os.environ:
+    if by_dvc:
         end_with_driver()
     with Display([stage]) as display:
         display.started(stage)

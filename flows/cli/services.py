@@ -33,7 +33,8 @@ def up(params: Overlays = None, settings: Settings = None, workspace: Directory 
     Registers the deployments. Ends when all services are healthy.
     """
     from plumbline.tasks.operations.services.operate import bring_up, look
-    from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
+    from plumbline.tasks.params.document import save_params
+    from plumbline.tasks.params.layers import load_params, resolve_overlays
 
     root, output = _root(workspace), Output(json)
     read, document = load_params(root, resolve_overlays(root, params or []), settings or [])
@@ -61,7 +62,7 @@ def down(workspace: Directory = HERE, json: Json = False) -> None:
     Running flow runs get SIGTERM first.
     """
     from plumbline.tasks.operations.services.operate import bring_down
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.layers import load_params
 
     root, output = _root(workspace), Output(json)
     params, _ = load_params(root)
@@ -84,7 +85,7 @@ def status(
     Exit code 1 when one that should run does not.
     """
     from plumbline.tasks.operations.services.operate import look
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.layers import load_params
 
     root, output = _root(workspace), Output(json)
     params, _ = load_params(root)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from plumbline.data_contracts.errors import CheckFailed
 from plumbline.flows.cli import completion
-from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, loaded
+from plumbline.flows.cli.arguments import HERE, Directory, Json, Trial, TrialOverlays, loaded
 from plumbline.flows.cli.ending import until_ended
 from plumbline.flows.cli.output import Output
 from plumbline.flows.cli.promotion import OverrideName, OverrideReason, override_of
@@ -34,8 +34,8 @@ def serve(
             autocompletion=completion.answering_aliases,
         ),
     ] = "champion",
-    params: Overlays = None,
-    settings: Settings = None,
+    params: TrialOverlays = None,
+    settings: Trial = None,
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
@@ -65,8 +65,8 @@ def harvest(
     export: Annotated[
         Path | None, typer.Option(help="Write both answers here for people to label, and harvest nothing.")
     ] = None,
-    params: Overlays = None,
-    settings: Settings = None,
+    params: TrialOverlays = None,
+    settings: Trial = None,
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from plumbline.data_contracts.errors import CheckFailed
 from plumbline.flows.cli import completion
-from plumbline.flows.cli.arguments import HERE, Directory, Json, Overlays, Settings, workspace_root
+from plumbline.flows.cli.arguments import HERE, Directory, Json, Once, Overlays, Settings, workspace_root
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def retrain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run and why; change nothing.")] = False,
     params: Overlays = None,
     settings: Settings = None,
+    once: Once = None,
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
@@ -37,26 +38,30 @@ def retrain(
 
     root, output = workspace_root(workspace, use_services=not dry_run), Output(json)
     if dry_run:
-        _show_plan(root, params or [], settings or [], output)
+        _show_plan(root, params or [], settings or [], once or [], output)
         return
-    registered, seconds = runner.retrain_here(root, params or [], settings or [], output)
+    registered, seconds = runner.retrain_here(root, params or [], settings or [], output, once or [])
     payload = report.payload_of(registered, seconds)
     output.result(payload, lambda: Group(*report.tables_of(registered, seconds, root)))
     if not registered.passed:
         raise CheckFailed("the gate said no: the model is registered as rejected, with the reasons above.")
 
 
-def _show_plan(root: Path, overlays: list[Path], settings: list[str], output: Output) -> None:
+def _show_plan(root: Path, overlays: list[Path], settings: list[str], once: list[str], output: Output) -> None:
     from plumbline.flows.cli.plan_view import plan_view
     from plumbline.flows.graph.plan import plan_run
 
-    plan = plan_run(root, overlays, settings)
+    plan = plan_run(root, overlays, settings, once)
     output.result(plan.as_dict(), lambda: plan_view(plan))
 
 
 @app.command(epilog="Example: plumbline compare --set finetune.dpo.beta=0.2 --json")
 def compare(
-    params: Overlays = None, settings: Settings = None, workspace: Directory = HERE, json: Json = False
+    params: Overlays = None,
+    settings: Settings = None,
+    once: Once = None,
+    workspace: Directory = HERE,
+    json: Json = False,
 ) -> None:
     """Train variants on the same data and recommend one.
 
@@ -66,7 +71,7 @@ def compare(
     from plumbline.flows.cli.comparison_report import comparison_payload, comparison_view
 
     output = Output(json)
-    compared = runner.compare_here(workspace_root(workspace), params or [], settings or [], output)
+    compared = runner.compare_here(workspace_root(workspace), params or [], settings or [], output, once or [])
     output.result(comparison_payload(compared), lambda: comparison_view(compared))
     if compared.failed:
         failed = ", ".join(compared.failed)
@@ -80,6 +85,7 @@ def self_play(
     ] = None,
     params: Overlays = None,
     settings: Settings = None,
+    once: Once = None,
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
@@ -91,7 +97,7 @@ def self_play(
 
     chosen = [] if prompts is None else [f"self_play.prompts={prompts}"]
     root, output = workspace_root(workspace), Output(json)
-    played = runner.self_play_here(root, params or [], [*(settings or []), *chosen], output)
+    played = runner.self_play_here(root, params or [], settings or [], output, [*(once or []), *chosen])
     batch = played.batch.path.relative_to(root).as_posix()
     output.result(
         {

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from plumbline.data_contracts.artifact import MANIFEST, read_artifact
+from plumbline.flows.graph.params_stage import values_for_dvc
 from plumbline.flows.graph.preflight import check_params
 from plumbline.flows.graph.stages import STAGES
-from plumbline.tasks.data.feedback.batches import store_batch
+from plumbline.tasks.data.feedback.batches import Intake, store_batch
+from plumbline.tasks.data.feedback.places import expand
 from plumbline.tasks.data.ingest_feedback import arrived_batches, has_arrived
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.params.document import changed_keys
@@ -97,15 +99,15 @@ class RunPlan:
         }
 
 
-def plan_run(root: Path, overlays: Sequence[str | Path], settings: Sequence[str]) -> RunPlan:
+def plan_run(root: Path, overlays: Sequence[str | Path], settings: Sequence[str], once: Sequence[str] = ()) -> RunPlan:
     """Plan a run with these params. Raises what the run would raise before its first stage, as far as files tell."""
-    params, document = check_params(root, overlays, settings)
+    params, document = check_params(root, overlays, settings, once)
     to_ingest = _to_ingest(root, params)
     fresh = [f"{batch['rows']} rows of {batch['path']}" for batch in to_ingest if batch["new"]]
     if has_arrived(root):
         fresh.append("what arrived since the last run")
     changing = {RAW: f"takes in {' and '.join(fresh)}"} if fresh else {}
-    standings = Versions(root).standings(list(STAGES), values=document, changing=changing)
+    standings = Versions(root).standings(list(STAGES), values=values_for_dvc(params), changing=changing)
     store = Store(root, params.registry, read_only=True)
     shapes = _shapes(root, params, standings["base"])
     stages = _planned(root, standings, stage_seconds(store), _footprints(root, params, shapes, to_ingest))
@@ -124,21 +126,24 @@ def _to_ingest(root: Path, params: Params) -> list[dict[str, Any]]:
     """The files that params name: rows and digest of each, and whether the raw store lacks it."""
     found = []
     waiting = {name for _, name, _ in arrived_batches(root)}
-    for source, path in params.feedback.to_ingest():
-        with tempfile.TemporaryDirectory(prefix="plumbline-plan-") as scratch:
-            batch = store_batch(path, source, Path(scratch), limits=params.feedback.limits())
-            stored = f"{RAW}/{source}/{batch.path.name}"
-            found.append(
-                {
-                    "source": source,
-                    "path": path,
-                    "rows": batch.rows,
-                    "bytes": batch.path.stat().st_size,
-                    "sha256": batch.digest,
-                    "new": stored not in waiting and not (root / stored).exists(),
-                }
-            )
+    for source, named, columns in params.feedback.to_ingest():
+        for path in expand([named]):
+            found.append(_planned_batch(root, waiting, source, path, Intake(columns, limits=params.feedback.limits())))
     return found
+
+
+def _planned_batch(root: Path, waiting: Set[str], source: str, path: str | Path, intake: Intake) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="plumbline-plan-") as scratch:
+        batch = store_batch(path, source, Path(scratch), intake=intake)
+        stored = f"{RAW}/{source}/{batch.path.name}"
+        return {
+            "source": source,
+            "path": str(path),
+            "rows": batch.rows,
+            "bytes": batch.path.stat().st_size,
+            "sha256": batch.digest,
+            "new": stored not in waiting and not (root / stored).exists(),
+        }
 
 
 def _shapes(root: Path, params: Params, base: Standing) -> Shapes | None:

@@ -10,31 +10,43 @@ from ruamel.yaml.comments import CommentedMap
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.flows.graph import environment
 from plumbline.flows.graph.variants import validated_variants
-from plumbline.tasks.params.document import load_params, resolve_overlays, save_params
+from plumbline.tasks.params.document import save_params
+from plumbline.tasks.params.layers import load_params, resolve_overlays
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.stage import importable
+from plumbline.tasks.training.build_base import NO_BASE
 from plumbline.tasks.training.finetune_policy import STAGE as FINETUNE
 
 
 def settle_params(
-    root: Path, overlays: Sequence[str | Path], settings: Sequence[str], *, comparing: bool = False
+    root: Path,
+    overlays: Sequence[str | Path],
+    settings: Sequence[str],
+    once: Sequence[str] = (),
+    *,
+    comparing: bool = False,
 ) -> tuple[Params, list[str]]:
-    """Refuse wrong params before they reach `params.yaml` (`check_params`), then write them there.
+    """Refuse wrong params before they reach `params.yaml` (`check_params`), then write them there, but not `once`.
 
     Returns the params and a line for each key that changed. Raises `ParamsError`.
     """
-    params, document = check_params(root, overlays, settings, comparing=comparing)
+    params, document = check_params(root, overlays, settings, once, comparing=comparing)
     return params, save_params(root, document)
 
 
 def check_params(
-    root: Path, overlays: Sequence[str | Path], settings: Sequence[str], *, comparing: bool = False
+    root: Path,
+    overlays: Sequence[str | Path],
+    settings: Sequence[str],
+    once: Sequence[str] = (),
+    *,
+    comparing: bool = False,
 ) -> tuple[Params, CommentedMap]:
     """The params of a run and their document, which is written nowhere. Raises `ParamsError`.
 
     `comparing`: what the variants of `compare` train by must be there, in place of what the run's own methods do.
     """
-    params, document = load_params(root, resolve_overlays(root, overlays), settings)
+    params, document = load_params(root, resolve_overlays(root, overlays), settings, once)
     environment.prepare(params.threads, root)
     check_sources(params)
     check_splits(params)
@@ -57,10 +69,7 @@ def check_sources(params: Params) -> None:
     if params.sample_world.enabled:
         return
     if params.reference.base is None:
-        raise ParamsError(
-            "reference.base: expected a model name or folder, found null while sample_world.enabled is false. "
-            "Set reference.base to any Hugging Face model, or enable the sample world."
-        )
+        raise ParamsError(NO_BASE)
     if params.reference.sft.enabled and params.reference.sft.data == "world":
         raise ParamsError(
             "reference.sft.data: found world while sample_world.enabled is false. Set it to curated, or set "
@@ -84,20 +93,20 @@ def check_splits(params: Params) -> None:
 
 
 def check_trainer_arguments(params: Params) -> None:
-    """Raise `ParamsError` for `trainer_args` that TRL does not know (naming the nearest that it does) or refuses.
+    """Raise `ParamsError` for further arguments of trainers that TRL refuses.
 
     Only TRL can tell, and importing it takes seconds: sections without such arguments are not looked at.
     """
-    if params.reference.sft.trainer_args:
+    if params.reference.sft.further_arguments:
         from plumbline.tasks.training.finetuning import sft
 
         sft.check_params(params.reference.sft)
-    if params.reward.trainer_args:
+    if params.reward.further_arguments:
         from plumbline.tasks.training.rewards import bradley_terry
 
         bradley_terry.check_params(params.reward)
     for name in params.finetune.methods:
-        if getattr(params.finetune, name).trainer_args:
+        if getattr(params.finetune, name).further_arguments:
             from plumbline.tasks.training.finetuning.methods import METHODS
 
             METHODS[name].check(params.finetune)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from plumbline.tasks.data import curate_preferences, make_sample_world, validate_feedback
 from plumbline.tasks.evaluation import decide_gate, evaluate_policy
-from plumbline.tasks.pipeline.stage import Stage
+from plumbline.tasks.params.resolved import GRAPH
+from plumbline.tasks.params.section import PARAMS_FILE, RECIPES, RESOLVED_FILE
+from plumbline.tasks.pipeline.stage import TEMPLATE, Stage
+from plumbline.tasks.storage.versioning.lock import PARAMS_STAGE
 from plumbline.tasks.training import build_base, build_reference, finetune_policy, train_reward
 
 _ORDER = (
@@ -30,22 +34,28 @@ _HEADER = (
 )
 
 
+GRAPH_KEYS = tuple(sorted({key for stage in _ORDER for path in stage.deps.values() for key in TEMPLATE.findall(path)}))
+"""Params that name inputs of stages."""
+
+
 def render_dvc_yaml() -> str:
     """The text of `dvc.yaml` for the graph in `STAGES`."""
-    stages = {
-        stage.name: {
-            "cmd": f"plumbline stage {stage.name}",
-            "deps": sorted(stage.deps.values()),
-            "params": list(stage.params),
-            "outs": [stage.out],
-        }
-        for stage in _ORDER
+    params = {
+        "cmd": f"plumbline stage {PARAMS_STAGE}",
+        "deps": [RECIPES, PARAMS_FILE],
+        "outs": [{RESOLVED_FILE: {"cache": False, "persist": True}}],
     }
-    for entry in stages.values():
-        if not entry["deps"]:
-            del entry["deps"]
+    stages = {PARAMS_STAGE: params, **{stage.name: _entry(stage) for stage in _ORDER}}
     buffer = io.StringIO()
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.dump({"stages": stages}, buffer)
+    yaml.dump({"vars": [f"{RESOLVED_FILE}:{GRAPH}"], "stages": stages}, buffer)
     return _HEADER + buffer.getvalue()
+
+
+def _entry(stage: Stage) -> dict[str, Any]:
+    deps = sorted(TEMPLATE.sub(rf"${{{GRAPH}.\1}}", path) for path in stage.deps.values())
+    entry: dict[str, Any] = {"cmd": f"plumbline stage {stage.name}"}
+    if deps:
+        entry["deps"] = deps
+    return {**entry, "params": [{RESOLVED_FILE: list(stage.params)}], "outs": [stage.out]}

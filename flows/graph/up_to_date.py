@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from plumbline.data_contracts.artifact import read_artifact
+from plumbline.flows.graph.params_stage import settle_resolved
 from plumbline.flows.graph.stages import STAGES
 from plumbline.tasks.data.ingest_feedback import fixed_raw, ingest_feedback
 from plumbline.tasks.operations.settle_champion import Settled, settled_before
@@ -15,15 +16,17 @@ from plumbline.tasks.registry.register_model import registered_before, settle_le
 from plumbline.tasks.storage.versioning.workspace import Versions
 
 
-def up_to_date(root: Path, params: Params) -> Settled | None:
+def up_to_date(root: Path, params: Params, *, passing: bool = False) -> Settled | None:
     """The version that stands for what is there; None if a run has a stage to run or anything to register.
 
     It does what such a run does: takes feedback in that params name, brings in what arrived, completes the ledger and
-    pushes. It refuses what such a run refuses. Call it with the workspace held (`exclusive_run`).
+    pushes. It refuses what such a run refuses. Call it with the workspace held (`exclusive_run`). `passing`: the params
+    hold for this run alone.
     """
+    settle_resolved(root, params, passing=passing)
     settle_ledger(root, params.registry, params.operations)
-    for source, path in params.feedback.to_ingest():
-        ingest_feedback(root, source, [path], params.feedback.limits())
+    for source, path, columns in params.feedback.to_ingest():
+        ingest_feedback(root, source, [path], params.feedback.limits(), columns=columns)
     with fixed_raw(root):
         records = _reusable(root)
         known = registered_before(root, params.registry, records, params.operations) if records else None

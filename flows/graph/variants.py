@@ -6,15 +6,18 @@ from pathlib import Path
 
 from plumbline.flows.graph.stages import STAGES
 from plumbline.tasks.evaluation.comparison.variants import Variant, settled, variants_of
-from plumbline.tasks.params.document import validate_params
+from plumbline.tasks.params.validation import validate_params
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.stage import Stage, fill
 
 
 def validated_variants(params: Params) -> list[tuple[Variant, Params]]:
-    """Every variant of `compare` with its own params, validated. Raises `ParamsError` naming variant and key."""
-    sections, document, ppo = _own_keys(params), params.model_dump(mode="json"), params.finetune.ppo
-    variants = variants_of(params.compare, ppo_episodes=ppo.episodes, an_update=ppo.episodes_per_update)
+    """Every variant of `compare` with its own params, validated. Raises `ParamsError` naming variant and key.
+
+    Defaults stay out of what the settings are merged into: a variant's methods take what `training` says of them.
+    """
+    sections, document, ppo = _own_keys(params), params.model_dump(mode="json", exclude_unset=True), params.finetune.ppo
+    variants = variants_of(params.compare, ppo_episodes=ppo.total_episodes, an_update=ppo.episodes_per_update)
     return [
         (variant, validate_params(settled(document, variant, sections), Path(f"compare.variants.{variant.name}")))
         for variant in variants

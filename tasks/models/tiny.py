@@ -76,11 +76,11 @@ def train_base(
     """
     seed_everything(seed, threads)
     tokenizer = tokenizer or train_tokenizer(conversations, params)
-    encoded = [one for one in encode(tokenizer, conversations) if len(one.ids) <= params.context_length]
+    encoded = [one for one in encode(tokenizer, conversations) if len(one.ids) <= params.max_position_embeddings]
     if not any(any(one.spoken) for one in encoded):
         raise ModelError(
-            f"Expected conversations with an assistant turn of at most {params.context_length} tokens, found none "
-            f"among {len(conversations)}. Add demonstrations, or raise tiny_model.context_length."
+            f"Expected conversations with an assistant turn of at most {params.max_position_embeddings} tokens, found "
+            f"none among {len(conversations)}. Add demonstrations, or raise tiny_model.max_position_embeddings."
         )
     model = build_model(tokenizer, params)
     curve = _train(model, encoded, params, seed, progress)
@@ -92,7 +92,7 @@ def train_base(
         **describe(model, tokenizer),
         "conversations": len(encoded),
         "left_out_too_long": len(conversations) - len(encoded),
-        "tokens": params.epochs * sum(len(one.ids) for one in encoded),
+        "tokens": params.num_train_epochs * sum(len(one.ids) for one in encoded),
         "steps": curve[-1]["step"],
         "final_loss": curve[-1]["loss"],
     }
@@ -124,7 +124,7 @@ def train_tokenizer(conversations: Sequence[Sequence[Message]], params: TinyMode
         pad_token=PAD,
         additional_special_tokens=list(ROLES.values()),
         chat_template=CHAT_TEMPLATE,
-        model_max_length=params.context_length,
+        model_max_length=params.max_position_embeddings,
         clean_up_tokenization_spaces=False,
         padding_side="right",
     )
@@ -166,12 +166,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, params: TinyModelParams) -> 
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=params.hidden_size,
-        intermediate_size=params.ffn_size,
-        num_hidden_layers=params.layers,
-        num_attention_heads=params.heads,
-        num_key_value_heads=params.heads,
-        head_dim=params.hidden_size // params.heads,
-        max_position_embeddings=params.context_length,
+        intermediate_size=params.intermediate_size,
+        num_hidden_layers=params.num_hidden_layers,
+        num_attention_heads=params.num_attention_heads,
+        num_key_value_heads=params.num_attention_heads,
+        head_dim=params.hidden_size // params.num_attention_heads,
+        max_position_embeddings=params.max_position_embeddings,
         tie_word_embeddings=True,
         # unit-variance activations; the usual 0.02 suits widths of thousands and costs half of the training here
         initializer_range=params.hidden_size**-0.5,
@@ -191,10 +191,11 @@ def _train(
 ) -> list[dict[str, Any]]:
     """AdamW, linear warm-up, cosine decay to zero; returns the curve."""
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=params.lr, betas=(0.9, 0.98), weight_decay=params.weight_decay, fused=True
+        model.parameters(), lr=params.learning_rate, betas=(0.9, 0.98), weight_decay=params.weight_decay, fused=True
     )
-    total = params.epochs * math.ceil(len(encoded) / params.batch_size)
-    warmup = max(1, round(params.warmup_ratio * total))
+    total = params.num_train_epochs * math.ceil(len(encoded) / params.per_device_train_batch_size)
+    share = params.warmup_steps if params.warmup_steps < 1 else params.warmup_steps / total
+    warmup = max(1, round(share * total))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, warmup, total))
     pad = model.config.pad_token_id
     curve: list[dict[str, Any]] = []
@@ -209,8 +210,11 @@ def _train(
         schedule.step()
         recent.append(loss.item())
         if not math.isfinite(recent[-1]):
-            raise StageError(f"Base model: the loss is {recent[-1]} at step {step}. Lower tiny_model.lr ({params.lr}).")
-        if step % params.log_every == 0 or step == total:
+            raise StageError(
+                f"Base model: the loss is {recent[-1]} at step {step}. Lower tiny_model.learning_rate "
+                f"({params.learning_rate})."
+            )
+        if step % params.logging_steps == 0 or step == total:
             curve.append({"step": step, "loss": sum(recent) / len(recent), "lr": schedule.get_last_lr()[0]})
             progress(step, total, f"loss {curve[-1]['loss']:.3f}")
             recent.clear()
@@ -226,8 +230,8 @@ def _lr_factor(step: int, warmup: int, total: int) -> float:
 def _batches(encoded: Sequence[Encoded], params: TinyModelParams, seed: int) -> Iterator[list[Encoded]]:
     """Batches of similar lengths in random order: shuffled, sorted within windows of some batches, shuffled again."""
     generator = torch.Generator().manual_seed(seed)
-    size, window = params.batch_size, params.batch_size * _BATCHES_SORTED_TOGETHER
-    for _ in range(params.epochs):
+    size, window = params.per_device_train_batch_size, params.per_device_train_batch_size * _BATCHES_SORTED_TOGETHER
+    for _ in range(params.num_train_epochs):
         order = torch.randperm(len(encoded), generator=generator).tolist()
         batches: list[list[int]] = []
         for start in range(0, len(order), window):

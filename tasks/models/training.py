@@ -46,8 +46,9 @@ def _named_failures(runs_in: Path) -> Iterator[None]:
             yield
     except torch.OutOfMemoryError as error:
         raise StageError(
-            "The accelerator ran out of memory. Lower batch_size (and raise gradient_accumulation by the same "
-            "factor), set bf16 or gradient_checkpointing, or train adapters (lora)."
+            "The accelerator ran out of memory. Lower per_device_train_batch_size (and raise "
+            "gradient_accumulation_steps by the same factor), set bf16 or gradient_checkpointing, or train "
+            "adapters (lora)."
         ) from error
     except StageError:
         if is_first():

@@ -33,6 +33,7 @@ from plumbline.tasks.data.curation.leakage import clean_leaks
 from plumbline.tasks.data.curation.limits import apply_limits
 from plumbline.tasks.data.curation.pair_texts import contents
 from plumbline.tasks.data.curation.verdicts import Item
+from plumbline.tasks.data.feedback.readings import map_digest
 from plumbline.tasks.data.feedback.validate import sort_rows
 from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
@@ -44,7 +45,7 @@ from plumbline.tasks.storage.versioning.objects import ObjectStore
 Digests = npt.NDArray[np.bytes_]  # (N,) S16, sorted, distinct: one canonical content each
 
 _BYTES = 16
-_CODE = 2  # part of a cache's name: count it up where what is counted changes
+_CODE = 3  # part of a cache's name: count it up where what is counted changes
 
 
 def count_fresh(
@@ -63,7 +64,7 @@ def count_fresh(
 def batch_contents(root: Path, source: str, path: Path, feedback: FeedbackParams, curation: CurationParams) -> Digests:
     """The distinct contents of a batch that would come through contract and per-row curation."""
     withdrawn = load_withdrawals(root / RAW)
-    cache = _cache(root, f"{source}-{path.name}{withdrawn.digest}", feedback, curation)
+    cache = _cache(root, f"{source}-{path.name}{withdrawn.digest}{map_digest(path)}", feedback, curation)
     if cache.exists():
         return _read(cache)
     with tempfile.TemporaryDirectory(dir=cache.parent) as name:

@@ -19,7 +19,7 @@ from plumbline.data_contracts.errors import PlumblineError, UsageError
 from plumbline.data_contracts.records import Quarantined
 from plumbline.tasks.data.feedback import SOURCES
 from plumbline.tasks.data.feedback.validate import NamedBatch, raw_batches
-from plumbline.tasks.data.feedback.withdrawals import Kind, Withdrawal, Withdrawals, annotator_in
+from plumbline.tasks.data.feedback.withdrawals import Kind, Withdrawal, Withdrawals, annotators_of
 from plumbline.tasks.data.ingest_feedback import arrived_batches, withdraw_from_raw, withdrawals_of
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations.intake.tokens import token_file, token_names
@@ -101,15 +101,12 @@ def _names(kind: Kind, batch: NamedBatch) -> Iterator[str]:
     source, file, path = batch
     for row in SOURCES[source](path, file, LIMITS):
         outcome = row.outcome
-        refused = isinstance(outcome, Quarantined)
         if kind == "batch":
             yield file
         elif kind == "token":
             yield from outcome.senders if isinstance(outcome, Quarantined) else outcome.origin.senders
         else:
-            annotator = annotator_in(row.raw) if refused else outcome.annotator  # type: ignore[union-attr]
-            if annotator is not None:
-                yield annotator
+            yield from annotators_of(outcome, row.raw)
 
 
 def _find(kind: Kind, name: str, counts: dict[str, int], withdrawn: Withdrawals) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from plumbline.tasks.params.section import Section, flatten
+from plumbline.tasks.params.section import Section, flatten, plain
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
 
@@ -74,12 +74,12 @@ class CompareParams(Section):
         0.33,
         gt=0,
         le=1,
-        description="Share of finetune.ppo.episodes that dpo_ppo takes after a whole DPO, so that the two stay "
+        description="Share of finetune.ppo.total_episodes that dpo_ppo takes after a whole DPO, so that the two stay "
         "near the budget of one method.",
     )
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Further variants, {name: {key: value}}, such as {hot: {finetune.dpo.lr: 0.001}}.",
+        description="Further variants, {name: {key: value}}, such as {hot: {finetune.dpo.learning_rate: 0.001}}.",
     )
     seeds: tuple[int, ...] = Field(
         (), description="Seeds of fine-tuning; each variant runs once under each. Empty: the run's own seed."
@@ -103,13 +103,11 @@ class CompareParams(Section):
     @field_validator("variants", mode="before")
     @classmethod
     def _dotted(cls, given: Any) -> Any:
-        """Nested settings as dotted keys, so that `--set compare.variants.hot.finetune.dpo.lr=0.001` works too."""
+        """Nested settings as dotted keys, so that `--set compare.variants.hot.finetune.dpo.beta=0.1` works too."""
         if not isinstance(given, Mapping):
             return given
         return {
-            name: {key: _plain(value) for key, value in flatten(settings)}
-            if isinstance(settings, Mapping)
-            else settings
+            name: {key: plain(value) for key, value in flatten(settings)} if isinstance(settings, Mapping) else settings
             for name, settings in given.items()
         }
 
@@ -130,22 +128,14 @@ class CompareParams(Section):
         return self
 
 
-def _plain(value: Any) -> Any:
-    """A YAML value without the formatting that its type remembers, which JSON does not take."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    kinds = (kind for kind in (bool, int, float, str) if isinstance(value, kind))
-    return next((kind(value) for kind in kinds), value)
-
-
 class SelfPlayParams(Section):
     """How the tuned policy meets π_ref on training prompts, for new judged pairs."""
 
     prompts: int = Field(512, ge=1, description="Distinct prompts of the train split, drawn with the run's seed.")
-    max_new_tokens: int = Field(48, ge=1, description="Longest answer in tokens; one that does not end is left out.")
+    max_new_tokens: int = Field(512, ge=1, description="Longest answer in tokens; one that does not end is left out.")
     temperature: float = Field(1.0, gt=0, le=5, description="Logits of both policies are divided by this.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus that is sampled from, as probability mass; 1 is all.")
-    batch_size: int = Field(256, ge=1, description="Prompts sampled at once.")
+    batch_size: int = Field(32, ge=1, description="Prompts sampled at once.")
     tie_margin: float = Field(
         0.0,
         ge=0,

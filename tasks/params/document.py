@@ -1,26 +1,19 @@
-"""All params of a run: the sections of the nouns in one typed whole, and the file they live in.
+"""The file `params.yaml`: read, merge and write it with its comments kept.
 
-1. `params.yaml` in the workspace holds every tunable; a stage sees only the keys it declares.
-2. Overlays (`--params FILE`) and settings (`--set KEY=VALUE`) are merged on top, validated, and
-   then written into `params.yaml`, as `dvc exp run --set-param` does: DVC decides what to re-run
-   from that file, so what ran is always what the file says.
-3. A wrong key or value stops the command before any work, naming file, line, key, value and range.
-4. DVC reads the file with a stricter parser than ours: what was set is written in block style, and no text replaces
+1. It holds choices alone; what it does not name comes from a recipe or is a default (`tasks.params.layers`).
+2. Overlays (`--params FILE`) and settings (`--set KEY=VALUE`) are merged into it and stay; `--once` never reaches it.
+3. DVC reads it with a stricter parser than ours: what was set is written in block style, and no text replaces
    the file that DVC could not read back as the same values.
 """
 
 from __future__ import annotations
 
-import difflib
 import io
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import CommentMark, YAMLError
@@ -29,30 +22,12 @@ from ruamel.yaml.tokens import CommentToken
 
 from plumbline.data_contracts.artifact import full_disk_as_stage_error, write_bytes
 from plumbline.data_contracts.errors import ParamsError, UsageError
-from plumbline.data_contracts.secrets import mask
-from plumbline.tasks.params.section import PARAMS_FILE as PARAMS_FILE
-from plumbline.tasks.params.section import flatten
-from plumbline.tasks.params.whole import Params
+from plumbline.tasks.params.section import PARAMS_FILE, flatten
 
-_WIDTH = 120
+WIDTH = 120
+"""Longest line of params that are written."""
 
-
-def load_params(root: Path, overlays: Sequence[Path] = (), settings: Sequence[str] = ()) -> tuple[Params, CommentedMap]:
-    """Read `params.yaml`, merge overlays and `KEY=VALUE` settings, validate.
-
-    Returns the params and the merged document, comments kept. Raises `ParamsError`.
-    """
-    document = _read(root / PARAMS_FILE)
-    for overlay in overlays:
-        _merge(document, _read(overlay), where=str(overlay))
-    for setting in settings:
-        _merge(document, _parse_setting(setting), where=f"--set {setting}")
-    return validate_params(document, root / PARAMS_FILE), document
-
-
-def resolve_overlays(root: Path, overlays: Sequence[str | Path]) -> list[Path]:
-    """Overlay paths as given, or inside the workspace where they do not exist here."""
-    return [Path(path).resolve() if Path(path).exists() else root / path for path in overlays]
+_NOT_SET = "not set"
 
 
 def save_params(root: Path, document: CommentedMap) -> list[str]:
@@ -62,8 +37,8 @@ def save_params(root: Path, document: CommentedMap) -> list[str]:
     """
     path = root / PARAMS_FILE
     changed = changed_keys(root, document)
-    text = _dumped(document) if changed else path.read_text(encoding="utf-8")
-    _require_strict(text, document, path)
+    text = dumped(document) if changed else path.read_text(encoding="utf-8")
+    require_strict(text, document, path)
     if changed:
         with full_disk_as_stage_error(path):
             write_bytes(path, text.encode())
@@ -72,18 +47,45 @@ def save_params(root: Path, document: CommentedMap) -> list[str]:
 
 def changed_keys(root: Path, document: Mapping[str, Any]) -> list[str]:
     """A line for each key in which a document differs from `params.yaml`, with old and new value."""
-    before = dict(flatten(_read(root / PARAMS_FILE)))
+    before = dict(flatten(read_document(root / PARAMS_FILE)))
     after = dict(flatten(document))
-    return [f"{key}: {before.get(key)!r} -> {value!r}" for key, value in after.items() if before.get(key) != value]
+    differing = [
+        key for key in {**before, **after} if key not in before or key not in after or before[key] != after[key]
+    ]
+    return [f"{key}: {_shown(before, key)} -> {_shown(after, key)}" for key in differing]
 
 
-def _dumped(document: CommentedMap) -> str:
+def without(document: CommentedMap, key: str) -> bool:
+    """Remove a dotted key from a document, and the sections that it leaves empty; False if it is not there."""
+    *heads, last = key.split(".")
+    sections = [document]
+    for head in heads:
+        section = sections[-1].get(head)
+        if not isinstance(section, CommentedMap):
+            return False
+        sections.append(section)
+    if last not in sections[-1]:
+        return False
+    for section, name in zip(reversed(sections), reversed([*heads, last]), strict=True):
+        take_following(section, name)
+        del section[name]
+        if section:
+            break
+    return True
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else _NOT_SET
+
+
+def dumped(document: Mapping[str, Any]) -> str:
+    """The text of a document, in block style."""
     buffer = io.StringIO()
     _yaml().dump(document, buffer)
     return buffer.getvalue()
 
 
-def _require_strict(text: str, document: CommentedMap, path: Path) -> None:
+def require_strict(text: str, document: Mapping[str, Any], path: Path) -> None:
     """Raise `ParamsError` unless the parser that DVC reads params with (`dvc.utils.serialize`) finds the same values.
 
     It is libyaml: `{function: module:f}` and tags, for instance, are beyond it.
@@ -105,55 +107,8 @@ def _require_strict(text: str, document: CommentedMap, path: Path) -> None:
         )
 
 
-def validate_params(document: Mapping[str, Any], source: Path) -> Params:
-    """Validate a document against every section. Raises `ParamsError` with one line a mistake."""
-    try:
-        return Params.model_validate(document)
-    except ValidationError as error:
-        lines = [_explain(detail, document, source) for detail in error.errors()]
-        raise ParamsError("\n".join(lines)) from None
-
-
-def render_defaults() -> str:
-    """The text of a fresh `params.yaml`: every field with its default and its description."""
-    header = "# Every tunable of Plumbline, with its default. A wrong key or value is refused before any work starts.\n"
-    return header + _dumped(_documented(Params()))
-
-
-def _documented(section: BaseModel, depth: int = 0, *, in_list: bool = False) -> CommentedMap:
-    """The section as a mapping with a comment above each key; in a list the first key's stands above the dash."""
-    document = CommentedMap()
-    plain, indent = section.model_dump(mode="json"), 2 * depth
-    for place, name in enumerate(type(section).model_fields):
-        value = getattr(section, name)
-        document[name] = plain[name]
-        if isinstance(value, BaseModel):
-            document[name] = _documented(value, depth + 1)
-        elif isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
-            document[name] = _documented_list(value, depth + 1)
-        if not (in_list and place == 0):
-            before = _comment(section, name, indent)
-            document.yaml_set_comment_before_after_key(
-                name, before=f"\n{before}" if depth == 0 else before, indent=indent
-            )
-    return document
-
-
-def _documented_list(sections: Sequence[BaseModel], depth: int) -> CommentedSeq:
-    document = CommentedSeq()
-    for place, section in enumerate(sections):
-        document.append(_documented(section, depth, in_list=True))
-        first = next(iter(type(section).model_fields))
-        before = _comment(section, first, 2 * depth - 2)
-        document.yaml_set_comment_before_after_key(place, before=before, indent=2 * depth - 2)
-    return document
-
-
-def _comment(section: BaseModel, name: str, indent: int) -> str:
-    return textwrap.fill(type(section).model_fields[name].description or "", _WIDTH - indent - 2)
-
-
-def _read(path: Path) -> CommentedMap:
+def read_document(path: Path) -> CommentedMap:
+    """Read a YAML mapping, comments kept; an empty file is an empty one. Raises `ParamsError` and `UsageError`."""
     try:
         document = _yaml().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -169,14 +124,15 @@ def _read(path: Path) -> CommentedMap:
     return document
 
 
-def _parse_setting(setting: str) -> CommentedMap:
+def parse_setting(setting: str, option: str) -> CommentedMap:
+    """Read `KEY=VALUE` with a dotted key as a nested mapping. `option` names where it was given, for errors."""
     key, sign, text = setting.partition("=")
     if not sign or not all(key.split(".")):
-        raise ParamsError(f"--set {setting}: expected KEY=VALUE with a dotted key, such as finetune.dpo.beta=0.2.")
+        raise ParamsError(f"{option} {setting}: expected KEY=VALUE with a dotted key, such as finetune.dpo.beta=0.2.")
     try:
         value: Any = _yaml().load(text) if text else None
     except YAMLError as error:
-        raise ParamsError(f"--set {setting}: the value is not readable as YAML: {error}") from error
+        raise ParamsError(f"{option} {setting}: the value is not readable as YAML: {error}") from error
     *heads, last = key.split(".")
     setting_map = CommentedMap({last: value})
     for part in reversed(heads):
@@ -184,15 +140,12 @@ def _parse_setting(setting: str) -> CommentedMap:
     return setting_map
 
 
-def _merge(document: CommentedMap, overlay: Mapping[str, Any], where: str, prefix: str = "") -> None:
+def merge(document: CommentedMap, overlay: Mapping[str, Any]) -> None:
+    """Put the values of an overlay into a document; comments of both stay."""
     for key, value in overlay.items():
         if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
             with _keeping_what_follows(document, key):
-                _merge(document[key], value, where, f"{prefix}{key}.")
-        elif isinstance(document.get(key), Mapping) and document[key] and value is not None:
-            raise ParamsError(
-                f"{where}: {prefix}{key} is a section with keys {', '.join(document[key])}; found {value!r}."
-            )
+                merge(document[key], value)
         else:
             with _keeping_what_follows(document, key):
                 inside = document.ca.items.get(key)
@@ -207,7 +160,7 @@ def _keeping_what_follows(document: CommentedMap, key: str) -> Iterator[None]:
 
     ruamel.yaml keeps the comment above the next key with the last line of the value before it.
     """
-    following = _take_following(document, key) if key in document else ""
+    following = take_following(document, key) if key in document else ""
     yield
     keys = list(document)
     if following and keys[-1] != key:
@@ -220,7 +173,7 @@ def _comment_line(line: str) -> CommentToken:
     return CommentToken(f"{text}\n", CommentMark(len(line) - len(text)))
 
 
-def _take_following(document: CommentedMap, key: str) -> str:
+def take_following(document: CommentedMap, key: str) -> str:
     """Cut off what stands behind the line on which a value ends, up to the next key; "" if there is nothing."""
     holder, last, slot = _end_of(document, key)
     tokens = holder.ca.items.get(last) or [None] * 4
@@ -250,40 +203,9 @@ def _in_blocks(value: Any) -> Any:
     return value
 
 
-def _explain(detail: ErrorDetails, document: Mapping[str, Any], source: Path) -> str:
-    """One line: file, line, key, what was expected, what was found, what to do."""
-    path = [str(part) for part in detail["loc"]]
-    key = ".".join(path)
-    where = f"{source}{_line_of(document, path)}: {key or 'params'}"
-    if detail["type"] == "extra_forbidden":
-        known = list(_fields_at(path[:-1]))
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"known keys: {', '.join(known)}."
-        return f"{where}: unknown key; {hint}"
-    found = "" if isinstance(detail["input"], Mapping) else f"; found {mask(repr(detail['input']))}"
-    return f"{where}: {detail['msg'].removesuffix('.')}{found}.".replace("Value error, ", "")
-
-
-def _fields_at(path: Iterable[str]) -> Iterable[str]:
-    section: Any = Params()
-    for part in path:
-        section = getattr(section, part, None)
-    return type(section).model_fields if isinstance(section, BaseModel) else ()
-
-
-def _line_of(document: Any, path: Sequence[str]) -> str:
-    """`:LINE` of a key in the file, or nothing where a setting on the command line brought it."""
-    for part in path[:-1]:
-        document = document.get(part) if isinstance(document, Mapping) else None
-    try:
-        return f":{document.lc.key(path[-1])[0] + 1}"
-    except (AttributeError, KeyError, TypeError, IndexError):
-        return ""
-
-
 def _yaml() -> YAML:
     yaml = YAML()
-    yaml.width = _WIDTH
+    yaml.width = WIDTH
     yaml.Representer = _NullRepresenter
     return yaml
 

@@ -11,7 +11,7 @@ class EvaluationParams(Section):
     """How the policy is sampled, judged and summed up on the test split."""
 
     max_prompts: int = Field(
-        2304,
+        512,
         ge=1,
         description="Distinct test prompts that are sampled, in file order. Some 2,000 bound a 95 % interval of a "
         "win rate to ±0.02; 512 leave ±0.04.",
@@ -27,9 +27,9 @@ class EvaluationParams(Section):
         1.0, gt=0, le=1, description="Nucleus that is sampled from, as probability mass; 1 is all of it."
     )
     max_new_tokens: int = Field(
-        48, ge=1, description="Longest completion, in tokens; a longer one counts as unfinished."
+        512, ge=1, description="Longest completion, in tokens; a longer one counts as unfinished."
     )
-    batch_size: int = Field(256, ge=1, description="Prompts sampled, or completions scored, at once.")
+    batch_size: int = Field(32, ge=1, description="Prompts sampled, or completions scored, at once.")
     resamples: int = Field(
         2000, ge=100, description="Bootstrap resamples of an interval (Efron & Tibshirani: ≥ 1,000)."
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from plumbline.tasks.params.grpo import GrpoParams
 from plumbline.tasks.params.method_sections import EarlyStoppingParams, FormatParams, LoraParams, ValidationParams
-from plumbline.tasks.params.optimisation import EvaluatedOptimisation, Optimisation
+from plumbline.tasks.params.optimisation import EvaluatedOptimisation, Optimisation, SamplingStrategy
 from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.params.section import Section
 
@@ -33,48 +34,28 @@ LossType = Literal[
 
 _SMOOTHED_LOSSES = ("sigmoid", "exo_pair", "robust", "aot", "aot_unpaired")
 
-OFFLINE_KEYS = {"metric_for_best_model": "best_by"}
-"""TRL arguments that every method on recorded feedback has a key of its own for."""
-
-DPO_KEYS = OFFLINE_KEYS | {
-    "beta": "beta",
-    "loss_type": "loss_type",
-    "loss_weights": "sft_weight",
-    "label_smoothing": "label_smoothing",
-}
-"""Those that DPO's section has a key of its own for."""
-
-KTO_KEYS = OFFLINE_KEYS | {
-    "beta": "beta",
-    "loss_type": "loss_type",
-    "desirable_weight": "desirable_weight",
-    "undesirable_weight": "undesirable_weight",
-}
-"""Those that KTO's section has a key of its own for."""
-
-ORPO_KEYS = OFFLINE_KEYS | {"beta": "beta"}
-"""Those that ORPO's section has a key of its own for."""
-
 
 class SftParams(Optimisation):
     """Supervised fine-tuning of the base on conversations, loss on assistant turns only."""
 
+    config_class: ClassVar[str] = "SFTConfig"
+
     enabled: bool = Field(True, description="False takes the base as the reference policy, unchanged.")
     data: Literal["world", "curated"] = Field(
-        "world",
-        description="Conversations to imitate: the sample world's demonstrations, or the chosen responses of "
-        "the curated training pairs (data/curated).",
+        "curated",
+        description="Conversations to imitate: the chosen responses of the curated training pairs, or the sample "
+        "world's demonstrations.",
     )
     max_examples: int | None = Field(
-        4096, ge=1, description="At most this many conversations, drawn with the run's seed; null takes all."
+        None, ge=1, description="At most this many conversations, drawn with the run's seed; null takes all."
     )
-    lr: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW; 1e-5 to 5e-5 for real models.")
-    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the examples; a fraction stops within a pass.")
-    save_every: int = Field(200, ge=1, description="Optimiser steps between two checkpoints to resume from.")
-
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return super()._own_keys() | {"save_steps": "save_every"}
+    learning_rate: float = Field(
+        2e-5, gt=0, le=1, description="Peak learning rate of AdamW (TRL's default); 1e-5 to 5e-5 is usual."
+    )
+    num_train_epochs: float = Field(
+        1.0, gt=0, le=100, description="Passes over the examples; a fraction stops within a pass."
+    )
+    save_steps: int = Field(200, ge=1, description="Optimiser steps between two checkpoints to resume from.")
 
 
 class ReferenceParams(Section):
@@ -109,24 +90,27 @@ class ReferenceParams(Section):
 class OfflineParams(EvaluatedOptimisation):
     """What every method that learns from recorded feedback shares."""
 
-    lr: float = Field(
-        5e-4,
+    learning_rate: float = Field(
+        1e-6,
         gt=0,
         le=1,
-        description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models (TRL's default is 1e-6).",
+        description="Peak learning rate of AdamW (TRL's default); 5e-7 to 5e-6 is usual, 10 times that with LoRA.",
     )
-    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the examples; a fraction stops within a pass.")
-    group_by_length: bool = Field(
-        True,
-        description="Put examples of similar length into a batch, in an order fixed by seed and epoch: less padding. "
-        "For DPO on the sample world a quarter less time at an equal win rate.",
+    num_train_epochs: float = Field(
+        1.0, gt=0, le=100, description="Passes over the examples; a fraction stops within a pass."
+    )
+    train_sampling_strategy: SamplingStrategy = Field(
+        "group_by_length",
+        description="random, or group_by_length: examples of similar length in a batch, in an order fixed by seed and "
+        "epoch, so less padding. For DPO on the sample world a quarter less time at an equal win rate; where length "
+        "tells the kind of request, batches are less alike and imitation learns a little less.",
     )
     lora: LoraParams | None = Field(None, description="Train adapters only; null trains all weights.")
     validation: ValidationParams = Field(default_factory=ValidationParams, description="Evaluation while training.")
     early_stopping: EarlyStoppingParams | None = Field(
         default_factory=EarlyStoppingParams, description="When to end early; null trains to the end."
     )
-    best_by: Literal["win_rate", "preference_accuracy"] = Field(
+    metric_for_best_model: Literal["win_rate", "preference_accuracy"] = Field(
         "win_rate", description="Validation metric whose best checkpoint becomes the policy."
     )
     best_within_kl: float | None = Field(
@@ -139,25 +123,21 @@ class OfflineParams(EvaluatedOptimisation):
 
     @model_validator(mode="after")
     def _best_metric_is_measured(self) -> Self:
-        if self.best_by == "win_rate" and self.validation.prompts == 0:
+        if self.metric_for_best_model == "win_rate" and self.validation.prompts == 0:
             raise ValueError(
-                "best_by is win_rate, but validation.prompts is 0, so no win rate is measured. "
-                "Set best_by: preference_accuracy, or validation.prompts above 0."
+                "metric_for_best_model is win_rate, but validation.prompts is 0, so no win rate is measured. "
+                "Set metric_for_best_model: preference_accuracy, or validation.prompts above 0."
             )
         return self
-
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return super()._own_keys() | OFFLINE_KEYS
 
 
 class ImitationParams(OfflineParams):
     """Supervised fine-tuning on the chosen responses of the training pairs, loss on assistant turns only."""
 
-    group_by_length: bool = Field(
-        False,
-        description="Put examples of similar length into a batch: less padding. Where length tells the kind of "
-        "request, as in the sample world, batches are less alike and the model learns a little less.",
+    config_class: ClassVar[str] = "SFTConfig"
+
+    learning_rate: float = Field(
+        2e-5, gt=0, le=1, description="Peak learning rate of AdamW (TRL's default); 1e-5 to 5e-5 is usual."
     )
     max_examples: int | None = Field(
         None, ge=1, description="At most this many pairs, drawn with the run's seed; null takes all."
@@ -167,11 +147,14 @@ class ImitationParams(OfflineParams):
 class DpoParams(OfflineParams):
     """Direct preference optimisation (Rafailov et al. 2023) with TRL's DPOTrainer."""
 
+    config_class: ClassVar[str] = "DPOConfig"
+    elsewhere: ClassVar[Mapping[str, str]] = {**OfflineParams.elsewhere, "loss_weights": "sft_weight"}
+
     beta: float = Field(
-        0.25,
+        0.1,
         gt=0,
         le=10,
-        description="Strength of the tie to π_ref; 0.05 to 0.2 is usual, smaller drifts further.",
+        description="Strength of the tie to π_ref (TRL's default); 0.05 to 0.2 is usual, smaller drifts further.",
     )
     loss_type: LossType = Field(
         "sigmoid",
@@ -190,16 +173,7 @@ class DpoParams(OfflineParams):
         ge=0,
         le=10,
         description="Weight of the mean negative log-likelihood of chosen tokens, added to the preference loss: it "
-        "keeps the policy near what people wrote.",
-    )
-    lr: float = Field(
-        6e-4,
-        gt=0,
-        le=1,
-        description="Peak learning rate of AdamW; 5e-7 to 5e-6 for real models (TRL's default is 1e-6).",
-    )
-    epochs: float = Field(
-        0.6, gt=0, le=100, description="Passes over the pairs; a fraction stops within a pass. 1 is usual."
+        "keeps the policy near what people wrote (0.2 in Dubey et al. 2024, Llama 3).",
     )
 
     @model_validator(mode="after")
@@ -213,10 +187,6 @@ class DpoParams(OfflineParams):
             raise ValueError("loss_type exo_pair needs label_smoothing above 0; its paper recommends 1e-3.")
         return self
 
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return super()._own_keys() | DPO_KEYS
-
 
 class KtoParams(OfflineParams):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024) with TRL's KTOTrainer, on single judged responses.
@@ -224,11 +194,13 @@ class KtoParams(OfflineParams):
     Each training pair gives two: its chosen response is desirable, its rejected one is not.
     """
 
-    batch_size: int = Field(
-        16,
+    config_class: ClassVar[str] = "KTOConfig"
+
+    per_device_train_batch_size: int = Field(
+        8,
         ge=2,
         le=4096,
-        description="Examples a device and forward pass; the paper's reference point is estimated from them, so two "
+        description="Examples per device and forward pass; the paper's reference point is estimated from them, so two "
         "at least, and better eight.",
     )
     beta: float = Field(
@@ -259,21 +231,15 @@ class KtoParams(OfflineParams):
             )
         return self
 
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return super()._own_keys() | KTO_KEYS
-
 
 class OrpoParams(OfflineParams):
     """Odds-ratio preference optimisation (Hong et al. 2024) with TRL's ORPOTrainer: no reference in its loss."""
 
+    config_class: ClassVar[str] = "ORPOConfig"
+
     beta: float = Field(
         0.1, gt=0, le=10, description="Weight of the odds-ratio term beside the likelihood (λ in the paper: 0.1 to 1)."
     )
-
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return super()._own_keys() | ORPO_KEYS
 
 
 class FinetuneParams(Section):

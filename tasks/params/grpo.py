@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,24 +12,6 @@ from plumbline.tasks.params.on_policy import ArenaParams, HackingMonitorParams, 
 from plumbline.tasks.params.optimisation import EvaluatedOptimisation
 
 GrpoLoss = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
-
-GRPO_KEYS = {
-    "num_generations": "candidates",
-    "steps_per_generation": "steps_per_rollout",
-    "generation_batch_size": "steps_per_rollout",
-    "num_iterations": "passes",
-    "max_completion_length": "max_new_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "use_vllm": "use_vllm",
-    "loss_type": "loss_type",
-    "epsilon": "clip_range",
-    "scale_rewards": "scale_by",
-    "entropy_coef": "entropy_bonus",
-    "beta": "kl.beta",
-    "metric_for_best_model": "best_within_kl",
-}
-"""TRL arguments that GRPO has a key of its own for."""
 
 _REFUSED = {
     "chat_template_kwargs": "prompts are rendered as everywhere in Plumbline",
@@ -47,36 +30,60 @@ _REFUSED = {
 """TRL arguments that cannot stand beside what Plumbline does, and why."""
 
 
+class GrpoKlParams(KlParams):
+    """KL control of GRPO."""
+
+    beta_min: float = Field(
+        0.02,
+        ge=0,
+        description="Smallest β that the adaptive mode may reach. On the way to the target it must not fall far: on "
+        "the sample world it fell from 0.04 to 0.003, the policy ran past the target, and no β brought it back.",
+    )
+
+
 class GrpoParams(EvaluatedOptimisation):
     """Group relative policy optimisation (Shao et al. 2024) with TRL's GRPOTrainer, on gains from a judge's ranking."""
 
-    lr: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW; 1e-6 for real models (TRL's).")
+    config_class: ClassVar[str] = "GRPOConfig"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        **EvaluatedOptimisation.elsewhere,
+        "generation_batch_size": "steps_per_generation",
+        "metric_for_best_model": "best_within_kl",
+    }
+    refused: ClassVar[Mapping[str, str]] = {**EvaluatedOptimisation.refused, **_REFUSED}
+
+    learning_rate: float = Field(1e-6, gt=0, le=1, description="Peak learning rate of AdamW (TRL's default).")
     adam_epsilon: float = Field(
-        1e-5,
+        1e-8,
         gt=0,
         le=1e-2,
-        description="Epsilon of AdamW, PPO's usual one: gradients of a rollout are small, and 1e-8 lets weights that "
-        "hardly any token moves take whole steps on noise. On the sample world it bears a higher rate and wins more.",
+        description="Epsilon of AdamW (torch's and TRL's default). PPO's usual 1e-5 keeps weights that hardly any "
+        "token moves from taking whole steps on noise: on the sample world it bears a higher rate and wins more.",
     )
-    epochs: float = Field(
-        0.18,
+    num_train_epochs: float = Field(
+        1.0,
         gt=0,
         le=100,
         description="Passes over the distinct training prompts; a fraction takes that share of them.",
     )
-    batch_size: int = Field(64, ge=1, le=4096, description="Completions a device and forward pass.")
-    candidates: int = Field(
-        8, ge=2, le=64, description="Completions sampled a prompt, which the judge ranks (K); 4 to 8 are usual."
+    per_device_train_batch_size: int = Field(
+        8, ge=1, le=4096, description="Completions per device and forward pass (TRL's default)."
     )
-    steps_per_rollout: int = Field(
-        1,
+    num_generations: int = Field(
+        8, ge=2, le=64, description="Completions sampled per prompt, which the judge ranks (K); 4 to 8 are usual."
+    )
+    steps_per_generation: int | None = Field(
+        None,
         ge=1,
-        le=1024,
-        description="Optimiser steps that share one rollout; 1 is on-policy. A rollout holds batch_size x "
-        "gradient_accumulation x steps_per_rollout completions a device.",
+        le=65_536,
+        description="Forward passes that share one rollout, a multiple of gradient_accumulation_steps; null: as many, "
+        "one optimiser step, which is on-policy. A rollout holds per_device_train_batch_size x steps_per_generation "
+        "completions a device.",
     )
-    passes: int = Field(1, ge=1, le=16, description="Times that each rollout is gone through (μ in the paper).")
-    max_new_tokens: int = Field(48, ge=1, le=16384, description="Longest sampled completion in tokens.")
+    num_iterations: int = Field(1, ge=1, le=16, description="Times that each rollout is gone through (μ in the paper).")
+    max_completion_length: int = Field(
+        512, ge=1, le=16384, description="Longest sampled completion in tokens; 512 to 1024 is usual."
+    )
     temperature: float = Field(
         1.0,
         gt=0,
@@ -84,12 +91,12 @@ class GrpoParams(EvaluatedOptimisation):
         description="Sampling temperature; logits are divided by it in sampling, reference and update alike.",
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling threshold of rollouts; 1 is on-policy.")
-    use_vllm: bool = Field(False, description="Sample rollouts with vLLM, through TRL (its vllm_… in trainer_args).")
-    scale_by: Literal["group", "batch", "none"] = Field(
-        "batch",
-        description="What advantages are divided by: the standard deviation of gains in their group, in the whole "
-        "rollout, or nothing. With soft gains the rollout's keeps groups of near equals from counting as much as "
-        "clear ones: on the sample world a gold win rate of 0.82 against 0.79.",
+    use_vllm: bool = Field(False, description="Sample rollouts with vLLM, through TRL (its arguments vllm_… beside).")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group",
+        description="What advantages are divided by: the standard deviation of gains in their group (TRL's default), "
+        "in the whole rollout, or nothing. With soft gains the rollout's keeps groups of near equals from counting as "
+        "much as clear ones: on the sample world a gold win rate of 0.82 against 0.79.",
     )
     reward_weight: float = Field(
         0.0,
@@ -106,23 +113,25 @@ class GrpoParams(EvaluatedOptimisation):
         "prompts (dynamic sampling; Yu et al. 2025, DAPO). 0 only counts them.",
     )
     loss_type: GrpoLoss = Field("dapo", description="Policy loss, by TRL's name; dapo is a mean over all tokens.")
-    clip_range: float = Field(0.2, gt=0, lt=1, description="Clipping of the probability ratio, ε in the paper.")
-    entropy_bonus: float = Field(
+    epsilon: float = Field(0.2, gt=0, lt=1, description="Clipping of the probability ratio, ε in the paper.")
+    entropy_coef: float = Field(
         0.0, ge=0, le=1, description="Weight of the mean token entropy (nats), which is added to the objective."
     )
-    kl: KlParams = Field(
-        default_factory=lambda: KlParams(beta=0.15, beta_min=0.1, target=0.16),
-        description="The tie to π_ref, and its control. β weighs a nat against gains of unit spread, so it stands "
-        "higher than beside a reward. On the way to the target it must not fall far: from 0.04 it fell to 0.003, the "
-        "policy ran past the target, and no β brought it back.",
+    beta: float = Field(
+        0.04,
+        ge=0,
+        le=10,
+        description="β, the strength of the tie to π_ref at the start (kl moves it); 0.04 in Shao et al. 2024. It "
+        "weighs a nat against gains of unit spread: on the sample world it takes 0.15.",
     )
+    kl: GrpoKlParams = Field(default_factory=GrpoKlParams, description="Control of β by the KL from π_ref.")
     lora: LoraParams | None = Field(None, description="Train adapters only; null trains all weights.")
-    eval_every: int = Field(
+    eval_steps: int = Field(
         50, ge=1, description="Optimiser steps between evaluations on the validation split; each leaves a checkpoint."
     )
-    log_every: int = Field(5, ge=1, description="Optimiser steps between two rows of training.jsonl.")
-    eval_batch_size: int = Field(
-        256, ge=1, le=8192, description="Sequences sampled, or scored without gradients, at once."
+    logging_steps: int = Field(5, ge=1, description="Optimiser steps between two rows of training.jsonl.")
+    per_device_eval_batch_size: int = Field(
+        32, ge=1, le=8192, description="Sequences sampled, or scored without gradients, at once."
     )
     validation: ArenaParams = Field(default_factory=ArenaParams, description="Evaluation while training.")
     early_stopping: EarlyStoppingParams | None = Field(None, description="When to end early; null trains to the end.")
@@ -139,46 +148,65 @@ class GrpoParams(EvaluatedOptimisation):
     )
 
     @property
+    def passes_a_rollout(self) -> int:
+        """Forward passes that share one rollout, each gone through once."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+    @property
     def steps_a_rollout(self) -> int:
         """Optimiser steps from one rollout to the next."""
-        return self.steps_per_rollout * self.passes
+        return self.passes_a_rollout // self.gradient_accumulation_steps * self.num_iterations
 
     @property
     def completions_a_rollout(self) -> int:
         """Completions of one rollout on one device."""
-        return self.batch_size * self.gradient_accumulation * self.steps_per_rollout
+        return self.per_device_train_batch_size * self.passes_a_rollout
+
+    @model_validator(mode="after")
+    def _rollouts_are_whole_steps(self) -> Self:
+        steps, accumulated = self.passes_a_rollout, self.gradient_accumulation_steps
+        if steps % accumulated:
+            raise ValueError(
+                f"steps_per_generation ({steps}) must be a multiple of gradient_accumulation_steps ({accumulated}), "
+                f"which make one optimiser step. Set it to {(steps // accumulated + 1) * accumulated}, or to null."
+            )
+        return self
 
     @model_validator(mode="after")
     def _rollouts_hold_whole_groups(self) -> Self:
-        rest = self.completions_a_rollout % self.candidates
-        if rest:
-            below = self.batch_size - self.batch_size % self.candidates
-            near = [str(size) for size in (below, below + self.candidates) if size]
+        size, group = self.per_device_train_batch_size, self.num_generations
+        if self.completions_a_rollout % group:
+            below = size - size % group
+            near = [str(near) for near in (below, below + group) if near]
             raise ValueError(
-                f"a rollout of {self.completions_a_rollout} completions (batch_size {self.batch_size} x "
-                f"gradient_accumulation {self.gradient_accumulation} x steps_per_rollout {self.steps_per_rollout}) "
-                f"does not divide into groups of {self.candidates} candidates. Set batch_size to a multiple of "
-                f"{self.candidates}, such as {' or '.join(near)}, or choose candidates among "
-                f"{_divisors(self.completions_a_rollout)}."
+                f"a rollout of {self.completions_a_rollout} completions (per_device_train_batch_size {size} x "
+                f"{self.passes_a_rollout} forward passes, from steps_per_generation) does not divide into groups of "
+                f"num_generations {group}. Set per_device_train_batch_size to a multiple of {group}, such as "
+                f"{' or '.join(near)}, or choose num_generations among {_divisors(self.completions_a_rollout)}."
             )
         return self
 
     @model_validator(mode="after")
     def _evaluations_fall_between_rollouts(self) -> Self:
-        if self.eval_every % self.steps_a_rollout:
-            below = self.eval_every - self.eval_every % self.steps_a_rollout
+        if self.eval_steps % self.steps_a_rollout:
+            below = self.eval_steps - self.eval_steps % self.steps_a_rollout
             raise ValueError(
-                f"eval_every ({self.eval_every}) must be a multiple of steps_per_rollout x passes "
-                f"({self.steps_a_rollout}): a checkpoint holds no rollout, so a run resumes only where one is used up. "
-                f"Set it to {below + self.steps_a_rollout}."
+                f"eval_steps ({self.eval_steps}) must be a multiple of the optimiser steps of a rollout "
+                f"({self.steps_a_rollout}, from steps_per_generation and num_iterations): a checkpoint holds no "
+                f"rollout, so a run resumes only where one is used up. Set it to {below + self.steps_a_rollout}."
             )
         return self
 
     @model_validator(mode="after")
+    def _beta_can_move(self) -> Self:
+        self.kl.require_movable(self.beta)
+        return self
+
+    @model_validator(mode="after")
     def _no_dropout(self) -> Self:
-        if self.lora is not None and self.lora.dropout > 0:
+        if self.lora is not None and self.lora.lora_dropout > 0:
             raise ValueError(
-                "lora.dropout above 0 gives a completion another log-probability in each forward pass, which GRPO "
+                "lora.lora_dropout above 0 gives a completion another log-probability in each forward pass, which GRPO "
                 "takes for a change of the policy. Set it to 0."
             )
         return self
@@ -191,17 +219,6 @@ class GrpoParams(EvaluatedOptimisation):
                 "often, and each replaces as many groups as it has to. Set one of the two to its default."
             )
         return self
-
-    @model_validator(mode="after")
-    def _no_refused_argument(self) -> Self:
-        for name in self.trainer_args:
-            if name in _REFUSED:
-                raise ValueError(f"trainer_args.{name}: not with this method, because {_REFUSED[name]}. Remove it.")
-        return self
-
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return super()._own_keys() | GRPO_KEYS
 
 
 def _divisors(completions: int) -> str:

@@ -14,8 +14,8 @@ class LoraParams(Section):
     """Low-rank adapters (Hu et al. 2021) in place of full fine-tuning; merged into the saved policy."""
 
     r: int = Field(16, ge=1, le=1024, description="Rank of the adapters.")
-    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / r.")
-    dropout: float = Field(
+    lora_alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by lora_alpha / r.")
+    lora_dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
@@ -49,7 +49,7 @@ class ValidationParams(Section):
     prompts: int = Field(
         256, ge=0, le=4096, description="Validation prompts sampled from the policy for the win rate; 0 skips it."
     )
-    max_new_tokens: int = Field(48, ge=1, le=4096, description="Longest sampled completion in tokens.")
+    max_new_tokens: int = Field(512, ge=1, le=4096, description="Longest sampled completion in tokens.")
     temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature; KL is of the model as sampled at 1.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling threshold; 1 samples the full distribution.")
 

@@ -127,8 +127,8 @@ class BrevityTermParams(TermSettings):
     """0 up to `free_words`, then minus `cost` a word, down to -1."""
 
     kind: Literal["brevity"] = Field("brevity", description="What kind of term this is.")
-    free_words: int = Field(12, ge=0, description="Words that cost nothing; 100 to 300 suit real assistants.")
-    cost: float = Field(0.05, gt=0, le=1, description="Cost of each further word; the most is 1.")
+    free_words: int = Field(200, ge=0, description="Words that cost nothing; 100 to 300 suit most assistants.")
+    cost: float = Field(0.005, gt=0, le=1, description="Cost of each further word; the most is 1.")
 
 
 class ComplianceTermParams(TermSettings):
@@ -149,8 +149,8 @@ class LengthTermParams(TermSettings):
     """Soft overlong punishment (Yu et al. 2025, DAPO, eq. 13): 0, then falling to -1 over the last `buffer` tokens."""
 
     kind: Literal["length_penalty"] = Field("length_penalty", description="What kind of term this is.")
-    limit: int = Field(48, ge=1, description="Tokens of a response at which the penalty reaches -1; 20480 in DAPO.")
-    buffer: int = Field(16, ge=1, description="Tokens before the limit over which it grows; 4096 in DAPO.")
+    limit: int = Field(512, ge=1, description="Tokens of a response at which the penalty reaches -1; 20480 in DAPO.")
+    buffer: int = Field(128, ge=1, description="Tokens before the limit over which it grows; 4096 in DAPO.")
 
     @model_validator(mode="after")
     def _buffer_fits(self) -> Self:

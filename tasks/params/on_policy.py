@@ -16,18 +16,14 @@ class KlParams(Section):
     mode: Literal["fixed", "adaptive"] = Field(
         "adaptive", description="fixed: β never moves; adaptive: β follows the target (Ziegler et al. 2019)."
     )
-    beta: float = Field(
-        0.04, ge=0, le=10, description="β at the start: reward lost per nat. 0.01 to 0.05 is usual for real models."
-    )
     target: float = Field(
         0.1, gt=0, le=10, description="Target of the adaptive mode in nats per token; 0.05 to 0.2 is usual."
     )
     horizon: int = Field(
         256,
         ge=1,
-        description="Episodes in which an error of 20 % or more moves β by about 20 %. At 64 episodes an update this "
-        "is 5 % a step. Ziegler et al. took 10,000 of 2 million episodes; 1,000 hardly moved β in the sample "
-        "world's 3,840.",
+        description="Episodes in which an error of 20 % or more moves β by about 20 %: at 64 episodes an update, 5 % a "
+        "step. Ziegler et al. 2019 took 10,000 of 2 million episodes.",
     )
     ramp_at: float | None = Field(
         2.0,
@@ -44,14 +40,13 @@ class KlParams(Section):
     beta_min: float = Field(1e-4, ge=0, description="Smallest β that the adaptive mode may reach.")
     beta_max: float = Field(1.0, gt=0, le=10, description="Largest β that the adaptive mode or the ramp may reach.")
 
-    @model_validator(mode="after")
-    def _beta_can_move(self) -> Self:
-        if self.mode == "adaptive" and not 0 < self.beta_min <= self.beta <= self.beta_max:
+    def require_movable(self, beta: float) -> None:
+        """Raise `ValueError` if the adaptive mode could not move β from `beta` on."""
+        if self.mode == "adaptive" and not 0 < self.beta_min <= beta <= self.beta_max:
             raise ValueError(
-                f"the adaptive mode multiplies β, so it needs 0 < beta_min <= beta <= beta_max, found "
-                f"{self.beta_min}, {self.beta}, {self.beta_max}. Move the bounds, or set mode: fixed."
+                f"the adaptive mode multiplies β, so it needs 0 < kl.beta_min <= beta <= kl.beta_max, found "
+                f"{self.beta_min}, {beta}, {self.beta_max}. Move the bounds, or set kl.mode: fixed."
             )
-        return self
 
     @model_validator(mode="after")
     def _stop_is_above_the_rest(self) -> Self:
@@ -89,13 +84,13 @@ class HackingMonitorParams(Section):
     length_factor: float | None = Field(
         2.0,
         gt=1,
-        description="Growth (or its inverse, shrinkage) of the mean response length that is told; null: never.",
+        description="Growth (or its inverse, shrinkage) of the mean response length that is reported; null: never.",
     )
     repetition_rise: float | None = Field(
         0.2,
         gt=0,
         le=1,
-        description="Rise of the share of repeated n-grams that is told (0.2 = 20 points); null: never.",
+        description="Rise of the share of repeated n-grams that is reported (0.2 = 20 points); null: never.",
     )
     entropy_share: float | None = Field(
         0.2, gt=0, lt=1, description="Share of the first entropy below which it has collapsed; null: never."
@@ -136,7 +131,7 @@ class ShapingParams(Section):
         description="KL penalty of a token (Schulman 2020): k1 = log π - log π_ref, unbiased; k3 = π_ref/π - 1 + k1, "
         "never negative, but biased as a reward.",
     )
-    whiten: bool = Field(
+    whiten_rewards: bool = Field(
         False,
         description="Scale the rewards of all tokens of an update to variance 1, keeping their mean (Ziegler et al. "
         "2019; off in most later work, since β then means less).",
@@ -178,6 +173,6 @@ class ArenaParams(Section):
     """How the policy is measured on validation prompts while training: against π_ref, by the held-out judge."""
 
     prompts: int = Field(256, ge=1, le=4096, description="Validation prompts that policy and π_ref both answer.")
-    max_new_tokens: int = Field(48, ge=1, le=4096, description="Longest sampled completion in tokens.")
+    max_new_tokens: int = Field(512, ge=1, le=4096, description="Longest sampled completion in tokens.")
     temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature; KL is of the model as sampled at 1.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling threshold; 1 samples the full distribution.")

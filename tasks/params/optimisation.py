@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from plumbline.tasks.params.section import Section
-
-OWN_KEYS = {
-    "learning_rate": "lr",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "warmup_steps": "warmup_ratio",
-    "lr_scheduler_type": "lr_schedule",
-    "weight_decay": "weight_decay",
-    "adam_epsilon": "adam_epsilon",
-    "max_length": "max_length",
-    "bf16": "bf16",
-    "train_sampling_strategy": "group_by_length",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "activation_checkpointing": "gradient_checkpointing",
-    "logging_steps": "log_every",
-}
-"""TRL arguments that have a key of their own in params: one way to say a thing."""
-
-EVALUATED_KEYS = {
-    "per_device_eval_batch_size": "eval_batch_size",
-    "eval_steps": "eval_every",
-    "save_steps": "eval_every",
-}
-"""Those of a training that is evaluated as it goes."""
+from plumbline.tasks.params.trainer_section import OWNED, TrainerSection
 
 OWNED_ARGS = frozenset(
     {
@@ -78,81 +54,100 @@ OWNED_ARGS = frozenset(
 """TRL arguments that resuming, determinism or the frozen reference depend on: not to be set."""
 
 
-class Optimisation(Section):
+LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+"""How a learning rate moves, by the names of transformers."""
+
+SamplingStrategy = Literal["random", "group_by_length"]
+"""The order of training examples, by the names of transformers."""
+
+
+def whole_steps(warmup: float) -> float:
+    """Refuse a number of warm-up steps that is not whole; below 1 it is a share of the steps."""
+    if warmup >= 1 and warmup != int(warmup):
+        raise ValueError(f"from 1 on it is a number of steps, which is whole; found {warmup:g}. Round it.")
+    return warmup
+
+
+WarmupSteps = Annotated[float, AfterValidator(whole_steps)]
+"""A share of the steps below 1, a number of steps from 1 on, as in transformers."""
+
+
+class Optimisation(TrainerSection):
     """What every trainer shares."""
 
-    lr: float = Field(gt=0, le=1, description="Peak learning rate of AdamW.")
-    epochs: float = Field(gt=0, le=100, description="Passes over the examples; a fraction stops within a pass.")
-    batch_size: int = Field(16, ge=1, le=4096, description="Examples a device and forward pass.")
-    gradient_accumulation: int = Field(1, ge=1, le=4096, description="Forward passes an optimiser step.")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from zero.")
-    lr_schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="How the learning rate moves after the warm-up (names of transformers)."
+    elsewhere: ClassVar[Mapping[str, str]] = {"activation_checkpointing": "gradient_checkpointing"}
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(OWNED_ARGS, OWNED)
+
+    learning_rate: float = Field(gt=0, le=1, description="Peak learning rate of AdamW.")
+    num_train_epochs: float = Field(
+        gt=0, le=100, description="Passes over the examples; a fraction stops within a pass."
     )
+    per_device_train_batch_size: int = Field(
+        8, ge=1, le=4096, description="Examples per device and forward pass (TRL's default)."
+    )
+    gradient_accumulation_steps: int = Field(1, ge=1, le=4096, description="Forward passes an optimiser step.")
+    warmup_steps: WarmupSteps = Field(
+        0.05,
+        ge=0,
+        description="Steps over which the rate rises from zero: below 1 a share of all steps, from 1 on their number.",
+    )
+    lr_scheduler_type: LrScheduler = Field("linear", description="How the learning rate moves after the warm-up.")
     weight_decay: float = Field(
-        0.0, ge=0, le=1, description="AdamW's weight decay, a share of the weight a unit of lr (TRL's default)."
+        0.0, ge=0, le=1, description="AdamW's weight decay, a share of the weight a unit of learning rate (TRL's)."
     )
     adam_epsilon: float = Field(
         1e-8, gt=0, le=1e-2, description="Epsilon of AdamW (torch's and TRL's default); 1e-5 is usual in PPO."
     )
     max_length: int = Field(
-        512,
+        1024,
         ge=8,
-        description="Longest prompt plus completion in tokens; the model's context caps it. "
+        description="Longest prompt plus completion in tokens (TRL's default); the model's context caps it. "
         "Longer examples are set aside and counted, never truncated.",
     )
-    group_by_length: bool = Field(
-        False,
-        description="Put examples of similar length into a batch, in an order fixed by seed and epoch: less padding, "
-        "so less time where lengths differ much. Memory is that of the longest batch either way. Batches are then less "
-        "alike: where length tells the kind of request, as in the sample world, the model learns a little less.",
+    train_sampling_strategy: SamplingStrategy = Field(
+        "random",
+        description="random, or group_by_length: examples of similar length in a batch, in an order fixed by seed and "
+        "epoch. That is less padding, so less time where lengths differ much. Memory is that of the longest batch "
+        "either way. Batches are then less alike: where length tells the kind of request, as in the sample world, the "
+        "model learns a little less.",
     )
-    log_every: int = Field(20, ge=1, description="Optimiser steps between two rows of training.jsonl.")
+    logging_steps: int = Field(10, ge=1, description="Optimiser steps between two rows of training.jsonl.")
     bf16: bool = Field(
         False, description="bfloat16 autocast over float32 weights. On CPU it pays from about 2M parameters."
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations to save memory; costs about a fifth of the speed."
-    )
-    trainer_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Any further argument of TRL's config class, by its own name; an unknown one is refused at start.",
+        True,
+        description="Recompute activations to save memory (TRL's default); costs about a fifth of the speed.",
     )
 
-    @model_validator(mode="after")
-    def _one_way_to_say_a_thing(self) -> Self:
-        for name in self.trainer_args:
-            if name in OWNED_ARGS:
-                raise ValueError(
-                    f"trainer_args.{name}: set by Plumbline, because resuming, determinism, the frozen "
-                    f"reference or the secrecy of tokens depend on it. Remove it."
-                )
-            if key := self._own_keys().get(name):
-                raise ValueError(f"trainer_args.{name}: this one has its own key. Set `{key}` instead.")
-        return self
-
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return OWN_KEYS
+    @property
+    def groups_by_length(self) -> bool:
+        """True if a batch holds examples of similar length."""
+        return self.train_sampling_strategy == "group_by_length"
 
 
 class EvaluatedOptimisation(Optimisation):
     """A training that is evaluated on the validation split as it goes, each time leaving a checkpoint."""
 
-    eval_every: int = Field(
+    elsewhere: ClassVar[Mapping[str, str]] = {**Optimisation.elsewhere, "save_steps": "eval_steps"}
+
+    eval_steps: int = Field(
         100, ge=1, description="Optimiser steps between evaluations on the validation split; each leaves a checkpoint."
     )
-    eval_batch_size: int = Field(64, ge=1, le=8192, description="Sequences a forward pass without gradients.")
+    per_device_eval_batch_size: int = Field(
+        8, ge=1, le=8192, description="Sequences per device and forward pass without gradients (TRL's default)."
+    )
 
     @model_validator(mode="after")
     def _logs_fall_on_evaluations(self) -> Self:
-        if self.eval_every % self.log_every:
-            raise ValueError(
-                f"log_every ({self.log_every}) must divide eval_every ({self.eval_every}), or a resumed run would "
-                f"log other averages than an uninterrupted one. Choose log_every among the divisors of eval_every."
-            )
+        require_dividing_logs(self.logging_steps, self.eval_steps)
         return self
 
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return OWN_KEYS | EVALUATED_KEYS
+
+def require_dividing_logs(logging_steps: int, eval_steps: int) -> None:
+    """Raise `ValueError` unless logged rows end where evaluations do."""
+    if eval_steps % logging_steps:
+        raise ValueError(
+            f"logging_steps ({logging_steps}) must divide eval_steps ({eval_steps}), or a resumed run would log other "
+            "averages than an uninterrupted one. Choose logging_steps among the divisors of eval_steps."
+        )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from plumbline.tasks.params.optimisation import EvaluatedOptimisation
 from plumbline.tasks.params.section import Section
-
-REWARD_KEYS = {"center_rewards_coefficient": "center_rewards"}
-"""TRL arguments that the reward section has a key of its own for."""
 
 
 class RewardThresholds(Section):
@@ -49,20 +46,21 @@ class RewardThresholds(Section):
 class RewardParams(EvaluatedOptimisation):
     """A Bradley-Terry reward model on the curated pairs, and the audit it must pass."""
 
+    config_class: ClassVar[str] = "RewardConfig"
+
     init: Literal["reference", "base"] = Field(
-        "base",
+        "reference",
         description="The model whose weights it starts from: pi_ref, or the base before SFT. The base suits where it "
         "knows the chat format (the sample world's does), and lets the reward model train beside pi_ref.",
     )
-    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
-    lr: float = Field(
-        1e-3,
+    num_train_epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training pairs.")
+    learning_rate: float = Field(
+        1e-5,
         gt=0,
         le=1,
-        description="Peak learning rate of AdamW. The default is for the tiny model; 1e-5 is usual from 1B "
-        "parameters on.",
+        description="Peak learning rate of AdamW; 1e-5 is usual from 1B parameters on (9e-6 in Ouyang et al. 2022).",
     )
-    batch_size: int = Field(32, ge=1, le=4096, description="Pairs a device and forward pass.")
+    per_device_train_batch_size: int = Field(8, ge=1, le=4096, description="Pairs per device and forward pass.")
     held_out_share: float = Field(
         0.0,
         ge=0,
@@ -74,7 +72,7 @@ class RewardParams(EvaluatedOptimisation):
         "only, but loading, validation, audit, storage and memory come twice. 0: none, and the reward model judges, "
         "also what was optimised against it; at 0.5 both learn from as many pairs.",
     )
-    center_rewards: float | None = Field(
+    center_rewards_coefficient: float | None = Field(
         0.01,
         ge=0,
         le=10,
@@ -82,7 +80,3 @@ class RewardParams(EvaluatedOptimisation):
         "(Eisenstein et al. 2023, eq. 2, their value). null: off.",
     )
     audit: RewardThresholds = Field(default_factory=RewardThresholds, description="Thresholds of the audit.")
-
-    @classmethod
-    def _own_keys(cls) -> dict[str, str]:
-        return super()._own_keys() | REWARD_KEYS

@@ -24,7 +24,7 @@ class DefectRates(Section):
 class SampleWorldParams(Section):
     """The embedded support-assistant world with a known truth."""
 
-    enabled: bool = Field(True, description="Generate the world; false for runs on given feedback alone.")
+    enabled: bool = Field(False, description="Generate the world. Never beside your own feedback, which it would join.")
     pairs: int = Field(
         18_000,
         ge=20,

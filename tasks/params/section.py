@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from plumbline.data_contracts.errors import ParamsError
 
 PARAMS_FILE = "params.yaml"
-"""The file of a workspace's params."""
+"""The file of a workspace's choices."""
+
+RECIPES = "params"
+"""Folder of a workspace's recipes."""
+
+SCHEMA_FILE = "params.schema.json"
+"""The JSON Schema of params, by which an editor completes and checks `params.yaml`."""
+
+RESOLVED_FILE = "params.resolved.yaml"
+"""The file with the value of every param, which DVC reads; made from the choices."""
 
 
 class Section(BaseModel):
@@ -43,3 +52,23 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def section_of(section: type[BaseModel] | None, name: str) -> tuple[type[BaseModel] | None, bool]:
+    """The section that a field of a section holds, None if it is a plain value; and whether it may be null."""
+    field = section.model_fields.get(name) if section is not None else None
+    if field is None:
+        return None, True
+    kinds = [field.annotation, *get_args(field.annotation)]
+    found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return (found[0] if found else None), type(None) in kinds
+
+
+def plain(value: Any) -> Any:
+    """A YAML value without the formatting that its type remembers, which JSON does not take."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    kinds = (kind for kind in (bool, int, float, str) if isinstance(value, kind))
+    return next((kind(value) for kind in kinds), value)

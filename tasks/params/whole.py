@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from plumbline.tasks.params.comparison import CompareParams, SelfPlayParams
 from plumbline.tasks.params.curation import CurationParams
@@ -23,12 +26,17 @@ from plumbline.tasks.params.section import Section
 from plumbline.tasks.params.services import ServicesParams
 from plumbline.tasks.params.serving import ServingParams
 from plumbline.tasks.params.tiny_model import TinyModelParams
+from plumbline.tasks.params.training import TrainingParams, share
 from plumbline.tasks.params.trigger import TriggerParams
 
 
 class Params(Section):
     """Every tunable of a retraining run, a section a stage."""
 
+    recipe: str | None = Field(
+        default=None,
+        description="A recipe in params/, by its name: its values stand below those of params.yaml.",
+    )
     seed: int = Field(default=17, ge=0, lt=2**31, description="Seed of every stage.")
     threads: int = Field(default=1, ge=1, le=256, description="Torch threads of a training stage, on CPU.")
     sample_world: SampleWorldParams = Field(
@@ -42,6 +50,10 @@ class Params(Section):
     )
     tiny_model: TinyModelParams = Field(
         default_factory=TinyModelParams, description="The model trained from scratch where reference.base is null."
+    )
+    training: TrainingParams = Field(
+        default_factory=TrainingParams,
+        description="What reference.sft, reward and the methods of finetune share; each may set its own.",
     )
     reference: ReferenceParams = Field(default_factory=ReferenceParams, description="The reference policy, pi_ref.")
     reward: RewardParams = Field(default_factory=RewardParams, description="The reward model and its audit.")
@@ -92,3 +104,8 @@ class Params(Section):
     monitor: MonitorParams = Field(
         default_factory=MonitorParams, description="What is watched, and at which rate of false alarms."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_take_what_they_share(cls, given: Any) -> Any:
+        return share(given) if isinstance(given, Mapping) else given

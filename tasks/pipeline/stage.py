@@ -32,7 +32,8 @@ from plumbline.data_contracts.progress import Progress, silent
 from plumbline.tasks.params.section import Section
 
 Facts = dict[str, Any]
-_TEMPLATE = re.compile(r"\$\{([a-z_.]+)\}")
+TEMPLATE = re.compile(r"\$\{([a-z_.]+)\}")
+"""A param in the path of a dependency: `${section.key}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,9 @@ class StageContext:
 class Stage:
     """One node of the graph.
 
-    `deps` maps a short name to a path in the workspace; `${section.key}` is filled from params
-    (DVC's own syntax). `params` names keys of `params.yaml`, dotted where a part is enough, so
-    that a change re-runs only what depends on it. `trains` marks a stage that needs torch and
-    trl, and is therefore forked from a process that has them loaded.
+    `deps` maps a short name to a path in the workspace; `${section.key}` is filled from params. `params` names
+    params, dotted where a part is enough, so that a change re-runs only what depends on it. `trains` marks a stage
+    that needs torch and trl, and is therefore forked from a process that has them loaded.
     """
 
     name: str
@@ -126,7 +126,7 @@ def importable(root: Path) -> Iterator[None]:
 
 def fill(path: str, params: Section) -> str:
     """Fill `${section.key}` in a dependency path from params."""
-    return _TEMPLATE.sub(lambda match: str(_look_up(params, match.group(1))), path)
+    return TEMPLATE.sub(lambda match: str(_look_up(params, match.group(1))), path)
 
 
 def declared(stage: Stage, params: Section) -> dict[str, Any]:

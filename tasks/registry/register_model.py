@@ -16,6 +16,7 @@ from plumbline.data_contracts.errors import VersioningError
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.params.registry import RegistryParams
+from plumbline.tasks.params.section import PARAMS_FILE, RESOLVED_FILE
 from plumbline.tasks.pipeline.stage import StageRecord
 from plumbline.tasks.registry.index_dependents import INDEXED, index_datasets
 from plumbline.tasks.registry.ledger.ledger import open_ledger, settle
@@ -30,7 +31,7 @@ from plumbline.tasks.storage.versioning.objects import ObjectStore
 from plumbline.tasks.storage.versioning.workspace import Versions
 
 PUBLISHED = {"finetune": "model", "evaluate": "evaluation", "gate": "gate"}
-TEXTS = ("params.yaml", "dvc.yaml", "dvc.lock", ".gitignore", ".dvcignore")
+TEXTS = (PARAMS_FILE, RESOLVED_FILE, "dvc.yaml", "dvc.lock", ".gitignore", ".dvcignore")
 CARD = "MODEL_CARD.md"
 SUITES = Path(data_contracts.__file__).parent / "suites"
 
@@ -168,7 +169,7 @@ def _describe(
         records=records,
         lineage=lineage,
         files=files,
-        settings=YAML(typ="safe").load(lineage["texts"]["params.yaml"]),
+        settings=YAML(typ="safe").load(lineage["texts"][RESOLVED_FILE]),
         flow_run_id=run.flow_run_id,
         mlflow_run_id=run.run_id,
         trigger=trigger,
@@ -194,7 +195,8 @@ def _lineage(root: Path) -> dict[str, Any]:
     read = {path: dep["md5"] for stage in lock.values() for path, dep in stage["deps"].items() if "md5" in dep}
     datasets = {role: {"md5": hashes[path]} for role, path in INDEXED.items() if path in hashes}
     ignores = (path.relative_to(root).as_posix() for path in sorted(root.glob("[!.]*/.gitignore")))
-    names = [*TEXTS, *(entry["file"] for entry in tracked.values()), *ignores]
+    recipes = (path.relative_to(root).as_posix() for path in sorted(root.glob("params/*.yaml")))
+    names = [*TEXTS, *recipes, *(entry["file"] for entry in tracked.values()), *ignores]
     return {
         "lock": lock,
         "tracked": tracked,

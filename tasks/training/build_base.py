@@ -9,6 +9,12 @@ from plumbline.data_contracts.records import load_conversations
 from plumbline.tasks.params.tiny_model import TinyModelParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
+NO_BASE = (
+    "reference.base: expected a model name or folder, found null. Name your model, such as `plumbline params set "
+    "reference.base=MODEL`; or try the loop on the sample world: `plumbline init DIR --sample-world`."
+)
+"""The error where no base was named and there is no sample world to train one on."""
+
 
 def build_base(
     context: StageContext,
@@ -32,10 +38,7 @@ def build_base(
         )
     demonstrations = context.dep("world") / "demonstrations.jsonl"
     if not demonstrations.is_file():
-        raise ParamsError(
-            "reference.base: expected a model name or folder, found null while sample_world.enabled is false. "
-            "Set reference.base to any Hugging Face model, or enable the sample world."
-        )
+        raise ParamsError(NO_BASE)
     from plumbline.tasks.models.tiny import train_base
 
     conversations = load_conversations(demonstrations)

@@ -75,7 +75,7 @@ def pair_limits(params: Params, context: int) -> dict[str, int]:
 def prompt_limits(params: Params, context: int) -> dict[str, int]:
     """Longest prompt in tokens that leaves room for an answer, by the section of params that samples answers."""
     sections = {name: getattr(params.finetune, name) for name in params.finetune.methods if name in ("grpo", "ppo")}
-    rooms = {f"finetune.{name}": context - own.max_new_tokens for name, own in sections.items()}
+    rooms = {f"finetune.{name}": context - own.max_completion_length for name, own in sections.items()}
     return rooms | {EVALUATION: context - params.evaluation.max_new_tokens}
 
 
@@ -176,7 +176,7 @@ def _gate(params: Params, splits: Mapping[str, SplitTokens], context: int) -> It
         change = _more_test_prompts(params, splits, room, gate.min_prompts)
         text = f"the evaluation would judge {judged} test prompts. {change}"
         yield DataNeed("gate.min_prompts", judged, gate.min_prompts, judged < gate.min_prompts, text)
-    if gate.min_win_rate_low is not None:
+    if gate.min_win_rate_low is not None and judged:
         half = _half_width(judged)
         lowest = gate.min_win_rate_low + half
         needed = math.ceil((_Z / 2 / max(1 - gate.min_win_rate_low, 1e-9)) ** 2)
@@ -199,7 +199,9 @@ def _more_test_prompts(params: Params, splits: Mapping[str, SplitTokens], room: 
         ways.append(f"raise curation.split.test from {share:g} to {wanted:g} and lower the others")
     if there:
         ways.append(f"add about {math.ceil((needed - there) * every / there)} pairs with prompts of their own")
-    ways.append(f"lower gate.min_prompts to {there}, and trust the gate less")
+        ways.append(f"lower gate.min_prompts to {there}, and trust the gate less")
+    if not ways:
+        return "None fits the context beside an answer: the cure of evaluation.max_new_tokens comes first."
     text = ", or ".join(ways)
     return f"{text[0].upper()}{text[1:]}."
 

@@ -51,11 +51,15 @@ def read_shapes(folder: Path) -> Shapes:
 
 def tiny_shapes(tiny: TinyModelParams) -> Shapes:
     """As `read_shapes`, for the tiny model before it is built: its projections, and the embedding tied to the head."""
-    width, wide = (tiny.hidden_size, tiny.hidden_size), (tiny.ffn_size, tiny.hidden_size)
+    width, wide = (tiny.hidden_size, tiny.hidden_size), (tiny.intermediate_size, tiny.hidden_size)
     block = {name: width for name in ("q_proj", "k_proj", "v_proj", "o_proj")} | {
         name: wide for name in ("gate_proj", "up_proj", "down_proj")
     }
-    shapes = {f"layers.{layer}.{name}.weight": shape for layer in range(tiny.layers) for name, shape in block.items()}
+    shapes = {
+        f"layers.{layer}.{name}.weight": shape
+        for layer in range(tiny.num_hidden_layers)
+        for name, shape in block.items()
+    }
     return {"embed_tokens.weight": (tiny.vocab_size, tiny.hidden_size), **shapes}
 
 

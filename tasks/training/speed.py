@@ -81,8 +81,10 @@ def minutes(params: Params, rates: Rates, splits: dict[str, Tokens]) -> dict[str
     sft, reward, evaluation = params.reference.sft, params.reward, params.evaluation
     share = 1.0 if sft.max_examples is None else min(1.0, sft.max_examples / max(train.pairs, 1))
     seconds = {
-        "reference": sft.epochs * share * train.chosen * rates.train if sft.enabled and sft.data == "curated" else 0.0,
-        "reward": reward.epochs * train.whole * rates.train + test.whole * rates.read,
+        "reference": sft.num_train_epochs * share * train.chosen * rates.train
+        if sft.enabled and sft.data == "curated"
+        else 0.0,
+        "reward": reward.num_train_epochs * train.whole * rates.train + test.whole * rates.read,
         "finetune": sum(_of_method(name, params, rates, train) for name in params.finetune.methods),
         "evaluate": 2 * test.whole * rates.read
         + 2 * min(test.prompts, evaluation.max_prompts) * evaluation.max_new_tokens * (rates.sample + 2 * rates.read),
@@ -96,22 +98,22 @@ def _of_method(name: str, params: Params, rates: Rates, train: Tokens) -> float:
     prompt = train.prompt_tokens / max(train.prompts, 1)
     if name == "ppo":
         ppo = finetune.ppo
-        length = prompt + ppo.max_new_tokens
-        passes = 2 * ppo.ppo_epochs * rates.train + 4 * rates.read  # policy and critic; both, π_ref and the reward
-        return ppo.episodes * (ppo.max_new_tokens * rates.sample + length * passes)
+        length = prompt + ppo.max_completion_length
+        passes = 2 * ppo.num_ppo_epochs * rates.train + 4 * rates.read  # policy and critic; both, π_ref and the reward
+        return ppo.total_episodes * (ppo.max_completion_length * rates.sample + length * passes)
     if name == "grpo":
         grpo = finetune.grpo
-        completions = grpo.epochs * train.prompts * grpo.candidates
-        length = prompt + grpo.max_new_tokens
+        completions = grpo.num_train_epochs * train.prompts * grpo.num_generations
+        length = prompt + grpo.max_completion_length
         return completions * (
-            grpo.max_new_tokens * rates.sample + length * (grpo.passes * rates.train + 3 * rates.read)
+            grpo.max_completion_length * rates.sample + length * (grpo.num_iterations * rates.train + 3 * rates.read)
         )
     if name == "sft":
-        return finetune.sft.epochs * train.chosen * rates.train
+        return finetune.sft.num_train_epochs * train.chosen * rates.train
     if name == "orpo":
-        return finetune.orpo.epochs * train.whole * rates.train
+        return finetune.orpo.num_train_epochs * train.whole * rates.train
     own = finetune.kto if name == "kto" else finetune.dpo
-    return own.epochs * train.whole * rates.train + train.whole * rates.read  # π_ref reads every pair once
+    return own.num_train_epochs * train.whole * rates.train + train.whole * rates.read  # π_ref reads every pair once
 
 
 def _measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TokenPair]) -> Rates:

@@ -26,7 +26,7 @@ def test_operations_by_hand() -> None:
     """
     assert sum(inside * outside for inside, outside in linear_shapes(CONFIG)) == 120
     policy, critic, reward = 1440 + 192 + 160, 1440 + 192, 1920 + 320
-    assert episode_flops(CONFIG, [(2, 2)], ppo_epochs=1) == {
+    assert episode_flops(CONFIG, [(2, 2)], num_ppo_epochs=1) == {
         "rollout": policy,
         "scoring": policy + critic + reward,
         "update": 3 * (policy + critic),
@@ -34,9 +34,11 @@ def test_operations_by_hand() -> None:
 
 
 def test_epochs_repeat_the_update_and_episodes_add_up() -> None:
-    once = episode_flops(CONFIG, [(2, 2)], ppo_epochs=1)
-    assert episode_flops(CONFIG, [(2, 2)], ppo_epochs=4)["update"] == 4 * once["update"]
-    assert episode_flops(CONFIG, [(2, 2), (2, 2)], ppo_epochs=1) == {name: 2 * count for name, count in once.items()}
+    once = episode_flops(CONFIG, [(2, 2)], num_ppo_epochs=1)
+    assert episode_flops(CONFIG, [(2, 2)], num_ppo_epochs=4)["update"] == 4 * once["update"]
+    assert episode_flops(CONFIG, [(2, 2), (2, 2)], num_ppo_epochs=1) == {
+        name: 2 * count for name, count in once.items()
+    }
 
 
 def test_a_wrapped_call_inside_another_is_booked_once() -> None:

@@ -34,7 +34,9 @@ def problem(command: Any, words: list[str]) -> str | None:
         if words[0] == "--help":
             return None
         if words[0] not in command.commands:
-            return f"no command {words[0]}"
+            if not hasattr(command, "default_command"):
+                return f"no command {words[0]}"
+            words = [command.default_command, *words]
         command, words = command.commands[words[0]], words[1:]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     unknown = [word for word in words if re.match(r"--?[a-zA-Z]", word) and word not in known]
@@ -58,7 +60,9 @@ def test_every_setting_is_a_key_of_params() -> None:
     """The value may be a placeholder; the key is looked up, section by section."""
     params = Params()
     for line, words in shown():
-        for setting in (words[place + 1] for place, word in enumerate(words) if word == "--set"):
+        settings = [words[place + 1] for place, word in enumerate(words) if word in ("--set", "--once")]
+        settings += words[3:] if words[1:3] in (["params", "set"], ["params", "unset"]) else []
+        for setting in (each for each in settings if not each.startswith("KEY")):
             value: Any = params
             for part in setting.partition("=")[0].split("."):
                 assert part in type(value).model_fields, line

@@ -28,7 +28,8 @@ import pytest
 from plumbline.flows.cli.main import main
 from plumbline.tasks.operations.announce import EVENTS, workspace_id
 from plumbline.tasks.operations.freshness.outbox import OutboxEntry
-from plumbline.tasks.params.document import load_params, save_params
+from plumbline.tasks.params.document import save_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.storage.versioning.lock import current_hashes
 from tests.support.once import copy_workspace, made_once
 
@@ -205,7 +206,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, server: str) -> Callable[[st
 
     def make(name: str) -> Workspace:
         workspace = Workspace(tmp_path_factory.mktemp(name), server)
-        assert workspace.run("init", ".").code == 0
+        assert workspace.run("init", ".", "--sample-world").code == 0
         assert workspace.run("ingest", "human_pairs", batch).code == 0
         return workspace
 

@@ -31,7 +31,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page_file(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the trained version, of a manifest in which annotators and params are hostile."""
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.layers import load_params
     from plumbline.tasks.registry.audit_lineage import audit_version
     from plumbline.tasks.registry.lineage.build import build_graph
     from plumbline.tasks.registry.lineage.page import render_page

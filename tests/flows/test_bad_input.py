@@ -29,7 +29,9 @@ from plumbline.data_contracts.errors import ParamsError
 from plumbline.data_contracts.records import CuratedPair, dump_jsonl, load_jsonl
 from plumbline.flows.cli.main import main
 from plumbline.flows.graph.stages import STAGES
-from plumbline.tasks.params.document import PARAMS_FILE, load_params, save_params
+from plumbline.tasks.params.document import save_params
+from plumbline.tasks.params.layers import load_params
+from plumbline.tasks.params.section import PARAMS_FILE
 from plumbline.tasks.params.whole import Params
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -167,7 +169,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Place:
     from plumbline.flows.graph.workspaces import init_workspace
 
     place = Place(tmp_path_factory.mktemp("empty") / "workspace")
-    init_workspace(place.root)
+    init_workspace(place.root, recipe="sample_world")
     place.set("sample_world.enabled=false", "reference.sft.data=curated", "reference.base=given", overlay=TINY)
     return place
 
@@ -180,7 +182,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Place:
     from plumbline.tasks.data.ingest_feedback import ingest_feedback
 
     place = Place(tmp_path_factory.mktemp("built") / "workspace")
-    init_workspace(place.root)
+    init_workspace(place.root, recipe="sample_world")
     place.set(overlay=TINY)
     batch = write_rows(tmp_path_factory.mktemp("feedback") / "long.jsonl", long_pairs())
     ingest_feedback(place.root, "human_pairs", [str(batch)])
@@ -220,9 +222,9 @@ def copy(built: Place, tmp_path: Path) -> Place:
         (gzip.compress(b""), ("feedback.jsonl", "expected at least one row, found none")),
         (gzip.compress(json.dumps(pairs(50, 1)).encode())[:-20], ("damaged or was cut off", "export it again")),
         (b"\x00\x01\x02", ("found binary data", "Convert")),
-        (json.dumps(pairs(2, 1)).encode(), ("found one JSON array", "jq -c")),
+        (json.dumps(pairs(2, 1)).encode()[:-5], ("feedback.jsonl", "its last list does not end")),
     ],
-    ids=["missing", "empty", "blank", "empty gzip", "cut off", "binary", "array"],
+    ids=["missing", "empty", "blank", "empty gzip", "cut off", "binary", "array that is cut off"],
 )
 def test_a_file_that_holds_no_rows(
     run: Run, empty: Place, tmp_path: Path, command: str, content: bytes | None, words: tuple[str, ...]
@@ -469,7 +471,7 @@ def test_a_tokenizer_without_a_pad_token_of_its_own_goes_through_every_training_
     for stage in ("base", "reference", "reward", "finetune"):
         ended = run(copy, "stage", stage)
         assert ended.code == DONE, ended.err
-    assert "padding is told by position" in read_artifact(copy.root / "models/base").facts["padding"]
+    assert "padding is found by position" in read_artifact(copy.root / "models/base").facts["padding"]
     curves = [copy.root / "models" / name / "training.jsonl" for name in ("reference", "reward", "policy")]
     assert all("loss" in curve.read_text() for curve in curves)
 
@@ -549,7 +551,7 @@ def test_a_base_that_is_no_model(run: Run, copy: Place, base: str, words: tuple[
 @pytest.mark.parametrize(
     ("stage", "setting", "words"),
     [
-        ("base", "reference.base=null", ("reference.base: expected a model", "Set reference.base")),
+        ("base", "reference.base=null", ("reference.base: expected a model", "set reference.base=MODEL")),
         ("reference", "reference.sft.data=world", ("reference.sft.data: found world", "Set it to curated")),
     ],
 )
@@ -572,8 +574,8 @@ def test_what_only_the_sample_world_has(
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("finetune.dpo.betta=0.2", ("finetune.dpo.betta: unknown key", "did you mean 'finetune.dpo.beta'")),
-        ("reward.learning_rate=0.1", ("reward.learning_rate: unknown key",)),
+        ("finetune.dpo.betta=0.2", ("finetune.dpo.betta: unknown key", "did you mean 'beta'")),
+        ("reward.betta=0.1", ("reward.betta: unknown key; known keys: learning_rate",)),
         ("curation.split.trian=0.5", ("did you mean 'curation.split.train'",)),
         (
             "curation.split={train: 0.9, validation: 0.0, test: 0.1}",
@@ -581,15 +583,18 @@ def test_what_only_the_sample_world_has(
         ),
         ("finetune.dpo.beta=-1", ("finetune.dpo.beta", "greater than 0", "found -1")),
         ("seed=abc", ("seed", "valid integer", "found 'abc'")),
-        ("reward.eval_every=30", ("log_every (20) must divide eval_every (30)",)),
+        ("reward.eval_steps=30", ("logging_steps (20) must divide eval_steps (30)",)),
+        ("finetune.dpo.lr=1", ("finetune.dpo.lr: it is finetune.dpo.learning_rate since 0.2", "plumbline migrate")),
         (
-            "finetune.dpo.trainer_args={learning_rate: 1}",
-            ("trainer_args.learning_rate", "has its own key. Set `lr` instead"),
+            "finetune.dpo.trainer_args={optim: sgd}",
+            ("finetune.dpo.trainer_args: its arguments stand beside the other keys of finetune.dpo since 0.2",),
         ),
-        ("finetune.dpo.trainer_args={max_grad_norn: 1}", ("finetune.dpo.trainer_args", "did you mean 'max_grad_norm'")),
-        ("reward.trainer_args={adam_beta_2: 0.9}", ("reward.trainer_args", "did you mean 'adam_beta2'")),
-        ("reference.sft.trainer_args={optimm: sgd}", ("reference.sft.trainer_args", "did you mean 'optim'")),
-        ("reward.trainer_args={optim: zigzag}", ("reward: TRL refuses these arguments", "zigzag")),
+        ("finetune.dpo.max_grad_norn=1", ("finetune.dpo.max_grad_norn: unknown key; did you mean 'max_grad_norm'",)),
+        ("finetune.dpo.max_grad_norm=big", ("finetune.dpo.max_grad_norm: expected float", "found 'big'")),
+        ("finetune.dpo.seed=1", ("finetune.dpo.seed: set by Plumbline",)),
+        ("reward.adam_beta_2=0.9", ("reward.adam_beta_2", "did you mean 'adam_beta2'")),
+        ("reference.sft.optimm=sgd", ("reference.sft.optimm", "did you mean 'optim'")),
+        ("reward.optim=zigzag", ("reward: TRL refuses these arguments", "zigzag")),
     ],
 )
 def test_wrong_params_are_refused_before_anything_starts(
@@ -606,7 +611,7 @@ def test_trainer_arguments_that_trl_knows_pass_the_check() -> None:
     from plumbline.flows.graph.preflight import check_trainer_arguments
     from plumbline.tasks.params.whole import Params
 
-    known = {"trainer_args": {"max_grad_norm": 0.5}}
+    known = {"max_grad_norm": 0.5}
     check_trainer_arguments(
         Params.model_validate({"reference": {"sft": known}, "reward": known, "finetune": {"dpo": known}})
     )
@@ -631,7 +636,7 @@ NOWHERE = "[{kind: function, function: nowhere_at_all:f}]"
             ("broken_reward:f", "ZeroDivisionError on import"),
         ),
         ((PPO, "mixture.terms=[{kind: safety, classifier: none_here}]"), ("`safety`: none_here", "config.json")),
-        ((PPO, "finetune.ppo.sampler=vllm"), ("vLLM, which is not installed",)),
+        ((PPO, "finetune.ppo.use_vllm=true"), ("vLLM, which is not installed",)),
         ((GRPO, "finetune.grpo.use_vllm=true"), ("vLLM, which is not installed",)),
         ((GRPO, "judge.kind=rule", f"judge.rule.terms={NOWHERE}"), ("judge.rule.terms: `function`: nowhere_at_all:f",)),
         ((GRPO, "judge.reward_model.path=none_here"), ("judge.reward_model.path", "without config.json, reward.json")),

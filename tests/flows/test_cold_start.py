@@ -62,10 +62,8 @@ def test_an_ingest_loads_no_prefect_to_check_a_schedule(tmp_path: Path, monkeypa
     """Its own process is part of the time from a file to a running flow."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody listens: the event stays pending
     assert _loaded("init", str(tmp_path / "workspace"))[0] == 0
-    params = tmp_path / "workspace" / "params.yaml"
-    text = params.read_text()
-    assert "retrain_cron: null" in text
-    params.write_text(text.replace("retrain_cron: null", "retrain_cron: 0 3 * * 1"))
+    cron = "schedule.retrain_cron=0 3 * * 1"
+    assert _loaded("params", "set", cron, "-C", str(tmp_path / "workspace"))[0] == 0
     pair = {"prompt": "Which?", "response_a": "This one.", "response_b": "That one.", "label": "a"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     code, loaded = _loaded("ingest", "human_pairs", str(tmp_path / "pairs.jsonl"), "-C", str(tmp_path / "workspace"))

@@ -12,8 +12,9 @@ import pytest
 
 from plumbline.data_contracts.artifact import read_artifact, verify_artifact
 from plumbline.tasks.evaluation.comparison.cost import read_cost
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.store.client import Store
+from plumbline.tasks.storage.versioning.lock import read_lock
 from tests.flows.conftest import Done, Trained, Workspace
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ METHODS = Path(__file__).with_name("methods.yaml")
 VARIANTS = (
     "compare.preset=null",
     "compare.variants.same={}",
-    "compare.variants.hot={finetune.dpo.lr: 0.005}",
+    "compare.variants.hot={finetune.dpo.learning_rate: 0.005}",
     "compare.variants.broken={finetune.dpo.max_length: 8}",  # in which no pair has room
 )
 
@@ -80,7 +81,7 @@ def test_a_variant_with_the_runs_own_settings_is_the_runs_policy_even_after_a_ki
 
 def test_the_workspace_stays_as_it_was(compared: Compared, trained: Trained) -> None:
     assert compared.hashes() == trained.hashes()
-    assert (compared.root / "dvc.lock").read_bytes() == (trained.root / "dvc.lock").read_bytes()
+    assert read_lock(compared.root) == read_lock(trained.root)
     untracked = subprocess.run(
         ["git", "-C", compared.root, "status", "--porcelain", "--untracked-files=all"], capture_output=True, check=True
     ).stdout.decode()
@@ -106,7 +107,7 @@ def test_runs_are_children_of_one_comparison(compared: Compared) -> None:
     )
     assert {run.info.run_name for run in children} == {"same-seed17", "hot-seed17"}
     hot = next(run for run in children if run.info.run_name == "hot-seed17")
-    assert hot.data.params["finetune.dpo.lr"] == "0.005"
+    assert hot.data.params["finetune.dpo.learning_rate"] == "0.005"
     assert hot.data.metrics["cost.cpu_seconds"] > 0
     assert "win_rate.gold.value" in hot.data.metrics
     assert "curve/loss" in hot.data.metrics
@@ -201,15 +202,18 @@ def test_each_method_leaves_the_plots_that_it_has_figures_for(methods: Compared)
     ("setting", "message"),
     [
         ("compare.variants.bad={seed: 3}", "compare.variants.bad: seed: expected a key of"),
-        ("compare.variants.bad={reward.lr: 0.1}", "compare.variants.bad: reward.lr: expected a key of"),
-        ("compare.variants.bad={finetune.dpo.betta: 1}", "unknown key; did you mean 'finetune.dpo.beta'"),
+        (
+            "compare.variants.bad={reward.learning_rate: 0.1}",
+            "compare.variants.bad: reward.learning_rate: expected a key of",
+        ),
+        ("compare.variants.bad={finetune.dpo.betta: 1}", "unknown key; did you mean 'beta'"),
         ("compare.variants.bad={finetune.dpo.beta: -1}", "greater than 0"),
     ],
 )
 def test_a_wrong_variant_is_refused_before_any_work(tmp_path: Path, setting: str, message: str) -> None:
     """By `retrain` too, which would write it into `params.yaml`."""
     workspace = Workspace(tmp_path, "http://127.0.0.1:9/api")
-    assert workspace.run("init", ".").code == 0
+    assert workspace.run("init", ".", "--sample-world").code == 0
     before = (tmp_path / "params.yaml").read_bytes()
     assert message in workspace.run("retrain", "--set", setting).err
     done = workspace.run("compare", "--set", setting, "--json")

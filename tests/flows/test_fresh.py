@@ -26,7 +26,8 @@ from plumbline.tasks.operations.admit_run import open_outbox
 from plumbline.tasks.operations.announce import drain_outbox, request_retraining, workspace_id
 from plumbline.tasks.operations.freshness import outbox
 from plumbline.tasks.operations.freshness.admission import runs
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.document import save_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.register_model import Registered
 from tests.flows.conftest import finding_event
 
@@ -35,8 +36,7 @@ from tests.flows.conftest import finding_event
 def root(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A workspace in which a finding waits that no event told of."""
     init_workspace(tmp_path)
-    text = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace("retry_delay_s: 900.0", "retry_delay_s: 0.0"))
+    save_params(tmp_path, load_params(tmp_path, (), ["trigger.retry_delay_s=0.0"])[1])
     params, _ = load_params(tmp_path)
     assert params.trigger.retry_delay_s == 0
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -175,7 +175,7 @@ def test_a_failed_run_gives_its_key_back(root: Path, triggers: list[Any], monkey
 _CLAIM = """
 import os, sys
 from pathlib import Path
-from plumbline.tasks.params.document import (load_params)
+from plumbline.tasks.params.layers import (load_params)
 from plumbline.tasks.operations.admit_run import admit_run
 root = Path(sys.argv[1])
 assert admit_run(root, load_params(root)[0]).admitted

@@ -16,7 +16,7 @@ from plumbline.tasks.operations.admit_run import admit_run, finish_run
 from plumbline.tasks.operations.announce import open_outbox
 from plumbline.tasks.operations.freshness.outbox import entry_states
 from plumbline.tasks.operations.intake.tokens import find_grant, load_grants, token_file
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from tests.flows.conftest import until
 
 QUICK = ("trigger.debounce_s=0", "trigger.min_new_records=5")

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from plumbline.flows.graph.workspaces import init_workspace
-from plumbline.tasks.params.document import load_params, save_params
+from plumbline.tasks.params.document import save_params
+from plumbline.tasks.params.layers import load_params
 from tests.flows.conftest import BIN, TINY, until
 
 MARK = "PLUMBLINE_TEST_INTERRUPTS"
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("interrupted") / "workspace"
-    init_workspace(root)
+    init_workspace(root, recipe="sample_world")
     save_params(root, load_params(root, [TINY])[1])
     return root
 

@@ -25,7 +25,7 @@ from plumbline.flows.graph.stages import STAGES
 from plumbline.tasks.operations.admit_run import open_outbox
 from plumbline.tasks.operations.announce import request_retraining
 from plumbline.tasks.operations.freshness.admission import runs
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import all_versions
 from tests.flows import victim

@@ -11,22 +11,29 @@ from tests.flows.conftest import Trained, Workspace
 
 pytestmark = pytest.mark.long
 
-_SHORT = {"log_every": 1, "eval_every": 2, "eval_batch_size": 32}
+_SHORT = {"logging_steps": 1, "eval_steps": 2, "per_device_eval_batch_size": 32}
 _MEETING = {"prompts": 8, "max_new_tokens": 8}
-_OFFLINE = {**_SHORT, "epochs": 0.1, "validation": {**_MEETING, "pairs": 16}}
+_OFFLINE = {**_SHORT, "num_train_epochs": 0.1, "validation": {**_MEETING, "pairs": 16}}
 _TINY: dict[str, dict[str, Any]] = {
     "sft": _OFFLINE,
     "dpo": _OFFLINE,
     "kto": _OFFLINE,
     "orpo": _OFFLINE,
-    "grpo": {**_SHORT, "epochs": 0.03, "batch_size": 16, "candidates": 4, "max_new_tokens": 8, "validation": _MEETING},
+    "grpo": {
+        **_SHORT,
+        "num_train_epochs": 0.03,
+        "per_device_train_batch_size": 16,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "validation": _MEETING,
+    },
     "ppo": {
         **_SHORT,
-        "episodes": 32,
+        "total_episodes": 32,
         "episodes_per_update": 16,
-        "batch_size": 8,
-        "minibatches": 2,
-        "max_new_tokens": 8,
+        "per_device_train_batch_size": 8,
+        "num_mini_batches": 2,
+        "max_completion_length": 8,
         "calibration_prompts": 16,
         "validation": {**_MEETING, "pairs": 16},
     },

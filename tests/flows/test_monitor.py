@@ -13,7 +13,7 @@ from plumbline.data_contracts.records import CuratedPair, load_jsonl
 from plumbline.tasks.operations.freshness import outbox
 from plumbline.tasks.operations.promote_model import champion_of
 from plumbline.tasks.operations.serving import log
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.storage.database import open_database
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import all_versions
 from plumbline.tasks.storage.versioning.workspace import Versions, init_versioning

@@ -23,7 +23,7 @@ from plumbline.tasks.access.requests import basic
 from plumbline.tasks.operations.services import operate
 from plumbline.tasks.operations.services.credentials import find_credentials
 from plumbline.tasks.operations.services.processes import marked
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.storage.database import open_database, reading, writing
 from tests.flows.cli.test_services import Services, _free_ports, _workspace

@@ -11,7 +11,7 @@ import pytest
 
 from plumbline.data_contracts.errors import CheckFailed, UsageError
 from plumbline.tasks.operations.promote_model import champion_of
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 

@@ -11,7 +11,7 @@ import pytest
 
 from plumbline.data_contracts.errors import UsageError
 from plumbline.flows.graph.stages import STAGES
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.reproduce_version import open_reproduction, render_reproduction, reproduce_version
 from tests.flows.conftest import Trained
 
@@ -56,7 +56,7 @@ def test_the_first_stage_that_differs_is_named_with_how_much(
     before = (folder / "workspace/.plumbline/logs/reward.log").stat().st_mtime_ns
 
     report = reproduce_version(
-        again, list(STAGES.values()), lambda root: load_params(root, (), ["finetune.dpo.lr=0.01"])[0]
+        again, list(STAGES.values()), lambda root: load_params(root, (), ["finetune.dpo.learning_rate=0.01"])[0]
     )
 
     assert (report.equal, report.first) == (False, "finetune")

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.ledger import ledger
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import StoredFiles, resolve

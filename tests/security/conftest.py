@@ -21,7 +21,8 @@ from plumbline.tasks.operations.services import operate
 from plumbline.tasks.operations.services.credentials import find_credentials
 from plumbline.tasks.operations.services.plan import Plan
 from plumbline.tasks.operations.services.processes import marked
-from plumbline.tasks.params.document import load_params, save_params
+from plumbline.tasks.params.document import save_params
+from plumbline.tasks.params.layers import load_params
 from tests.flows.conftest import Workspace
 
 STRANGER = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")

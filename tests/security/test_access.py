@@ -26,7 +26,7 @@ from plumbline.tasks.access.requests import basic
 from plumbline.tasks.operations.announce import drain_outbox, request_retraining
 from plumbline.tasks.operations.services.credentials import credentials_file
 from plumbline.tasks.operations.services.processes import marked
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from tests.security.conftest import Up
 from tests.tasks.operations.serving.conftest import Running, engine, serving  # noqa: F401
 

@@ -166,6 +166,6 @@ def test_what_it_registered_runs(server: Server) -> None:
 def _restore(server: Server) -> None:
     """Our deployment as `plumbline deploy` registers it."""
     from plumbline.flows.deployment.deployments import apply
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.layers import load_params
 
     apply(server.up.root, load_params(server.up.root)[0])

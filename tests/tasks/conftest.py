@@ -51,6 +51,7 @@ GRAPH: dict[str, tuple[str, list[str], list[str]]] = {
     "gate": ("reports/gate", ["reports/evaluation"], ["gate"]),
 }
 RUBRIC = {"name": "helpfulness", "version": 1, "digest": "ab" * 32}  # of the judge that labelled r1
+PARAMS_FILES = ("params.yaml", "params.resolved.yaml")  # the choices, which are all there are, and the resolved set
 PARAMS = {
     "seed": 1,
     "feedback": "human_pairs",
@@ -73,8 +74,9 @@ class World:
     def set(self, **params: object) -> None:
         path = self.root / "params.yaml"
         document = {**YAML(typ="safe").load(path.read_text()), **params}
-        with path.open("w") as file:
-            YAML(typ="safe").dump(document, file)
+        for name in PARAMS_FILES:
+            with (self.root / name).open("w") as file:
+                YAML(typ="safe").dump(document, file)
 
     def params(self) -> dict[str, object]:
         loaded: dict[str, object] = YAML(typ="safe").load((self.root / "params.yaml").read_text())
@@ -140,7 +142,7 @@ def make_world(root: Path, migrated_store: Path) -> World:
         name: {"cmd": f"false {name}", **({"deps": deps} if deps else {}), "params": params, "outs": [out]}
         for name, (out, deps, params) in GRAPH.items()
     }
-    for name, content in (("params.yaml", PARAMS), ("dvc.yaml", {"stages": stages})):
+    for name, content in (*((name, PARAMS) for name in PARAMS_FILES), ("dvc.yaml", {"stages": stages})):
         with (root / name).open("w") as file:
             YAML(typ="safe").dump(content, file)
     init_versioning(root)

@@ -34,7 +34,7 @@ def variants_of(params: CompareParams, *, ppo_episodes: int, an_update: int) -> 
     elif params.preset == "methods":
         updates = max(1, round(params.dpo_ppo_share * ppo_episodes / an_update))
         found = {name: {"finetune.methods": [name]} for name in _METHODS}
-        found["dpo_ppo"] = {"finetune.methods": ["dpo", "ppo"], "finetune.ppo.episodes": updates * an_update}
+        found["dpo_ppo"] = {"finetune.methods": ["dpo", "ppo"], "finetune.ppo.total_episodes": updates * an_update}
     taken = sorted(set(found) & set(params.variants))
     if taken:
         raise ParamsError(

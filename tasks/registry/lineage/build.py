@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plumbline.tasks.params.section import PARAMS_FILE, RESOLVED_FILE
 from plumbline.tasks.registry.lineage.graph import Graph, Kind, Node, Relation, State
 
 _KINDS: Mapping[str, Kind] = {
@@ -137,8 +138,9 @@ class _Builder:
     def _origins(self, top: str) -> None:
         """Params, code and environment."""
         texts, git, program = self.manifest["texts"], self.manifest["git"], self.manifest["program"]
-        params = texts.get("params.yaml", {"sha256": ""})
-        node = Node("params", "params", "params.yaml", params["sha256"], self.state("params.yaml"))
+        file = RESOLVED_FILE if RESOLVED_FILE in texts else PARAMS_FILE  # of an older version, which has one file
+        params = texts.get(file, {"sha256": ""})
+        node = Node("params", "params", file, params["sha256"], self.state(file))
         self.graph.add(node, top, "configured-by")
         commit = git["commit"] or ""
         facts = {"uncommitted changes": "yes, in the manifest" if git["dirty"] else "none", "diff": git["diff"]}

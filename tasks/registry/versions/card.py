@@ -33,7 +33,8 @@ METHOD_PIECES = {
     "orpo": ("β {settings.beta}", "odds-ratio loss", *_OFFLINE),
     "ppo": ("reward {reward}", *_ON_POLICY, "{episodes:,} episodes"),
     "grpo": (
-        "{settings.candidates} candidates a prompt",
+        "{settings.num_generations} candidates a prompt",
+        "{settings.candidates} candidates a prompt",  # as recorded before 0.2
         "ranked by the judge {ranking.judge}",
         "κ {ranking.kappa:.2f} with people",
         "noise {ranking.noise.value:.2f}",
@@ -130,12 +131,14 @@ def _stages(finetune: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, 
 def _readable(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of a method with what takes words: the terms of its reward, the tie to π_ref, the monitors' findings."""
     found: dict[str, Any] = {name: value for name, value in facts.items() if name not in ("findings", "reward")}
-    kl = facts.get("settings", {}).get("kl")
+    settings = facts.get("settings", {})
+    kl = settings.get("kl")
     if kl is not None:
         fixed = kl.get("mode") == "fixed"
-        found |= {"kl_beta": kl.get("beta")} if fixed else {"kl_target": kl.get("target")}
+        # before 0.2 β was recorded with its control
+        found |= {"kl_beta": settings.get("beta", kl.get("beta"))} if fixed else {"kl_target": kl.get("target")}
     terms = facts.get("reward_terms")
-    if terms and (facts["method"] != "grpo" or facts["settings"].get("reward_weight")):
+    if terms and (facts["method"] != "grpo" or settings.get("reward_weight")):
         found["reward"] = " + ".join(f"{term['weight']:g} x {term['name']}" for term in terms)
     if "findings" in facts:
         count = len(facts["findings"])

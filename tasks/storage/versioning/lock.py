@@ -15,14 +15,17 @@ from plumbline.data_contracts.errors import VersioningError
 
 LOCK = "dvc.lock"
 
+PARAMS_STAGE = "params"
+"""The stage that resolves params. git keeps what it reads and writes, DVC's cache does not: it is no artifact."""
+
 
 def read_lock(root: Path) -> dict[str, Any]:
     """The stages of `dvc.lock` by name: {"cmd", "deps": {path: entry}, "params", "outs": {path: entry}}.
 
-    An entry holds at least "md5" (ending in ".dir" for a folder). Empty if nothing ran yet.
+    An entry holds at least "md5" (ending in ".dir" for a folder). Empty if nothing ran yet. `PARAMS_STAGE` is left out.
     """
-    document = _load(root / LOCK)
-    return {name: _stage(entry) for name, entry in (document.get("stages") or {}).items()}
+    stages = _load(root / LOCK).get("stages") or {}
+    return {name: _stage(entry) for name, entry in stages.items() if name != PARAMS_STAGE}
 
 
 def read_tracked(root: Path) -> dict[str, dict[str, Any]]:
@@ -42,6 +45,24 @@ def current_hashes(root: Path) -> dict[str, str]:
     for stage in read_lock(root).values():
         hashes |= {path: entry["md5"] for path, entry in stage["outs"].items()}
     return hashes
+
+
+def recorded_params(root: Path, file: str) -> dict[str, dict[str, Any]]:
+    """The params that each stage last ran under, read from `file`: stage -> dotted key -> value."""
+    return {name: stage["params"][file] for name, stage in read_lock(root).items() if file in stage["params"]}
+
+
+def record_params(root: Path, old: str, new: str, values: Mapping[str, Mapping[str, Any]]) -> None:
+    """Let `dvc.lock` say of these stages that they read these values from the file `new`, not from `old`."""
+    if not values:
+        return
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(str(root / LOCK)) as document:
+        for name, read in values.items():
+            params = document["stages"][name]["params"]
+            del params[old]
+            params[new] = dict(sorted(read.items()))
 
 
 def _stage(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.artifact import verify_artifact, write_bytes
 from plumbline.data_contracts.errors import ArtifactError, InputsChangedError, VersioningError
+from plumbline.tasks.params.section import RESOLVED_FILE
 from plumbline.tasks.storage.database.location import REMOTE
 from plumbline.tasks.storage.versioning.git import init_git
 from plumbline.tasks.storage.versioning.lock import read_tracked
@@ -178,11 +179,20 @@ class Versions:
             seen = self._params_seen.get(name)
             if seen is not None and seen != _params_of(stage):
                 raise VersioningError(
-                    f"stage {name}: params.yaml changed while it ran, so its output cannot be recorded under the new "
-                    f"values. Run again; leave params.yaml alone during a run."
+                    f"stage {name}: {RESOLVED_FILE} changed while it ran, so its output cannot be recorded under the "
+                    f"new values. Run again; leave that file alone during a run."
                 )
             self._require_same_inputs(stage, name)
             _commit(repo, name)
+
+        self._locked(commit)
+
+    def record(self, name: str) -> None:
+        """Record a stage that was made here, as it is on disk, unless `dvc.lock` has it so."""
+
+        def commit(repo: Repo) -> None:
+            if _load_stage(repo, name).status():
+                _commit(repo, name)
 
         self._locked(commit)
 
@@ -386,7 +396,7 @@ def _load_stage(repo: Repo, name: str) -> Stage:
     except (StageNotFound, StageFileDoesNotExistError) as error:
         raise VersioningError(
             f"stage {name}: expected it in {repo.root_dir}/dvc.yaml, found no such stage. "
-            f"`plumbline init` writes the graph of the installed program."
+            f"`plumbline migrate` writes the graph of the installed program."
         ) from error
 
 

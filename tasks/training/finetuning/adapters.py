@@ -24,10 +24,7 @@ def lora_config(lora: LoraParams | None) -> Any:
 
     return LoraConfig(
         task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+        **lora.model_dump(mode="json"),
     )
 
 

@@ -137,7 +137,7 @@ def open_arena(
         raise StageError(
             f"Expected validation prompts with room for {settings.max_new_tokens} new tokens in a context of "
             f"{room}, found none. Lower validation.max_new_tokens, or set validation.prompts: 0 and "
-            f"best_by: preference_accuracy."
+            f"metric_for_best_model: preference_accuracy."
         )
     completions = _answer(reference, tokenizer, prompts, settings, seed, batch_size, progress)
     scores = _scores(judge, tokenizer, prompts, completions, judge_length)

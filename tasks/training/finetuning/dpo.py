@@ -64,7 +64,7 @@ class DpoPairTrainer(MeasuringTrainer, GroupsByLength, DPOTrainer):  # type: ign
 
 
 def check_params(params: DpoParams) -> None:
-    """Raise `ParamsError` for TRL arguments that are unknown (with the nearest valid name) or refused by TRL."""
+    """Raise `ParamsError` for arguments that TRL refuses."""
     _config(params, seed=0, folder=Path("unused"))
 
 
@@ -93,7 +93,7 @@ def run(inputs: FinetuneInputs, params: DpoParams) -> dict[str, Any]:
         **opened.trainer_arguments(config),
         train_dataset=_dataset(training.tokens, logps[0]),
         eval_dataset=_dataset(opened.shown.tokens, logps[1]),
-        lengths=[pair.longest for pair in training.tokens] if params.group_by_length else None,
+        lengths=[pair.longest for pair in training.tokens] if params.groups_by_length else None,
         validation=opened.measured_by(logps[1], params.beta, arena),
     )
     lengths = [pair.total for pair in training.tokens]
@@ -112,13 +112,11 @@ def _config(params: DpoParams, seed: int, folder: Path) -> DPOConfig:
         seed=seed,
         # without it the order of the pairs would hang on the global generator, and a resumed run on its luck
         data_seed=seed,
-        beta=params.beta,
         loss_type=list(losses),
         loss_weights=list(losses.values()) if len(losses) > 1 else None,
-        label_smoothing=params.label_smoothing,
         precompute_ref_log_probs=True,
         disable_dropout=not keeps_dropout(params),
-        metric_for_best_model=f"eval_{params.best_by}",
+        metric_for_best_model=f"eval_{params.metric_for_best_model}",
         # goes into the saved config.json; the trainer passes use_cache=False to each forward itself
         use_cache=True,
     )

@@ -83,7 +83,7 @@ class UnpairedTrainer(MeasuringTrainer, KTOTrainer):  # type: ignore[misc]
 
 
 def check_params(params: KtoParams) -> None:
-    """Raise `ParamsError` for TRL arguments that are unknown (with the nearest valid name) or refused by TRL."""
+    """Raise `ParamsError` for arguments that TRL refuses."""
     _config(params, (1.0, 1.0), seed=0, folder=Path("unused"))
 
 
@@ -105,7 +105,7 @@ def run(inputs: FinetuneInputs, params: KtoParams) -> dict[str, Any]:
     refuse_one_kind(desirable, len(examples) - desirable, opened.max_length)
     weights = balance(params, desirable, len(examples) - desirable)
     batched = in_batches(examples, params, inputs.seed)
-    mismatched, cut = mismatch(batched, params.batch_size, opened.max_length)
+    mismatched, cut = mismatch(batched, params.per_device_train_batch_size, opened.max_length)
 
     # 3. what π_ref says of the examples and of the validation pairs, and how it answers validation prompts
     content = digest_of_tokens([*mismatched, *(TokenPair([], [], [int(each.desirable)]) for each in batched)])
@@ -178,9 +178,9 @@ def balance(params: KtoParams, desirable: int, undesirable: int) -> tuple[float,
 
 def in_batches(examples: Sequence[Example], params: KtoParams, seed: int) -> list[Example]:
     """The examples in the order that they are trained in; batches of similar length if params say so."""
-    if params.group_by_length:
+    if params.groups_by_length:
         lengths = [len(example.prompt_ids) + len(example.completion_ids) for example in examples]
-        return [examples[row] for row in LengthGroups(lengths, params.batch_size, seed)]
+        return [examples[row] for row in LengthGroups(lengths, params.per_device_train_batch_size, seed)]
     generator = torch.Generator().manual_seed(seed)
     return [examples[row] for row in torch.randperm(len(examples), generator=generator).tolist()]
 
@@ -212,13 +212,11 @@ def _config(params: KtoParams, weights: tuple[float, float], seed: int, folder: 
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
-        beta=params.beta,
-        loss_type=params.loss_type,
         desirable_weight=weights[0],
         undesirable_weight=weights[1],
         precompute_ref_log_probs=True,
         disable_dropout=not keeps_dropout(params),
-        metric_for_best_model=f"eval_{params.best_by}",
+        metric_for_best_model=f"eval_{params.metric_for_best_model}",
         # goes into the saved config.json; the trainer passes use_cache=False to each forward itself
         use_cache=True,
     )

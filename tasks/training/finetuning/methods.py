@@ -81,7 +81,7 @@ def _ranked_candidates(params: GrpoParams) -> Needs:
 
 
 def _rewarded_completions(params: PpoParams) -> Needs:
-    return Needs(mixture=True, vllm=params.sampler == "vllm")
+    return Needs(mixture=True, vllm=params.use_vllm)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class PairsRun:
 
     def measured_by(self, logps: torch.Tensor, beta: float, arena: Arena | None) -> Validation:
         """The validation of a policy whose implicit reward is β (log π - log π_ref), with π_ref's `logps` (N, 2)."""
-        return Validation(self.shown, logps, beta, self.max_length, self.params.eval_batch_size, arena)
+        return Validation(self.shown, logps, beta, self.max_length, self.params.per_device_eval_batch_size, arena)
 
     def train_and_write(
         self, trainer: Trainer, runs_in: Path, lengths: Sequence[int], too_long: Mapping[str, int]
@@ -73,7 +73,7 @@ class PairsRun:
 
         `lengths` are the tokens of each example, `too_long` counts examples that were set aside.
         """
-        facts = self.run.train_and_write(trainer, trainer.model, runs_in, self.params.best_by).facts
+        facts = self.run.train_and_write(trainer, trainer.model, runs_in, self.params.metric_for_best_model).facts
         steps, processes = facts["steps"]["run"], trainer.args.world_size
         return facts | {
             "pairs": {"validation": len(self.shown.tokens)},
@@ -114,10 +114,10 @@ class MeasuringTrainer:
 
 def refuse_early(method: str, inputs: FinetuneInputs, params: OfflineParams) -> None:
     """Raise `ParamsError` if the best checkpoint is to be chosen by a judge that is not there."""
-    if params.best_by == "win_rate" and inputs.judge is None:
+    if params.metric_for_best_model == "win_rate" and inputs.judge is None:
         raise ParamsError(
-            f"finetune.{method}.best_by is win_rate, which needs a judge, and there is none. "
-            f"Set finetune.{method}.best_by: preference_accuracy, or train a reward model first."
+            f"finetune.{method}.metric_for_best_model is win_rate, which needs a judge, and there is none. "
+            f"Set finetune.{method}.metric_for_best_model: preference_accuracy, or train a reward model first."
         )
 
 
@@ -141,7 +141,7 @@ def consult_reference(
             run.reference_weights,
             part,
             max_length=opened.max_length,
-            batch_size=params.eval_batch_size,
+            batch_size=params.per_device_eval_batch_size,
             cache=run.inputs.work / "reference_logps",
             progress=run.inputs.progress,
         )
@@ -154,4 +154,4 @@ def consult_reference(
 
 def keeps_dropout(params: OfflineParams) -> bool:
     """True if dropout stays on in training: that of adapters, which TRL counts to the model's."""
-    return params.lora is not None and params.lora.dropout > 0
+    return params.lora is not None and params.lora.lora_dropout > 0

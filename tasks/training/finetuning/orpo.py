@@ -81,7 +81,7 @@ class OddsValidation(Validation):
 
 
 def check_params(params: OrpoParams) -> None:
-    """Raise `ParamsError` for TRL arguments that are unknown (with the nearest valid name) or refused by TRL."""
+    """Raise `ParamsError` for arguments that TRL refuses."""
     _config(params, seed=0, folder=Path("unused"))
 
 
@@ -111,8 +111,10 @@ def run(inputs: FinetuneInputs, params: OrpoParams) -> dict[str, Any]:
         **opened.trainer_arguments(config),
         train_dataset=TokenRows(training.tokens),
         eval_dataset=TokenRows(opened.shown.tokens),
-        lengths=[pair.longest for pair in training.tokens] if params.group_by_length else None,
-        validation=OddsValidation(opened.shown, unused, 1.0, opened.max_length, params.eval_batch_size, arena),
+        lengths=[pair.longest for pair in training.tokens] if params.groups_by_length else None,
+        validation=OddsValidation(
+            opened.shown, unused, 1.0, opened.max_length, params.per_device_eval_batch_size, arena
+        ),
     )
     lengths = [pair.total for pair in training.tokens]
     facts = opened.train_and_write(trainer, runs_in, lengths, {"train": training.too_long})
@@ -127,12 +129,11 @@ def _config(params: OrpoParams, seed: int, folder: Path) -> ORPOConfig:
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
-        beta=params.beta,
         # cuts nothing, because pairs come as tokens; without it TRL warns of a default
         max_length=params.max_length,
         remove_unused_columns=False,
         disable_dropout=not keeps_dropout(params),
-        metric_for_best_model=f"eval_{params.best_by}",
+        metric_for_best_model=f"eval_{params.metric_for_best_model}",
         # goes into the saved config.json; the trainer passes use_cache=False to each forward itself
         use_cache=True,
     )

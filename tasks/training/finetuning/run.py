@@ -112,7 +112,7 @@ class TrainingRun:
             pairs,
             inputs.judge,
             self.params.validation,
-            batch_size=self.params.eval_batch_size,
+            batch_size=self.params.per_device_eval_batch_size,
             context=self.context,
             seed=inputs.seed,
             judge_length=inputs.judge_length,
@@ -165,7 +165,12 @@ class TrainingRun:
         within = not is_beyond(best.get("kl_per_token"), self.params.best_within_kl)
         return {
             "steps": {"planned": state.max_steps, "run": evaluations[-1]["step"]},
-            "best": {"step": best["step"], "metric": best_by, "value": best[best_by], "within_kl": within},
+            "best": {
+                "step": best["step"],
+                "metric": best_by,
+                "value": best[best_by],
+                "within_kl": within,
+            },
             "stopped": stop_reason(state.stateful_callbacks) or "all steps done",
             "final_loss": rows[-1]["loss"],
             "evaluations": evaluations,

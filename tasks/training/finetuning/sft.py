@@ -66,7 +66,7 @@ class ImitationTrainer(MeasuringTrainer, ConversationTrainer):
 
 
 def check_params(params: SftParams | ImitationParams) -> None:
-    """Raise `ParamsError` for TRL arguments that are unknown (with the nearest valid name) or refused by TRL."""
+    """Raise `ParamsError` for arguments that TRL refuses."""
     _config(params, seed=0, folder=Path("unused"))
 
 
@@ -99,7 +99,7 @@ def run(inputs: FinetuneInputs, params: ImitationParams) -> dict[str, Any]:
         train_dataset=_dataset(kept),
         # never read: an evaluation measures pairs, see `MeasuringTrainer`
         eval_dataset=_dataset(kept[:1]),
-        lengths=[len(ids) for ids, _ in kept] if params.group_by_length else None,
+        lengths=[len(ids) for ids, _ in kept] if params.groups_by_length else None,
         validation=opened.measured_by(logps, 1.0, arena),
     )
     lengths = [len(ids) for ids, _ in kept]
@@ -163,7 +163,7 @@ def build_reference(
         args=_config(params, seed, runs_in),
         processing_class=tokenizer,
         train_dataset=_dataset(kept),
-        lengths=[len(ids) for ids, _ in kept] if params.group_by_length else None,
+        lengths=[len(ids) for ids, _ in kept] if params.groups_by_length else None,
         callbacks=usual_callbacks(progress),
     )
     state = train(trainer, runs_in)
@@ -239,9 +239,9 @@ def _draw(conversations: Sequence[Sequence[Message]], max_examples: int | None, 
 def _config(params: SftParams | ImitationParams, seed: int, folder: Path) -> SFTConfig:
     own: dict[str, Any]
     if isinstance(params, ImitationParams):
-        where, own = WHERE, {"metric_for_best_model": f"eval_{params.best_by}"}
+        where, own = WHERE, {"metric_for_best_model": f"eval_{params.metric_for_best_model}"}
     else:
-        where, own = WHERE_REFERENCE, {"eval_strategy": "no", "save_steps": params.save_every}
+        where, own = WHERE_REFERENCE, {"eval_strategy": "no"}
     return trainer_config(
         SFTConfig,
         where,

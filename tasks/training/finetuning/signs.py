@@ -40,6 +40,7 @@ def _silent_rollouts(name: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[s
     none = sum(share == 0 for share in shares)
     if none:
         yield (
-            f"{name}: no response ended within max_new_tokens in {none} of {len(shares)} logged steps of training; the "
-            f"policy cannot learn there to end its answers. Raise finetune.{name.rsplit('-', 1)[-1]}.max_new_tokens."
+            f"{name}: no response ended within max_completion_length in {none} of {len(shares)} logged steps of "
+            f"training; the policy cannot learn there to end its answers. Raise "
+            f"finetune.{name.rsplit('-', 1)[-1]}.max_completion_length."
         )

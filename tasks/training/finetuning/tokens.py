@@ -20,8 +20,8 @@ def of_passes(lengths: Sequence[int], params: OfflineParams, *, steps: int, proc
 
     A last pass that was cut off counts by its share of the steps of a pass, so that count is right to within a batch.
     """
-    batches = math.ceil(len(lengths) / (params.batch_size * processes))
-    steps_a_pass = math.ceil(batches / params.gradient_accumulation)
+    batches = math.ceil(len(lengths) / (params.per_device_train_batch_size * processes))
+    steps_a_pass = math.ceil(batches / params.gradient_accumulation_steps)
     return {"seen": round(sum(lengths) * steps / steps_a_pass), "generated": 0}
 
 

@@ -57,7 +57,7 @@ class RewardPairTrainer(GroupsByLength, RewardTrainer):  # type: ignore[misc]
 
 
 def check_params(params: RewardParams) -> None:
-    """Raise `ParamsError` for TRL arguments that are unknown (with the nearest valid name) or refused by TRL."""
+    """Raise `ParamsError` for arguments that TRL refuses."""
     _config(params, seed=0, folder=Path("unused"))
 
 
@@ -94,7 +94,7 @@ def train_reward(
     trainer = _trainer(model, tokenizer, _config(params, seed, runs_in), splits, params, progress)
     state = train(trainer, runs_in)
     responses = [ids for pair in splits["train"].tokens[:_NORMALISED_ON] for ids in _sides(pair)]
-    rewards = score_tokens(model, responses, max_length, params.eval_batch_size)
+    rewards = score_tokens(model, responses, max_length, params.per_device_eval_batch_size)
     scale = {"mean": statistics.fmean(rewards), "std": statistics.pstdev(rewards), "max_length": max_length}
     save_model(model, tokenizer, folder)
     write_json(folder / FACTS, {**scale, "responses": len(rewards)})
@@ -146,10 +146,9 @@ def _config(params: RewardParams, seed: int, folder: Path) -> RewardConfig:
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
-        center_rewards_coefficient=params.center_rewards,
         metric_for_best_model="accuracy",
         # each pair is two sequences
-        per_device_eval_batch_size=max(1, params.eval_batch_size // 2),
+        per_device_eval_batch_size=max(1, params.per_device_eval_batch_size // 2),
     )
 
 
@@ -169,7 +168,7 @@ def _trainer(
         train_dataset=_dataset(splits["train"].tokens),
         # evaluated in this order: batches of similar lengths hold little padding
         eval_dataset=_dataset(sorted(splits["validation"].tokens, key=lambda pair: -pair.longest)),
-        lengths=[pair.longest for pair in splits["train"].tokens] if params.group_by_length else None,
+        lengths=[pair.longest for pair in splits["train"].tokens] if params.groups_by_length else None,
         processing_class=tokenizer,
         callbacks=usual_callbacks(progress),
     )

@@ -122,7 +122,7 @@ def audit_held_out(
     folder: Path, pairs: Sequence[CuratedPair], params: RewardParams, *, trust_remote_code: bool = False
 ) -> dict[str, Any]:
     """Score held-out pairs and audit the scores; pairs beyond the model's length are counted as `too_long`."""
-    model = RewardModel.load(folder, batch_size=params.eval_batch_size, trust_remote_code=trust_remote_code)
+    model = RewardModel.load(folder, batch_size=params.per_device_eval_batch_size, trust_remote_code=trust_remote_code)
     kept, too_long = split_by_context(pairs, model.tokenizer, model.max_length)
     prompts = [pair.prompt for pair in kept]
     chosen, rejected = [pair.chosen for pair in kept], [pair.rejected for pair in kept]

@@ -11,7 +11,7 @@ import pytest
 
 from plumbline.data_contracts.artifact import verify_artifact
 from plumbline.flows.graph.stages import STAGES
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.storage.versioning.objects import ObjectStore
 from tests.flows.cli.test_main import COMMANDS
 from tests.flows.conftest import Trained, Workspace, write_hh_pairs
@@ -246,6 +246,10 @@ ARGUMENTS = {
     "keys add": ["other.pub", "--reason", "second"],
     "keys revoke": ["0" * 64, "--reason", "lost"],
     "keys export": [],
+    "params show": [],
+    "params set": ["seed=4"],
+    "params unset": ["seed"],
+    "migrate": [],
     "backup": ["elsewhere"],
     "withdraw": ["--token", "ann", "--reason", "asked"],
 }
@@ -369,6 +373,7 @@ def test_init_is_repeatable_and_keeps_what_is_there(tmp_path: Path) -> None:
     assert {"params.yaml", "dvc.yaml", ".gitignore"} <= set(first.payload["written"])
     params = tmp_path / "new/params.yaml"
     params.write_text(params.read_text().replace("seed: 17", "seed: 4"))
+    assert workspace.run("init", "new", "--json").payload["written"] == ["params.resolved.yaml"]
     assert workspace.run("init", "new", "--json").payload["written"] == []
     assert "seed: 4" in params.read_text()
 

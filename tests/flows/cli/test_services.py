@@ -24,7 +24,8 @@ from plumbline.tasks.operations.services.addresses import KnownServer, known_ser
 from plumbline.tasks.operations.services.health import require_version
 from plumbline.tasks.operations.services.plan import Plan
 from plumbline.tasks.operations.services.processes import MARK, SERVICE_MARK, marked, service_of
-from plumbline.tasks.params.document import load_params, save_params
+from plumbline.tasks.params.document import save_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import all_versions
 from tests.flows.conftest import TINY, Done, Trained, Workspace, is_gone, until, writers

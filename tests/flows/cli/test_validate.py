@@ -114,4 +114,4 @@ def test_real_feedback_and_a_real_model(shared: Path, tmp_path: Path) -> None:
     assert fit["model"]["parameters"] == 260_032
     assert fit["model"]["context_length"] == 512
     assert fit["splits"]["train"]["pairs_too_long"]["reward"] > 100
-    assert [need["key"] for need in fit["needs"] if need["stops"]] == ["gate.min_prompts"]
+    assert [need["key"] for need in fit["needs"] if need["stops"]] == ["evaluation.max_new_tokens", "gate.min_prompts"]

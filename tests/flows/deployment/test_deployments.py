@@ -38,7 +38,7 @@ from plumbline.flows.deployment.deployments import (
 from plumbline.tasks.operations.admit_run import open_outbox
 from plumbline.tasks.operations.announce import drain_outbox, request_retraining, workspace_id
 from plumbline.tasks.operations.freshness.admission import runs
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.params.schedule import check_cron
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.latest import latest_model
@@ -272,7 +272,7 @@ def test_a_cancel_ends_the_trainer_and_the_next_run_goes_on(
 ) -> None:
     """A hundred times the epochs: the end of the run must not wait for that of the stage."""
     workspace = trained.copy(tmp_path / "copy")
-    workspace.set_params("finetune.dpo.epochs=100")
+    workspace.set_params("finetune.dpo.num_train_epochs=100")
     assert workspace.run("deploy").code == 0
     with _working(server, workspace.root, tmp_path / "cancel.log"):
         started = workspace.run("run", "retrain", "--json").payload
@@ -286,7 +286,7 @@ def test_a_cancel_ends_the_trainer_and_the_next_run_goes_on(
     assert ended.state.is_cancelled()
     assert writers(log) == []
     assert workspace.hashes() == trained.hashes()
-    workspace.set_params("finetune.dpo.epochs=1")
+    workspace.set_params("finetune.dpo.num_train_epochs=1")
     assert workspace.run("retrain", "--json").redone == []
 
 

@@ -70,7 +70,7 @@ def test_a_changed_param_is_named_with_both_values_and_what_follows(trained: Tra
     assert finetune["params"] == [{"key": "finetune.dpo.beta", "old": 0.25, "new": 0.3}]
     assert finetune["why"] == ["finetune.dpo.beta: 0.25 -> 0.3"]
     assert _stage(plan, "evaluate")["inputs"] == [{"path": "models/policy", "change": "made anew by finetune"}]
-    assert plan["params_changed"] == ["finetune.dpo.beta: 0.25 -> 0.3"]
+    assert plan["params_changed"] == ["finetune.dpo.beta: not set -> 0.3"]
     assert plan["registered"] is None
     taken = {stage["name"]: stage["seconds"] for stage in trained.first.payload["stages"]}
     seconds = sum(taken[name] for name in ("finetune", "evaluate", "gate"))
@@ -121,10 +121,12 @@ def _ran_before(root: Path) -> None:
     """The threshold of a run before is in the file again, and DVC's cache has its result."""
     workspace = Workspace(root, "http://127.0.0.1:9/api")
     workspace.set_params("gate.min_prompts=17")
-    from plumbline.tasks.params.document import load_params
+    from plumbline.flows.graph.params_stage import settle_resolved
+    from plumbline.tasks.params.layers import load_params
     from plumbline.tasks.pipeline.stage import execute
     from plumbline.tasks.storage.versioning.workspace import Versions
 
+    settle_resolved(root, load_params(root)[0])
     versions = Versions(root)
     versions.require_clean_inputs("gate")
     execute(STAGES["gate"], root, load_params(root)[0])

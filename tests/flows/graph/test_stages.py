@@ -43,9 +43,12 @@ def test_stages_stand_in_the_order_of_their_data() -> None:
 
 def test_dvc_yaml_carries_the_same_graph() -> None:
     graph = YAML(typ="safe").load(render_dvc_yaml())["stages"]
-    assert list(graph) == list(STAGES)
+    assert list(graph) == ["params", *STAGES]
+    params = graph.pop("params")
+    assert params["deps"] == ["params", "params.yaml"]
+    assert list(params["outs"][0]) == ["params.resolved.yaml"]
     for name, entry in graph.items():
         assert entry["cmd"] == f"plumbline stage {name}"
         assert entry["outs"] == [STAGES[name].out]
-        assert sorted(entry.get("deps", [])) == sorted(STAGES[name].deps.values())
-        assert entry["params"] == list(STAGES[name].params)
+        assert [dep.replace("${graph.", "${") for dep in entry.get("deps", [])] == sorted(STAGES[name].deps.values())
+        assert entry["params"] == [{"params.resolved.yaml": list(STAGES[name].params)}]

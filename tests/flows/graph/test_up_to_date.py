@@ -17,7 +17,7 @@ from plumbline.flows.graph.workspaces import exclusive_run
 from plumbline.tasks.data.feedback.batches import store_batch
 from plumbline.tasks.operations import settle_champion
 from plumbline.tasks.operations.settle_champion import Settled
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from tests.flows.conftest import Trained, Workspace, write_hh_pairs
 
 NOWHERE = "http://127.0.0.1:9/api"

@@ -21,7 +21,14 @@ from plumbline.tasks.params.tiny_model import TinyModelParams
 
 ROOT = Path(__file__).parents[3]
 SMALL = TinyModelParams(
-    vocab_size=400, hidden_size=16, layers=1, heads=2, ffn_size=32, epochs=3, batch_size=8, log_every=5
+    vocab_size=400,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_train_epochs=3,
+    per_device_train_batch_size=8,
+    logging_steps=5,
 )
 COLOURS = ("red", "blue", "green", "white")
 
@@ -241,4 +248,4 @@ def test_nothing_to_learn_from_is_an_error(tmp_path):
 
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="choose for instance"):
-        TinyModelParams(hidden_size=64, heads=3)
+        TinyModelParams(hidden_size=64, num_attention_heads=3)

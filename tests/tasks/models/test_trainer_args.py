@@ -1,63 +1,37 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from plumbline.data_contracts.errors import ParamsError
-from plumbline.tasks.models.trainer_args import check_trainer_args, must_name_cpu, trainer_config
-from plumbline.tasks.params.optimisation import EvaluatedOptimisation
+from plumbline.tasks.models.trainer_args import must_name_cpu, trainer_config
+from plumbline.tasks.params.finetuning import DpoParams
+from tests.support.world import in_world
 
 
-@dataclass
-class Config:
-    adam_beta2: float = 0.999
-    output_dir: str = ""
-
-
-def params(trainer_args: dict[str, Any]) -> EvaluatedOptimisation:
-    return EvaluatedOptimisation(lr=1e-3, epochs=1, trainer_args=trainer_args)
-
-
-def test_known_arguments_pass() -> None:
-    check_trainer_args(Config, {"adam_beta2": 0.95}, "reward.trainer_args")
-
-
-def test_unknown_arguments_name_the_nearest() -> None:
-    with pytest.raises(
-        ParamsError, match=r"reward\.trainer_args: no argument 'adam_beta_2', did you mean 'adam_beta2'"
-    ):
-        check_trainer_args(Config, {"adam_beta_2": 0.95}, "reward.trainer_args")
-    with pytest.raises(ParamsError, match="no argument 'zzz' "):
-        check_trainer_args(Config, {"zzz": 1}, "here")
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"max_grad_norn": 1.0}, "max_grad_norm"),
-        ({"lr_scheduler_kwargs": 3, "optim": "no_such_optimiser"}, "TRL refuses these arguments"),
-    ],
-)
-def test_wrong_trainer_args_are_refused(given: dict[str, Any], message: str) -> None:
+def test_an_argument_that_trl_refuses_is_refused() -> None:
     from trl import DPOConfig
 
-    with pytest.raises(ParamsError, match=message):
-        trainer_config(DPOConfig, "finetune.dpo", params(given), output_dir="unused")
+    params = in_world(DpoParams, lr_scheduler_kwargs={}, optim="no_such_optimiser")
+    with pytest.raises(ParamsError, match=r"finetune\.dpo: TRL refuses these arguments.*no_such_optimiser"):
+        trainer_config(DPOConfig, "finetune.dpo", params, output_dir="unused")
 
 
-def test_trainer_args_reach_trl_and_cpu_defaults_are_off(tmp_path: Path) -> None:
+def test_fields_and_further_arguments_reach_trl_and_cpu_defaults_are_off(tmp_path: Path) -> None:
+    """Lengths and the order of examples are Plumbline's own: TRL cuts nothing and groups nothing."""
     from trl import DPOConfig
 
-    config = trainer_config(
-        DPOConfig,
-        "finetune.dpo",
-        params({"max_grad_norm": 0.25}),
-        output_dir=str(tmp_path),
+    params = in_world(
+        DpoParams, learning_rate=3e-4, warmup_steps=7, eval_steps=40, logging_steps=10, max_grad_norm=0.25
     )
+    assert params.groups_by_length
+    config = trainer_config(DPOConfig, "finetune.dpo", params, output_dir=str(tmp_path))
+    assert (config.learning_rate, config.warmup_steps, config.get_warmup_steps(100)) == (3e-4, 7, 7)
+    assert (config.eval_steps, config.save_steps, config.logging_steps) == (40, 40, 10)
     assert config.max_grad_norm == 0.25
+    assert config.max_length is None
+    assert config.train_sampling_strategy == "random"
     assert not config.bf16
     assert not config.gradient_checkpointing
 

@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_full_accelerator_says_what_to_lower(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="Lower batch_size"):
+    with pytest.raises(StageError, match="Lower per_device_train_batch_size"):
         train(FailingTrainer(tmp_path, torch.OutOfMemoryError("CUDA out of memory")), tmp_path)  # type: ignore[arg-type]
 
 

@@ -25,7 +25,7 @@ from plumbline.tasks.operations.announce import (
 )
 from plumbline.tasks.operations.freshness.outbox import entry_states, pending
 from plumbline.tasks.operations.services.temporary import TEMPORARY
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.params.whole import Params
 
 ROW = '{"prompt": "q %s?", "chosen": "yes", "rejected": "no"}\n'
@@ -39,7 +39,7 @@ CHILD = """
 import os, sys
 from pathlib import Path
 from unittest.mock import patch
-from plumbline.tasks.params.document import (load_params)
+from plumbline.tasks.params.layers import (load_params)
 from plumbline.tasks.operations.announce import announce_batches
 from plumbline.tasks.data.ingest_feedback import ingest_feedback
 import plumbline.tasks.data.ingest_feedback, plumbline.tasks.operations.announce

@@ -17,7 +17,7 @@ from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations.count_fresh import batch_contents
 from plumbline.tasks.operations.intake.tokens import create_token, token_file
 from plumbline.tasks.operations.withdraw_feedback import withdraw
-from plumbline.tasks.params.document import load_params
+from plumbline.tasks.params.layers import load_params
 from plumbline.tasks.storage.versioning.lock import current_hashes
 from tests.tasks.conftest import World
 

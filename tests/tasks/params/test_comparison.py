@@ -8,7 +8,7 @@ from plumbline.tasks.evaluation.comparison.variants import Variant, settled
 from plumbline.tasks.evaluation.comparison.variants import variants_of as _variants_of
 from plumbline.tasks.params.comparison import CompareParams
 
-DOCUMENT = {"seed": 17, "finetune": {"methods": ["dpo"], "dpo": {"beta": 0.1, "lr": 0.001}}}
+DOCUMENT = {"seed": 17, "finetune": {"methods": ["dpo"], "dpo": {"beta": 0.1, "learning_rate": 0.001}}}
 
 
 def variants_of(params: CompareParams, ppo_episodes: int = 7680) -> list[Variant]:
@@ -32,13 +32,13 @@ def test_methods_are_compared_one_each_and_custom_variants_follow() -> None:
 def test_ppo_after_dpo_is_shorter_in_whole_updates(alone: int, after_dpo: int) -> None:
     """0.33 of 120 updates are 39.6, rounded to 40 of 64 episodes; at least one."""
     found = {variant.name: dict(variant.settings) for variant in variants_of(CompareParams(preset="methods"), alone)}
-    assert found["dpo_ppo"] == {"finetune.methods": ["dpo", "ppo"], "finetune.ppo.episodes": after_dpo}
+    assert found["dpo_ppo"] == {"finetune.methods": ["dpo", "ppo"], "finetune.ppo.total_episodes": after_dpo}
 
 
 def test_nested_settings_are_dotted_ones() -> None:
-    """As `--set compare.variants.hot.finetune.dpo.lr=0.01` brings them."""
-    params = CompareParams(variants={"hot": {"finetune": {"dpo": {"lr": 0.01}}}})
-    assert params.variants == {"hot": {"finetune.dpo.lr": 0.01}}
+    """As `--set compare.variants.hot.finetune.dpo.learning_rate=0.01` brings them."""
+    params = CompareParams(variants={"hot": {"finetune": {"dpo": {"learning_rate": 0.01}}}})
+    assert params.variants == {"hot": {"finetune.dpo.learning_rate": 0.01}}
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,17 @@ def test_a_name_of_the_preset_is_taken() -> None:
 
 
 def test_settings_are_merged_into_a_copy() -> None:
-    found = settled(DOCUMENT, Variant("hot", {"finetune.dpo.lr": 0.01, "finetune.ppo.beta": 1}), ["finetune"])
+    found = settled(
+        DOCUMENT, Variant("hot", {"finetune.dpo.learning_rate": 0.01, "finetune.ppo.beta": 1}), ["finetune"]
+    )
     assert found == {
         "seed": 17,
-        "finetune": {"methods": ["dpo"], "dpo": {"beta": 0.1, "lr": 0.01}, "ppo": {"beta": 1}},
+        "finetune": {"methods": ["dpo"], "dpo": {"beta": 0.1, "learning_rate": 0.01}, "ppo": {"beta": 1}},
     }
-    assert DOCUMENT["finetune"] == {"methods": ["dpo"], "dpo": {"beta": 0.1, "lr": 0.001}}
+    assert DOCUMENT["finetune"] == {"methods": ["dpo"], "dpo": {"beta": 0.1, "learning_rate": 0.001}}
 
 
-@pytest.mark.parametrize("key", ["seed", "reward.lr", "evaluation.max_prompts", "finetuned.dpo"])
+@pytest.mark.parametrize("key", ["seed", "reward.learning_rate", "evaluation.max_prompts", "finetuned.dpo"])
 def test_what_the_variants_share_cannot_differ(key: str) -> None:
     with pytest.raises(
         ParamsError, match=f"compare.variants.hot: {key}: expected a key of finetune, which fine-tuning"

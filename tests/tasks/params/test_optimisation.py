@@ -5,13 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from plumbline.tasks.params.optimisation import (
-    EVALUATED_KEYS,
-    OWN_KEYS,
-    OWNED_ARGS,
-    EvaluatedOptimisation,
-    Optimisation,
-)
+from plumbline.tasks.params.optimisation import OWNED_ARGS, EvaluatedOptimisation, Optimisation, whole_steps
 
 
 def test_refused_arguments_exist_in_trl() -> None:
@@ -20,23 +14,29 @@ def test_refused_arguments_exist_in_trl() -> None:
 
     configs = [set(config.__dataclass_fields__) for config in (DPOConfig, RewardConfig, SFTConfig)]
     assert set.union(*configs) >= OWNED_ARGS
-    assert set.intersection(*configs) >= OWN_KEYS.keys() | EVALUATED_KEYS.keys()
+    assert (
+        set.intersection(*configs) >= set(EvaluatedOptimisation.model_fields) | EvaluatedOptimisation.elsewhere.keys()
+    )
 
 
-def test_own_keys_name_fields() -> None:
-    assert set(OWN_KEYS.values()) <= set(Optimisation.model_fields)
-    assert set(EVALUATED_KEYS.values()) <= set(EvaluatedOptimisation.model_fields)
+def test_arguments_that_stand_elsewhere_name_fields() -> None:
+    for section in (Optimisation, EvaluatedOptimisation):
+        assert set(section.elsewhere.values()) <= set(section.model_fields)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"trainer_args": {"seed": 1}}, "trainer_args.seed: set by Plumbline"),
-        ({"trainer_args": {"learning_rate": 1}}, "has its own key. Set `lr` instead"),
-        ({"trainer_args": {"save_steps": 1}}, "has its own key. Set `eval_every` instead"),
-        ({"log_every": 30}, r"log_every \(30\) must divide eval_every \(100\)"),
+        ({"seed": 1}, "seed\n  set by Plumbline, because resuming"),
+        ({"save_steps": 1}, "Set `eval_steps` instead"),
+        ({"logging_steps": 30}, r"logging_steps \(30\) must divide eval_steps \(100\)"),
     ],
 )
 def test_wrong_params_are_refused_with_what_to_choose(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        EvaluatedOptimisation(lr=1e-3, epochs=1, **given)
+        EvaluatedOptimisation(learning_rate=1e-3, num_train_epochs=1, **given)
+
+
+@pytest.mark.parametrize("steps", [0.0, 0.05, 0.999, 1, 100.0])
+def test_a_warm_up_is_a_share_or_a_whole_number_of_steps(steps: float) -> None:
+    assert whole_steps(steps) == steps

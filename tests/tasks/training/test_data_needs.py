@@ -71,7 +71,8 @@ def test_prompts_that_leave_no_room_are_not_judged() -> None:
     """Of 100 tokens 20 are for the answer: a prompt of 81 has no room."""
     assert prompt_limits(_params(), CONTEXT) == {"evaluation": 80}
     needs = _needs(_params(), _split(10), _split(10), _split(300, prompt=81))
-    assert _unmet(needs) == {"evaluation.max_new_tokens", "gate.min_prompts", "gate.min_win_rate_low"}
+    assert _unmet(needs) == {"evaluation.max_new_tokens", "gate.min_prompts"}
+    assert "the cure of evaluation.max_new_tokens comes first" in needs["gate.min_prompts"].text
 
 
 def test_pairs_over_a_sections_length_are_counted_under_it() -> None:

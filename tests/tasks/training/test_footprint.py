@@ -48,7 +48,7 @@ def test_adapters_of_the_linear_layers() -> None:
 
 def test_the_tiny_models_parameters_are_those_it_is_built_with() -> None:
     """As built, less the norms, which are vectors."""
-    tiny = TinyModelParams(vocab_size=300, hidden_size=16, layers=2, ffn_size=32)
+    tiny = TinyModelParams(vocab_size=300, hidden_size=16, num_hidden_layers=2, intermediate_size=32)
     conversation = [Message(role="user", content="abc"), Message(role="assistant", content="def")]
     built = build_model(train_tokenizer([conversation], tiny), tiny)
     tiny = tiny.model_copy(update={"vocab_size": built.config.vocab_size})

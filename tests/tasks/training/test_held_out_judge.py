@@ -23,6 +23,7 @@ from plumbline.tasks.training.finetuning import stack
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs, needs_of
 from plumbline.tasks.training.rewards.layout import FACTS
 from plumbline.tasks.training.rewards.scoring import RewardModel
+from tests.support.world import in_world
 from tests.tasks.models.tiny_llama import build_tokenizer
 
 BREVITY = MixtureParams.model_validate({"terms": [{"kind": "brevity", "weight": 0.5}]})
@@ -219,7 +220,7 @@ def test_the_evaluation_is_judged_by_it_too_and_says_so(
 
     monkeypatch.setattr(module, "evaluate", evaluate)
     facts = evaluate_policy(
-        context, seed=1, threads=1, evaluation=EvaluationParams(), reference_trust_remote_code=False
+        context, seed=1, threads=1, evaluation=in_world(EvaluationParams), reference_trust_remote_code=False
     )
     assert scorer(seen["score"]) == Model(folder)
     assert seen["reward_audit"]["of"] == "reward"

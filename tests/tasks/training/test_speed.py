@@ -11,6 +11,7 @@ from plumbline.tasks.models.pairs import TokenPair
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.training import speed
 from plumbline.tasks.training.speed import STARTUP_S, Rates, Tokens, measure_rates, minutes
+from tests.support.world import WORLD
 from tests.tasks.models.tiny_llama import build_model, build_tokenizer
 
 RATES = Rates(train=0.03, read=0.01, sample=0.02, how="given")
@@ -27,10 +28,10 @@ def _seconds(**sections: object) -> dict[str, float]:
 def test_what_is_read_and_trained_on() -> None:
     """Reward: two epochs of 300 tokens at 0.03, and the test split at 0.01. DPO also reads every pair once by π_ref."""
     found = _seconds(
-        reward={"epochs": 2},
-        finetune={"methods": ["dpo"], "dpo": {"epochs": 1}},
+        reward={"num_train_epochs": 2},
+        finetune={"methods": ["dpo"], "dpo": {"num_train_epochs": 1}},
         evaluation={"max_new_tokens": 5},
-        reference={"sft": {"data": "curated", "epochs": 1, "max_examples": 5}},
+        reference={"sft": {"data": "curated", "num_train_epochs": 1, "max_examples": 5}},
     )
     assert found["reference"] == 0.5 * 160 * 0.03
     assert found["reward"] == 2 * 300 * 0.03 + 300 * 0.01
@@ -40,7 +41,8 @@ def test_what_is_read_and_trained_on() -> None:
 
 def test_what_is_sampled() -> None:
     """PPO: 128 answers of 4 tokens; each 19 tokens are trained on by two models and read by four."""
-    found = _seconds(finetune={"methods": ["ppo"], "ppo": {"episodes": 128, "max_new_tokens": 4, "ppo_epochs": 1}})
+    ppo = {"total_episodes": 128, "episodes_per_update": 64, "max_completion_length": 4, "num_ppo_epochs": 1}
+    found = _seconds(finetune={"methods": ["ppo"], "ppo": ppo})
     assert found["finetune"] == pytest.approx(128 * (4 * 0.02 + 19 * (2 * 0.03 + 4 * 0.01)))
 
 
@@ -50,7 +52,7 @@ def test_rates_of_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     tokenizer = build_tokenizer()
     save_model(build_model(len(tokenizer)), tokenizer, tmp_path)
     monkeypatch.setattr(speed, "_LARGEST_MEASURED", largest)
-    rates = measure_rates(tmp_path, load_tokenizer(tmp_path), PAIRS, 5_000, Params())
+    rates = measure_rates(tmp_path, load_tokenizer(tmp_path), PAIRS, 5_000, WORLD)
     assert rates.how.startswith(how)
     assert rates.train > rates.read > 0
     assert rates.sample > 0

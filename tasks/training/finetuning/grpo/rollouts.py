@@ -127,7 +127,7 @@ class JudgedRollouts:
         self._sampled = 0
         # 1. and 2.: candidates, judged
         given: list[Prompt] = [
-            tuple(Message(**turn) for turn in prompt) for prompt in prompts[:: self.params.candidates]
+            tuple(Message(**turn) for turn in prompt) for prompt in prompts[:: self.params.num_generations]
         ]
         groups = self._judged(trainer, given, draw)
         # 3. replace what teaches nothing
@@ -173,7 +173,7 @@ class JudgedRollouts:
         return float(self.temperatures[draw.integers(len(self.temperatures))])
 
     def _judged(self, trainer: SamplingTrainer, prompts: list[Prompt], draw: np.random.Generator) -> _Groups:
-        size = self.params.candidates
+        size = self.params.num_generations
         completions = self._sample(trainer, prompts, draw)
         self._sampled += sum(len(each.token_ids) for each in completions)
         texts = [each.text for each in completions]
@@ -197,7 +197,7 @@ class JudgedRollouts:
         return _Groups(prompts, completions, rewards, mixture)
 
     def _refuse_odd_gains(self, values: Floats, missing: Sequence[bool]) -> None:
-        expected = (len(missing), self.params.candidates)
+        expected = (len(missing), self.params.num_generations)
         known = ~np.asarray(missing, dtype=bool)
         if values.shape != expected or not np.isfinite(values[known]).all() or not np.isnan(values[~known]).all():
             raise StageError(
@@ -211,7 +211,7 @@ class JudgedRollouts:
         if self.reward is None:
             return {}
         scored = self.reward.score(
-            Completions.of([prompt for prompt in prompts for _ in range(self.params.candidates)], completions)
+            Completions.of([prompt for prompt in prompts for _ in range(self.params.num_generations)], completions)
         )
         for name, count in scored.fallbacks.items():
             self._count(f"reward fallback/{name}", count)
@@ -221,11 +221,11 @@ class JudgedRollouts:
 
     def _sample(self, trainer: SamplingTrainer, prompts: list[Prompt], draw: np.random.Generator) -> list[Completion]:
         """K completions a prompt."""
-        heads = [head for head in encode_prompts(self.tokenizer, prompts) for _ in range(self.params.candidates)]
+        heads = [head for head in encode_prompts(self.tokenizer, prompts) for _ in range(self.params.num_generations)]
         if self.params.use_vllm:
             return self._sample_vllm(trainer, heads)
         # a row's draws are its own, so that neither batch size nor neighbours change a completion
-        draws = torch.as_tensor(draw.random((len(heads), self.params.max_new_tokens), dtype=np.float32))
+        draws = torch.as_tensor(draw.random((len(heads), self.params.max_completion_length), dtype=np.float32))
         with trainer.autocast():
             return sample_ids(
                 trainer.model,
@@ -235,13 +235,13 @@ class JudgedRollouts:
                 stops=stop_token_ids(trainer.model, self.tokenizer),
                 temperature=self._temperature(trainer.rollout_number),
                 top_p=self.params.top_p,
-                batch_size=self.params.eval_batch_size,
+                batch_size=self.params.per_device_eval_batch_size,
             )
 
     def _sample_vllm(self, trainer: SamplingTrainer, heads: list[list[int]]) -> list[Completion]:
         """TRL pushed the policy's weights to vLLM before it called the rollout; vLLM draws by a seed of its own."""
         _, ids, logps, _ = trainer.vllm_generation.generate(
-            prompts=heads, images=None, num_generations=self.params.candidates
+            prompts=heads, images=None, num_generations=self.params.num_generations
         )
         stops = set(stop_token_ids(trainer.model, self.tokenizer))
         completions = []
@@ -276,10 +276,10 @@ class JudgedRollouts:
             )
         if not finished:
             logger.warning(
-                "no completion of this rollout (%d) reached its end token within max_new_tokens=%d; the policy cannot "
-                "learn to end its answers",
+                "no completion of this rollout (%d) reached its end token within max_completion_length=%d; the policy "
+                "cannot learn to end its answers",
                 len(texts),
-                self.params.max_new_tokens,
+                self.params.max_completion_length,
             )
         if not judged.size:
             logger.warning("the judge gave no usable answer on any group of this rollout: no gradient")
@@ -287,15 +287,15 @@ class JudgedRollouts:
     def _rows(self, groups: _Groups, reduce: Reduce) -> dict[str, Any]:
         heads = encode_prompts(self.tokenizer, groups.prompts)
         return {
-            "prompt_ids": [head for head in heads for _ in range(self.params.candidates)],
+            "prompt_ids": [head for head in heads for _ in range(self.params.num_generations)],
             "completion_ids": [list(each.token_ids) for each in groups.completions],
             "logprobs": [list(each.logps) for each in groups.completions],
-            ADVANTAGE: advantages(groups.rewards, self.params.scale_by, reduce).reshape(-1).tolist(),
+            ADVANTAGE: advantages(groups.rewards, self.params.scale_rewards, reduce).reshape(-1).tolist(),
         }
 
     def _count_tokens(self, rows: Mapping[str, Sequence[Sequence[int]]], reduce: Reduce) -> None:
         length = sum(len(ids) for name in ("prompt_ids", "completion_ids") for ids in rows[name])
-        seen, generated = reduce(np.array([length * self.params.passes, self._sampled], dtype=np.float64))
+        seen, generated = reduce(np.array([length * self.params.num_iterations, self._sampled], dtype=np.float64))
         self.tokens.update(seen=int(seen), generated=int(generated))
 
     def _count(self, name: str, value: float) -> None:

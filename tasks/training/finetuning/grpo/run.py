@@ -59,7 +59,7 @@ _FROM_TRL = {
 
 
 def check_params(params: GrpoParams) -> None:
-    """Raise `ParamsError` for TRL arguments that are unknown (with the nearest valid name) or refused by TRL."""
+    """Raise `ParamsError` for arguments that TRL refuses."""
     _config(params, seed=0, folder=Path("unused"))
 
 
@@ -85,7 +85,7 @@ def run(inputs: FinetuneInputs, params: GrpoParams) -> dict[str, Any]:
     # 3. π_ref answers: validation prompts for the arena, training prompts for the scale of the reward
     reference = opened.reference(config.device)
     # with an adapter it is switched off; without one TRL's reference serves, unless β = 0 leaves TRL without
-    arena = opened.arena(reference, inputs.validation, adapter=params.lora is not None or params.kl.beta > 0)
+    arena = opened.arena(reference, inputs.validation, adapter=params.lora is not None or params.beta > 0)
     rollouts = JudgedRollouts(
         tokenizer=opened.tokenizer,
         pool=prompts,
@@ -157,18 +157,8 @@ def _config(params: GrpoParams, seed: int, folder: Path) -> GRPOConfig:
         # first epoch's order where a run resumes in a later one
         num_train_epochs=1,
         shuffle_dataset=False,
-        num_generations=params.candidates,
         num_generations_eval=1,  # TRL checks that it divides the evaluation batch, which has no groups here
-        steps_per_generation=params.gradient_accumulation * params.steps_per_rollout,
-        num_iterations=params.passes,
-        max_completion_length=params.max_new_tokens,
-        temperature=params.temperature,
-        top_p=params.top_p,
-        use_vllm=params.use_vllm,
-        loss_type=params.loss_type,
-        epsilon=params.clip_range,
-        entropy_coef=params.entropy_bonus,
-        beta=params.kl.beta,
+        steps_per_generation=params.passes_a_rollout,
         scale_rewards="none",
         disable_dropout=True,
         metric_for_best_model=f"eval_{SELECTION}",
@@ -178,19 +168,20 @@ def _config(params: GrpoParams, seed: int, folder: Path) -> GRPOConfig:
 
 
 def _fitting_prompts(opened: TrainingRun, params: GrpoParams) -> tuple[list[Prompt], int]:
-    """Distinct training prompts with room for `max_new_tokens`, and how many have none."""
+    """Distinct training prompts with room for `max_completion_length`, and how many have none."""
     inputs = opened.inputs
     limits = [params.max_length, opened.context]
     if params.reward_weight and inputs.reward is not None and inputs.reward.max_length is not None:
         limits.append(inputs.reward.max_length - 1)  # an end token behind a completion that did not reach its own
-    room = min(limits) - params.max_new_tokens
+    room = min(limits) - params.max_completion_length
     distinct: list[Prompt] = list(dict.fromkeys(pair.prompt for pair in inputs.train))
     heads = encode_prompts(opened.tokenizer, distinct)
     fitting = [prompt for prompt, head in zip(distinct, heads, strict=True) if len(head) <= room]
     if not fitting:
         raise StageError(
-            f"Expected training prompts with room for {params.max_new_tokens} new tokens within {min(limits)}, found "
-            f"none among {len(distinct)}. Lower {WHERE}.max_new_tokens, or raise {WHERE}.max_length up to the context."
+            f"Expected training prompts with room for {params.max_completion_length} new tokens within {min(limits)}, "
+            f"found none among {len(distinct)}. Lower {WHERE}.max_completion_length, or raise {WHERE}.max_length up to "
+            "the context."
         )
     return fitting, len(distinct) - len(fitting)
 
@@ -216,11 +207,11 @@ def _calibrate(rollouts: JudgedRollouts, reference: PreTrainedModel, prompts: Se
         reference,
         rollouts.tokenizer,
         some,
-        max_new_tokens=rollouts.params.max_new_tokens,
+        max_new_tokens=rollouts.params.max_completion_length,
         temperature=rollouts.params.temperature,
         top_p=rollouts.params.top_p,
         seed=rollouts.seed,
-        batch_size=rollouts.params.eval_batch_size,
+        batch_size=rollouts.params.per_device_eval_batch_size,
     )
     rollouts.reward.calibrate(Completions.of(some, completions))
 
@@ -231,7 +222,7 @@ def _trainer(
     # TRL loads the reference from the folder that the policy's config names
     opened.policy.config._name_or_path = str(opened.inputs.reference)
     prompts = _order(rollouts.pool, params, opened.inputs.seed, config.world_size)
-    controller = KlController(params.kl)
+    controller = KlController(params.kl, params.beta)
     watch = WatchForHacking(params.monitors.model_dump(mode="json"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)  # trl is pinned
@@ -257,8 +248,8 @@ def _trainer(
 
 def _order(pool: Sequence[Prompt], params: GrpoParams, seed: int, processes: int) -> list[Prompt]:
     """The prompts of all rollouts in their order: one permutation an epoch, whole rollouts, at least one."""
-    a_rollout = params.completions_a_rollout * processes // params.candidates
-    count = max(1, round(params.epochs * len(pool) / a_rollout)) * a_rollout
+    a_rollout = params.completions_a_rollout * processes // params.num_generations
+    count = max(1, round(params.num_train_epochs * len(pool) / a_rollout)) * a_rollout
     order: list[int] = []
     while len(order) < count:
         epoch = len(order) // len(pool)

@@ -29,11 +29,14 @@ by up to 1e-4, and by more in bfloat16."""
 
 
 class KlController:
-    """Holds β for the next rollout. One call of `update` after each rollout, with what that rollout measured."""
+    """Holds β for the next rollout. One call of `update` after each rollout, with what that rollout measured.
 
-    def __init__(self, params: KlParams) -> None:
+    `beta` is β at the start.
+    """
+
+    def __init__(self, params: KlParams, beta: float) -> None:
         self.params = params
-        self.beta = params.beta
+        self.beta = beta
         self._ramp_from: float | None = None  # β where the ramp under way began
         self._updates_above = 0  # in a row above stop_at
 
@@ -73,7 +76,7 @@ class KlController:
             raise StageError(
                 f"The policy runs away from π_ref: expected a KL of at most {params.stop_at:.15g} nats per token "
                 f"(kl.stop_at), found {rounded(kl_per_token, params.stop_at, '.4g')} over {self._updates_above} "
-                f"updates in a row ({target}β {self.beta:.4g}). Lower the learning rate, raise kl.beta"
+                f"updates in a row ({target}β {self.beta:.4g}). Lower the learning rate, raise beta"
                 + (" or kl.ramp_slope" if params.mode == "adaptive" else " or set kl.mode: adaptive")
                 + ", or start again from an earlier checkpoint; raise kl.stop_at only if this distance is meant."
             )

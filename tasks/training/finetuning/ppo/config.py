@@ -16,39 +16,42 @@ from plumbline.tasks.params.on_policy import HackingMonitorParams, KlParams, Sha
 class PPOConfig(TrainingArguments):  # type: ignore[misc]
     """Arguments of `PPOTrainer`. Defaults are those of summarize_from_feedback_details where it has them.
 
-    One update: a rollout of `episodes_per_update` episodes, then `ppo_epochs` passes over it in `minibatches` optimiser
-    steps each. `per_device_train_batch_size` is the rows of a forward pass; how many passes an optimiser step
+    One update: a rollout of `episodes_per_update` episodes, then `num_ppo_epochs` passes over it in `num_mini_batches`
+    optimiser steps each. `per_device_train_batch_size` is the rows of a forward pass; how many passes an optimiser step
     accumulates (`gradient_accumulation_steps`) follows from it, as do `max_steps` and the intervals in steps.
     """
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of the policy."})
     adam_epsilon: float = field(default=1e-5, metadata={"help": "Epsilon of AdamW."})
-    episodes: int = field(default=10_000, metadata={"help": "Episodes (sampled completions) of the whole training."})
+    total_episodes: int = field(
+        default=10_000, metadata={"help": "Episodes (sampled completions) of the whole training."}
+    )
     episodes_per_update: int = field(default=64, metadata={"help": "Episodes of one rollout, over all processes."})
     prompt_tokens_per_update: int | None = field(
         default=None, metadata={"help": "Most prompt tokens of one rollout; a rollout then may have fewer episodes."}
     )
-    ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
-    minibatches: int = field(default=1, metadata={"help": "Optimiser steps of a pass."})
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a rollout."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimiser steps of a pass."})
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the critic; None: that of the policy."}
     )
     critic_warmup_updates: int = field(default=0, metadata={"help": "First updates, which train the critic alone."})
-    clip_range: float = field(default=0.2, metadata={"help": "ε of the clipped policy loss."})
-    value_clip_range: float | None = field(default=0.2, metadata={"help": "ε of the clipped value loss; None: off."})
-    value_weight: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    cliprange: float = field(default=0.2, metadata={"help": "ε of the clipped policy loss."})
+    cliprange_value: float | None = field(default=0.2, metadata={"help": "ε of the clipped value loss; None: off."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     gamma: float = field(default=1.0, metadata={"help": "Discount of a later token's reward."})
     lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
     whiten_advantages: bool = field(default=True, metadata={"help": "Advantages to mean 0, variance 1 an update."})
-    entropy_weight: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
     temperature: float = field(default=1.0, metadata={"help": "Divides logits in sampling, reference and losses."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus that is sampled from; below 1 biases PPO."})
-    max_new_tokens: int = field(default=53, metadata={"help": "Longest completion in tokens."})
+    max_completion_length: int = field(default=53, metadata={"help": "Longest completion in tokens."})
     calibration_prompts: int = field(
         default=256,
         metadata={"help": "Completions of π_ref that the reward is calibrated on before training; 0: none."},
     )
-    kl: KlParams = field(default_factory=KlParams, metadata={"help": "Control of the KL from π_ref."})
+    beta: float = field(default=0.04, metadata={"help": "β at the start: reward lost per nat."})
+    kl: KlParams = field(default_factory=KlParams, metadata={"help": "Control of β by the KL from π_ref."})
     shaping: ShapingParams = field(default_factory=ShapingParams, metadata={"help": "From scores to rewards a token."})
     monitors: HackingMonitorParams = field(
         default_factory=HackingMonitorParams, metadata={"help": "Watch for reward hacking."}
@@ -61,7 +64,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        """Check that batches divide, and derive what follows. Raises `ParamsError`."""
+        """Check that batches divide and β can move, and derive what follows. Raises `ParamsError` or `ValueError`."""
         self.logging_steps = self.log_every * self.steps_per_update
         self.eval_steps = self.save_steps = self.eval_every * self.steps_per_update
         # examples are prompts and the trainer tells columns apart itself
@@ -76,12 +79,12 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     @property
     def steps_per_update(self) -> int:
         """Optimiser steps of one update."""
-        return self.ppo_epochs * self.minibatches
+        return self.num_ppo_epochs * self.num_mini_batches
 
     @property
     def rows_per_process(self) -> int:
         """Rows of a full minibatch on each process."""
-        return self.episodes_per_update // (self.minibatches * int(self.world_size))
+        return self.episodes_per_update // (self.num_mini_batches * int(self.world_size))
 
     @property
     def keeps_critic_pass(self) -> bool:
@@ -90,7 +93,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
         The critic has then just made this pass, when it scored the rollout. With gradient checkpointing it is made
         again, since what the first one holds on to would not fit.
         """
-        whole = self.minibatches == self.gradient_accumulation_steps == self.world_size == 1
+        whole = self.num_mini_batches == self.gradient_accumulation_steps == self.world_size == 1
         return bool(whole and not self.activation_checkpointing)
 
     def _accumulation(self) -> int:
@@ -104,12 +107,13 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
         return plain | sections
 
     def _check(self) -> None:
-        parts = self.minibatches * self.world_size
+        self.kl.require_movable(self.beta)
+        parts = self.num_mini_batches * self.world_size
         if self.episodes_per_update % parts:
             nearest = max(parts, round(self.episodes_per_update / parts) * parts)
             raise ParamsError(
-                f"episodes_per_update ({self.episodes_per_update}) must be a multiple of minibatches x processes "
-                f"({self.minibatches} x {self.world_size}), so that every optimiser step sees as many episodes. "
+                f"episodes_per_update ({self.episodes_per_update}) must be a multiple of num_mini_batches x processes "
+                f"({self.num_mini_batches} x {self.world_size}), so that every optimiser step sees as many episodes. "
                 f"Set it to {nearest}."
             )
         if self.eval_every % self.log_every:
@@ -120,7 +124,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
         if self.gradient_accumulation_steps not in (1, self._accumulation()):
             raise ParamsError(
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) follows from episodes_per_update, "
-                "minibatches and per_device_train_batch_size. Leave it out, and lower per_device_train_batch_size."
+                "num_mini_batches and per_device_train_batch_size. Leave it out, and lower per_device_train_batch_size."
             )
         if self.fp16 or self.deepspeed or self.fsdp or self.n_gpu > 1:
             raise ParamsError(

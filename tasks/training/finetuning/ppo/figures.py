@@ -81,8 +81,9 @@ class Figures:
         losses = {name: figures[name] for name in ("policy_loss", "value_loss") if name in figures}
         if not all(math.isfinite(loss) for loss in losses.values()):
             raise StageError(
-                f"Expected finite losses, found {losses} in the update before {where}: the training diverged. Lower lr "
-                "or critic_lr, or lengthen the warm-up."
+                f"Expected finite losses, found {losses} in the update before {where}: the training diverged. Lower "
+                "learning_rate "
+                "or critic_learning_rate, or lengthen the warm-up."
             )
         self._closed.append(figures)
         return figures

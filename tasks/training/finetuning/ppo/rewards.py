@@ -57,7 +57,7 @@ def shape_rewards(
     last = mask.sum(1, keepdim=True) - 1  # (N, 1)
     rewards = (-beta * kl).scatter_add(1, last, used.unsqueeze(1))
     # 4. whitening, mean kept
-    if params.whiten:
+    if params.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     return ShapedRewards(rewards, kl, used, int(unended.sum()))
 

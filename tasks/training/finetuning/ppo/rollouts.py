@@ -85,7 +85,8 @@ def read_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, longest: 
     if not kept:
         raise StageError(
             f"Expected prompts of 1 to {longest} tokens (the context of policy, critic and reward less "
-            f"max_new_tokens), found none among {len(ids)}. Lower max_new_tokens, or take models with a longer context."
+            f"max_completion_length), found none among {len(ids)}. Lower max_completion_length, or take models "
+            "with a longer context."
         )
     return Prompts([messages[row] for row in kept], [ids[row] for row in kept], len(ids) - len(kept), conversational)
 
@@ -113,8 +114,8 @@ def plan_updates(
         if len(taken) < least:
             raise ParamsError(
                 f"prompt_tokens_per_update ({tokens}) leaves {len(taken)} prompts to update {len(updates)}, fewer than "
-                f"its {least} micro-batches. Raise it to {least * max(lengths)} at least, or lower minibatches, or "
-                "raise batch_size."
+                f"its {least} micro-batches. Raise it to {least * max(lengths)} at least, or lower num_mini_batches, "
+                "or raise per_device_train_batch_size."
             )
         updates.append(np.array(taken))
         planned += len(taken)
@@ -227,7 +228,9 @@ class RolloutMaker:
             yield self.model.policy
 
     def _draws(self, update: int, stream: int, count: int) -> torch.Tensor:
-        return torch.rand((count, self.args.max_new_tokens), generator=generator_of(self.args.seed, update, stream))
+        return torch.rand(
+            (count, self.args.max_completion_length), generator=generator_of(self.args.seed, update, stream)
+        )
 
     def _sample(
         self, policy: PreTrainedModel, update: int, rows: Sequence[int], temperature: float

@@ -20,8 +20,8 @@ from plumbline.tasks.models.chat import as_dicts
 from plumbline.tasks.models.checkpoints import weights_digest
 from plumbline.tasks.models.judging import Prompt, Reward
 from plumbline.tasks.models.loading import load_tokenizer
-from plumbline.tasks.models.trainer_args import check_trainer_args, must_name_cpu
-from plumbline.tasks.params.ppo import ARGUMENTS, PpoParams
+from plumbline.tasks.models.trainer_args import must_name_cpu, same_named
+from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.on_policy.vllm import check_vllm
@@ -43,8 +43,8 @@ SCHEDULE = ("episodes", "beta", "kl_per_token", "reward", "score", "response_tok
 
 
 def check_params(params: PpoParams) -> None:
-    """Raise `ParamsError` for arguments that transformers does not know or refuses, and for a sampler not installed."""
-    if params.sampler == "vllm":
+    """Raise `ParamsError` for arguments that transformers refuses, and for a sampler not installed."""
+    if params.use_vllm:
         check_vllm()
     _config(params, seed=0, folder=Path("unused"))
 
@@ -99,7 +99,7 @@ def run(inputs: FinetuneInputs, params: PpoParams) -> dict[str, Any]:
         evaluate_with=lambda model: arena.meet(model).metrics(),
         temperatures=inputs.temperatures,
     )
-    ended = opened.train_and_write(trainer, trainer.model.policy, runs_in, params.best_by)
+    ended = opened.train_and_write(trainer, trainer.model.policy, runs_in, params.metric_for_best_model)
     # of the last checkpoint, because a run that had ended before it was killed takes no further step
     learned = orjson.loads((runs_in / f"checkpoint-{ended.state.global_step}" / STATE).read_bytes())
     return ended.facts | {
@@ -109,7 +109,7 @@ def run(inputs: FinetuneInputs, params: PpoParams) -> dict[str, Any]:
         "too_long": {"train": trainer.prompts.too_long},
         # the β at which KL and reward were in balance at the end: what an implied reward is read with
         "implied_beta": learned["kl"]["beta"],
-        "tokens": _tokens(trainer, learned["counters"], params.ppo_epochs),
+        "tokens": _tokens(trainer, learned["counters"], params.num_ppo_epochs),
         "episodes": learned["counters"]["episodes"],
         "response_tokens": learned["counters"]["response_tokens"],
         "best": ended.best_with_kl(),
@@ -132,7 +132,10 @@ def _reward(inputs: FinetuneInputs, params: PpoParams) -> Reward:
     if inputs.reward is None:
         raise ParamsError(f"{WHERE} needs a reward to maximise, and there is none. Train a reward model first.")
     if inputs.judge is None:
-        raise ParamsError(f"{WHERE}.best_by is {params.best_by}, which needs a held-out judge, and there is none.")
+        raise ParamsError(
+            f"{WHERE}.metric_for_best_model is {params.metric_for_best_model}, which needs a held-out judge, and "
+            "there is none."
+        )
     _critic_folder(inputs, params)
     return inputs.reward
 
@@ -149,28 +152,30 @@ def _critic_folder(inputs: FinetuneInputs, params: PpoParams) -> Path:
 
 
 def _config(params: PpoParams, seed: int, folder: Path) -> PPOConfig:
-    """`PPOConfig` from params. Raises `ParamsError` for arguments that transformers does not know or refuses."""
-    check_trainer_args(PPOConfig, params.trainer_args, f"{WHERE}.trainer_args")
-    arguments = {argument: getattr(params, key) for argument, key in ARGUMENTS.items()}
-    arguments["use_cpu"] = must_name_cpu(params.bf16)
+    """`PPOConfig` from params. Raises `ParamsError` for arguments that transformers refuses."""
+    arguments = same_named(PPOConfig, params) | {
+        "output_dir": str(folder),
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": must_name_cpu(params.bf16),
+        "activation_checkpointing": params.gradient_checkpointing,
+        "vllm": params.vllm if params.use_vllm else None,
+        # in updates; the trainer's own intervals, in steps, follow
+        "log_every": params.logging_steps,
+        "eval_every": params.eval_steps,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "save_total_limit": KEPT_CHECKPOINTS,
+        "load_best_model_at_end": True,
+        "greater_is_better": True,
+        "metric_for_best_model": f"eval_{params.metric_for_best_model}",
+        "restore_callback_states_from_checkpoint": True,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
     try:
-        return PPOConfig(
-            output_dir=str(folder),
-            seed=seed,
-            data_seed=seed,
-            vllm=params.vllm if params.sampler == "vllm" else None,
-            eval_strategy="steps",
-            save_strategy="steps",
-            save_total_limit=KEPT_CHECKPOINTS,
-            load_best_model_at_end=True,
-            greater_is_better=True,
-            metric_for_best_model=f"eval_{params.best_by}",
-            restore_callback_states_from_checkpoint=True,
-            logging_nan_inf_filter=False,
-            disable_tqdm=True,
-            report_to="none",
-            **(arguments | params.trainer_args),
-        )
+        return PPOConfig(**(arguments | params.further_arguments))
     except (ValueError, TypeError) as error:
         raise ParamsError(f"{WHERE}: transformers refuses these arguments: {error}") from error
 

@@ -7,7 +7,7 @@ callbacks, DDP, bf16. PPO comes in where it asks for the next batch. One update 
 2. KL control: is the policy near π_ref; β for the next rollout                                          (kl_control)
 3. a reward for each token: -β·KL, and the score on the last one                                            (rewards)
 4. advantages and returns by GAE, whitened over the whole rollout                                        (advantages)
-5. `ppo_epochs` passes in `minibatches` optimiser steps on the clipped losses                                (losses)
+5. `num_ppo_epochs` passes in `num_mini_batches` optimiser steps on the clipped losses                       (losses)
 
 Evaluations, checkpoints and logs fall on the ends of updates, so a rollout never has to be saved.
 
@@ -95,13 +95,13 @@ class PPOTrainer(MeasuresUpdates):
         room = min(context_length(each.config, processing_class) for each in (model, value_model))
         # a reward reads an end token behind a response that did not reach its own
         room = room if reward.max_length is None else min(room, reward.max_length - 1)
-        self.prompts = read_prompts(train_dataset, processing_class, room - args.max_new_tokens)
+        self.prompts = read_prompts(train_dataset, processing_class, room - args.max_completion_length)
         self.plan = plan_updates(
             [len(ids) for ids in self.prompts.ids],
-            episodes=args.episodes,
+            episodes=args.total_episodes,
             rows=args.episodes_per_update,
             tokens=args.prompt_tokens_per_update,
-            least=args.minibatches * args.world_size * args.gradient_accumulation_steps,
+            least=args.num_mini_batches * args.world_size * args.gradient_accumulation_steps,
             seed=args.seed,
         )
         args.max_steps = len(self.plan) * args.steps_per_update
@@ -144,7 +144,7 @@ class PPOTrainer(MeasuresUpdates):
             self.rollouts.vllm = self._vllm_sampler(args.vllm, room)
         self.reward = reward
         self.evaluate_with = evaluate_with
-        self.kl = KlController(args.kl)
+        self.kl = KlController(args.kl, args.beta)
         self.monitor = HackingMonitor(args.monitors)
         self.counters = {"episodes": 0, "response_tokens": 0}
         self.calibrated = args.calibration_prompts == 0
@@ -163,7 +163,7 @@ class PPOTrainer(MeasuresUpdates):
             self.processing_class,
             self.accelerator,
             params,
-            max_new_tokens=args.max_new_tokens,
+            max_new_tokens=args.max_completion_length,
             max_length=room,
             temperature=args.temperature,
             top_p=args.top_p,
@@ -252,10 +252,10 @@ class PPOTrainer(MeasuresUpdates):
         args = self.args
         order = generator_of(args.seed, update, MINIBATCHES)
         trains_policy = update >= args.critic_warmup_updates
-        for epoch in range(args.ppo_epochs):
+        for epoch in range(args.num_ppo_epochs):
             steps = minibatch_rows(
                 experience.lengths,
-                args.minibatches,
+                args.num_mini_batches,
                 order,
                 process=self.accelerator.process_index,
                 processes=self.accelerator.num_processes,
@@ -268,7 +268,7 @@ class PPOTrainer(MeasuresUpdates):
                         "temperature": experience.temperature,
                         "policy": trains_policy,
                         # without a bonus the entropy is only watched: once a rollout is enough
-                        "entropies": args.entropy_weight > 0 or epoch == 0,
+                        "entropies": args.entropy_coef > 0 or epoch == 0,
                     }
                     for rows in mine
                 ]
@@ -283,22 +283,22 @@ class PPOTrainer(MeasuresUpdates):
         return_outputs: bool = False,
         num_items_in_batch: int | torch.Tensor | None = None,
     ) -> Any:
-        """Policy loss + value_weight · value loss - entropy_weight · entropy, over the minibatch's global tokens."""
+        """Policy loss + vf_coef · value loss - entropy_coef · entropy, over the minibatch's global tokens."""
         args = self.args
         old = {name: inputs.pop(name) for name in ("logps", "values", "advantages", "returns")}
         critic_pass = inputs.pop("critic_pass", None)
         outputs = model(**inputs, critic=critic_pass is None)
         values = outputs.values if critic_pass is None else critic_pass
-        value = value_loss(values, old["values"], old["returns"], clip_range=args.value_clip_range)
-        total = args.value_weight * value.sum
+        value = value_loss(values, old["values"], old["returns"], clip_range=args.cliprange_value)
+        total = args.vf_coef * value.sum
         policy = entropy = None
         if outputs.logps is not None:
-            policy = policy_loss(outputs.logps, old["logps"], old["advantages"], clip_range=args.clip_range)
+            policy = policy_loss(outputs.logps, old["logps"], old["advantages"], clip_range=args.cliprange)
             total = total + policy.sum
         if outputs.entropies is not None:
             entropy = outputs.entropies.sum()
-            if args.entropy_weight > 0:  # else no gradient of 0 runs back through all logits
-                total = total - args.entropy_weight * entropy
+            if args.entropy_coef > 0:  # else no gradient of 0 runs back through all logits
+                total = total - args.entropy_coef * entropy
         self.figures.add(policy, value, entropy)
         # DDP averages gradients over processes; the division is by the tokens of all of them
         loss = total * (self.accelerator.num_processes / num_items_in_batch)
@@ -364,12 +364,13 @@ def _refuse_silence(metrics: Mapping[str, float], update: int) -> None:
     if metrics["empty_rate"] == 1:
         raise StageError(
             f"Expected responses with text, found every one of update {update} empty: the policy ends at once, so no "
-            "reward can tell answers apart. Raise kl.beta or lower lr; at update 0, check π_ref and the chat template."
+            "reward can tell answers apart. Raise beta or lower learning_rate; at update 0, check π_ref and the chat "
+            "template."
         )
     if metrics["eos_rate"] == 0:
         logger.warning(
-            "update %d: none of the responses ended within max_new_tokens; shaping.missing_eos decides what they "
-            "score. Raise max_new_tokens if answers are meant to be longer.",
+            "update %d: none of the responses ended within max_completion_length; shaping.missing_eos decides what "
+            "they score. Raise max_completion_length if answers are meant to be longer.",
             update,
         )
 

@@ -15,9 +15,10 @@ from plumbline.tasks.data.feedback import SOURCES
 from plumbline.tasks.evaluation.comparison.self_play import Played, Side, decide, meet, play
 from plumbline.tasks.models.judging import Judgement, Prompt, Verdicts
 from plumbline.tasks.params.comparison import SelfPlayParams
+from tests.support.world import in_world
 from tests.tasks.models.tiny_llama import WORDS, build_model, build_tokenizer
 
-PARAMS = SelfPlayParams(prompts=48, max_new_tokens=80)
+PARAMS = in_world(SelfPlayParams, prompts=48, max_new_tokens=80)
 FIRST, SECOND, TIE = (Judgement(np.array([1.0, 2.0]), np.array([[0.5, p], [1 - p, 0.5]])) for p in (0.8, 0.3, 0.5))
 
 
@@ -165,4 +166,4 @@ def test_a_judge_that_sees_only_ties_leaves_nothing(sides: tuple[Side, Side]) ->
 
 def test_prompts_without_room_are_refused(sides: tuple[Side, Side], judge: LengthJudge) -> None:
     with pytest.raises(ModelError, match=r"none so short\. Lower self_play\.max_new_tokens"):
-        play(*sides, train(), judge, SelfPlayParams(max_new_tokens=127), seed=7)
+        play(*sides, train(), judge, in_world(SelfPlayParams, max_new_tokens=127), seed=7)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from plumbline.tasks.evaluation.measures.calibration import calibration
 from plumbline.tasks.params.evaluation import EvaluationParams
+from tests.support.world import in_world
 
-PARAMS = EvaluationParams(bins=20)
+PARAMS = in_world(EvaluationParams, bins=20)
 
 
 def test_by_hand():
@@ -39,9 +40,9 @@ def test_a_policy_that_is_right_but_hardly_says_so_is_found_out():
     An odd number of bins would hold 0.52 and 0.48 in one, with mean ½ and frequency ½, and find 0.
     """
     margins = np.full(50, math.log(0.52 / 0.48))
-    assert calibration(margins, 1.0, EvaluationParams())["ece"] == pytest.approx(0.48)
+    assert calibration(margins, 1.0, in_world(EvaluationParams))["ece"] == pytest.approx(0.48)
     with pytest.raises(ValueError, match="multiple of 2"):
-        EvaluationParams(bins=15)
+        in_world(EvaluationParams, bins=15)
 
 
 def test_a_policy_that_is_too_sure_is_found_out():

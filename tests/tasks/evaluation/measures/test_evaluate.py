@@ -10,10 +10,11 @@ from plumbline.tasks.evaluation.measures.evaluate import PHASES, evaluate
 from plumbline.tasks.evaluation.measures.gate import decide
 from plumbline.tasks.evaluation.measures.gold import Gold
 from plumbline.tasks.params.evaluation import EvaluationParams, GateParams
+from tests.support.world import in_world
 
 pytestmark = pytest.mark.training
 
-PARAMS = EvaluationParams(max_prompts=20, max_new_tokens=12, batch_size=8, resamples=200)
+PARAMS = in_world(EvaluationParams, max_prompts=20, max_new_tokens=12, batch_size=8, resamples=200)
 GOLD = Gold(
     reward=lambda prompt, response: -abs(len(response) - 20.0),
     should_refuse=lambda prompt: prompt[-1].content.endswith("3?"),

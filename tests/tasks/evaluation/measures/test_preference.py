@@ -4,8 +4,9 @@ import pytest
 from plumbline.tasks.evaluation.measures.preference import PairLogps, preference_accuracy
 from plumbline.tasks.params.evaluation import EvaluationParams
 from plumbline.tasks.statistics import wilson_interval
+from tests.support.world import in_world
 
-PARAMS = EvaluationParams()
+PARAMS = in_world(EvaluationParams)
 
 
 def logps(margins, chosen_tokens, rejected_tokens, clusters=None):

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from plumbline.tasks.evaluation.measures.text import describe, distinct
 from plumbline.tasks.params.evaluation import EvaluationParams
+from tests.support.world import in_world
 
-PARAMS = EvaluationParams(resamples=100)
+PARAMS = in_world(EvaluationParams, resamples=100)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.evaluation.measures.win_rate import Pointwise, judge_both_positions, length_controlled, win_rate
 from plumbline.tasks.params.evaluation import EvaluationParams
+from tests.support.world import in_world
 
-PARAMS = EvaluationParams(resamples=500)
+PARAMS = in_world(EvaluationParams, resamples=500)
 PROMPTS = [(Message(role="user", content=str(number)),) for number in range(4)]
 LENGTH = Pointwise(lambda prompts, responses: [float(len(text)) for text in responses], "length")
 

@@ -17,7 +17,8 @@ from plumbline.tasks.operations.announce import open_outbox
 from plumbline.tasks.operations.freshness.outbox import pending
 from plumbline.tasks.operations.intake.inbox import Inbox
 from plumbline.tasks.operations.watch_inbox import scan_inbox, watch_inbox
-from plumbline.tasks.params.document import load_params, save_params
+from plumbline.tasks.params.document import save_params
+from plumbline.tasks.params.layers import load_params
 
 ROW = '{"prompt": "q?", "chosen": "yes", "rejected": "no"}\n'
 

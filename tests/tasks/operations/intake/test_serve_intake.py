@@ -66,7 +66,8 @@ class Endpoint:
 
 def make_workspace(root: Path) -> str:
     """A workspace with tight bounds and one token."""
-    from plumbline.tasks.params.document import load_params, save_params
+    from plumbline.tasks.params.document import save_params
+    from plumbline.tasks.params.layers import load_params
 
     init_workspace(root)
     with socket.socket() as probe:
@@ -78,7 +79,7 @@ def make_workspace(root: Path) -> str:
 
 def start(root: Path, token: str) -> Endpoint:
     """Start the endpoint and wait until it answers."""
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.layers import load_params
 
     port = load_params(root)[0].intake.port
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
@@ -296,7 +297,7 @@ def test_no_token_and_no_row_is_in_the_log(endpoint: Any) -> None:
 def test_a_second_endpoint_is_refused(endpoint: Any) -> None:
     from plumbline.data_contracts.errors import UsageError
     from plumbline.tasks.operations.serve_intake import Intake
-    from plumbline.tasks.params.document import load_params
+    from plumbline.tasks.params.layers import load_params
 
     with pytest.raises(UsageError, match="another"), Intake(endpoint.root, load_params(endpoint.root)[0]):
         pass

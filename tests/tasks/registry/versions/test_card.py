@@ -73,13 +73,13 @@ def test_the_same_manifest_gives_the_same_card() -> None:
 
 
 STEPS = {"steps": {"planned": 120, "run": 120}, "best": {"metric": "win_rate", "step": 80}}
-KL = {"mode": "adaptive", "beta": 0.04, "target": 0.15}
+KL = {"mode": "adaptive", "target": 0.15}
 TERMS = [{"name": "reward_model", "weight": 1.0}, {"name": "brevity", "weight": 0.25}]
 FINDING = {"kind": "length", "update": 40, "message": "responses grew 2.3 times", "values": {}}
 RANKING = {"judge": "llm", "kappa": 0.421, "noise": {"value": 0.2895, "low": 0.2, "high": 0.3}, "gains": "dcg"}
 PPO = {
     "method": "ppo",
-    "settings": {"kl": KL, "lora": None},
+    "settings": {"beta": 0.04, "kl": KL, "lora": None},
     "implied_beta": 0.0712,
     "prompts": {"train": 1300},
     "episodes": 7680,
@@ -88,12 +88,20 @@ PPO = {
 }
 GRPO = {
     "method": "grpo",
-    "settings": {"kl": {**KL, "mode": "fixed"}, "candidates": 8, "reward_weight": 0.0, "lora": {"r": 16}},
+    "settings": {
+        "beta": 0.04,
+        "kl": {**KL, "mode": "fixed"},
+        "num_generations": 8,
+        "reward_weight": 0.0,
+        "lora": {"r": 16},
+    },
     "implied_beta": None,
     "prompts": {"train": 1300},
     "findings": [],
     **STEPS,
 }
+OF_0_1 = {"kl": {**KL, "mode": "fixed", "beta": 0.04}, "candidates": 8, "reward_weight": 0.0, "lora": {"r": 16}}
+"""Settings as they were recorded before params took the names of TRL."""
 STEPS_TEXT = "120 of 120 steps, best checkpoint by win_rate at step 80"
 
 
@@ -122,6 +130,11 @@ def of_method(**finetune: Any) -> str:
             {**GRPO, "ranking": RANKING},
             "grpo, 8 candidates a prompt, ranked by the judge llm, κ 0.42 with people, noise 0.29, gains dcg, "
             f"β fixed at 0.04, LoRA of rank 16, 1,300 prompts, {STEPS_TEXT}, no findings of the monitors",
+        ),
+        (
+            {**GRPO, "settings": OF_0_1},
+            f"grpo, 8 candidates a prompt, β fixed at 0.04, LoRA of rank 16, 1,300 prompts, {STEPS_TEXT}, "
+            "no findings of the monitors",
         ),
         (
             {**GRPO, "settings": {**GRPO["settings"], "reward_weight": 0.5}, "ranking": RANKING, "reward_terms": TERMS},

@@ -232,7 +232,7 @@ def test_params_edited_during_a_stage_are_not_recorded_for_its_output(chain: Cha
     chain.versions.require_clean_inputs("upper")
     chain.run("upper")
     chain.set(suffix="late")
-    with pytest.raises(VersioningError, match=r"params.yaml changed while it ran"):
+    with pytest.raises(VersioningError, match=r"params\.resolved\.yaml changed while it ran"):
         chain.versions.commit_stage("upper")
     assert "upper" not in read_lock(chain.root)
 

@@ -28,7 +28,9 @@ def test_an_adapter_is_merged_and_kept_without_a_path_of_this_machine(reference:
     """With A all 1 (2 x 16), B all 0.5 (16 x 2) and alpha / r = 3, each weight rises by 3 * (0.5 + 0.5) = 3."""
     from peft import get_peft_model
 
-    model = get_peft_model(load_policy(reference), lora_config(LoraParams(r=2, alpha=6.0, target_modules=("q_proj",))))
+    model = get_peft_model(
+        load_policy(reference), lora_config(LoraParams(r=2, lora_alpha=6.0, target_modules=("q_proj",)))
+    )
     with torch.no_grad():
         for name, weights in model.named_parameters():
             if "lora_" in name:

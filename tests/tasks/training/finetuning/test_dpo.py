@@ -25,22 +25,24 @@ from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraPara
 from plumbline.tasks.training.finetuning import dpo, reference_logps
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from tests.support.training import FirstRun, Killed, killed_at, rows, same_bytes
+from tests.support.world import in_world
 
 pytestmark = pytest.mark.training
 
 RECORDED = Path(__file__).parent / "recorded" / "dpo.json"
-QUICK = DpoParams(
+QUICK = in_world(
+    DpoParams,
     beta=0.1,
     sft_weight=0.3,
     best_within_kl=None,
-    lr=1e-2,
-    epochs=2,
-    batch_size=8,
-    log_every=2,
-    eval_every=4,
-    eval_batch_size=8,
+    learning_rate=1e-2,
+    num_train_epochs=2,
+    per_device_train_batch_size=8,
+    logging_steps=2,
+    eval_steps=4,
+    per_device_eval_batch_size=8,
     early_stopping=None,
-    validation=ValidationParams(pairs=8, prompts=6, max_new_tokens=8),
+    validation=in_world(ValidationParams, pairs=8, prompts=6, max_new_tokens=8),
 )
 """Twelve steps, with evaluations and checkpoints after 4, 8 and 12."""
 
@@ -170,7 +172,7 @@ def test_reference_logps_are_reused_across_beta_and_lr(
     calls: list[int] = []
     compute = reference_logps._compute
     monkeypatch.setattr(reference_logps, "_compute", lambda *args: calls.append(1) or compute(*args))
-    dpo.run(elsewhere("beta", share_work=True), QUICK.model_copy(update={"beta": 0.2, "lr": 1e-3}))
+    dpo.run(elsewhere("beta", share_work=True), QUICK.model_copy(update={"beta": 0.2, "learning_rate": 1e-3}))
     assert calls == []
     dpo.run(elsewhere("pairs", share_work=True, train=inputs.train[:40]), QUICK)
     assert calls == [1], "other training pairs are computed, the validation pairs are not"
@@ -220,7 +222,14 @@ def test_pairs_reach_trl_as_its_own_preparation_would_make_them(inputs: Finetune
 
 def one_step(inputs: FinetuneInputs, **changes: Any) -> list[dict[str, Any]]:
     params = QUICK.model_copy(
-        update={"batch_size": 48, "epochs": 1.0, "log_every": 1, "eval_every": 1, "lr": 1e-9} | changes
+        update={
+            "per_device_train_batch_size": 48,
+            "num_train_epochs": 1.0,
+            "logging_steps": 1,
+            "eval_steps": 1,
+            "learning_rate": 1e-9,
+        }
+        | changes
     )
     dpo.run(inputs, params)
     return rows(inputs.folder)
@@ -355,7 +364,7 @@ def test_early_stopping_and_a_kill_right_behind_it(
 ) -> None:
     """At a learning rate of 1e-12 nothing improves after the first evaluation: patience 1 ends at step 8.
     A rerun over the finished checkpoints takes no step and writes the same."""
-    params = QUICK.model_copy(update={"lr": 1e-12, "early_stopping": EarlyStoppingParams(patience=1)})
+    params = QUICK.model_copy(update={"learning_rate": 1e-12, "early_stopping": EarlyStoppingParams(patience=1)})
     facts = dpo.run(inputs, params)
     assert facts["stopped"] == (
         "early stopping at step 8: no gain in preference_accuracy and win_rate over 1 evaluations"
@@ -387,7 +396,7 @@ def test_a_finished_run_that_was_not_written_is_not_trained_again(
 def test_lora_trains_adapters_only_and_merges_them(inputs: FinetuneInputs) -> None:
     """Merged weight = π_ref's + (alpha / r) B A, with the adapter saved beside it; embeddings stay as they are.
     Two q_proj factors of (2, 16) and (16, 2) are 64 trained parameters."""
-    lora = LoraParams(r=2, alpha=6.0, target_modules=("q_proj",))
+    lora = LoraParams(r=2, lora_alpha=6.0, target_modules=("q_proj",))
     facts = dpo.run(inputs, QUICK.model_copy(update={"lora": lora}))
     assert facts["trained_parameters"] == 64
     adapter = load_file(inputs.folder / "adapter" / "adapter_model.safetensors")
@@ -405,7 +414,7 @@ def test_lora_trains_adapters_only_and_merges_them(inputs: FinetuneInputs) -> No
 
 
 def test_lora_resumes_to_the_same_bytes(inputs: FinetuneInputs, elsewhere: Callable[..., FinetuneInputs]) -> None:
-    params = QUICK.model_copy(update={"lora": LoraParams(r=2, dropout=0.1)})
+    params = QUICK.model_copy(update={"lora": LoraParams(r=2, lora_dropout=0.1)})
     facts = dpo.run(inputs, params)
     killed = elsewhere("killed", progress=killed_at(7, 12))
     with pytest.raises(Killed):
@@ -429,7 +438,7 @@ def test_long_pairs_are_set_aside_and_counted(inputs: FinetuneInputs, pairs: Cal
 
 
 @pytest.mark.usefixtures("only_packed")
-@pytest.mark.parametrize("lora", [None, LoraParams(r=2, dropout=0.0)])
+@pytest.mark.parametrize("lora", [None, LoraParams(r=2, lora_dropout=0.0)])
 def test_training_and_evaluation_read_packed_sequences(inputs: FinetuneInputs, lora: LoraParams | None) -> None:
     assert dpo.run(inputs, QUICK.model_copy(update={"lora": lora}))["steps"]["run"] > 0
 
@@ -442,17 +451,19 @@ def test_no_pair_fits(inputs: FinetuneInputs) -> None:
 
 def test_refusals_come_before_any_work(inputs: FinetuneInputs) -> None:
     nowhere = dataclasses.replace(inputs, reference=Path("no/such/folder"))
-    with pytest.raises(ParamsError, match="max_grad_norm"):
-        dpo.run(nowhere, QUICK.model_copy(update={"trainer_args": {"max_grad_norn": 1}}))
+    with pytest.raises(ParamsError, match="zigzag"):
+        dpo.run(nowhere, QUICK.model_copy(update={"optim": "zigzag"}))
     with pytest.raises(ParamsError, match="needs a judge"):
         dpo.run(dataclasses.replace(nowhere, judge=None), QUICK)
-    with pytest.raises(ParamsError, match="max_grad_norm"):
-        METHODS["dpo"].check(FinetuneParams(dpo=DpoParams(trainer_args={"max_grad_norn": 1})))
+    with pytest.raises(ParamsError, match="zigzag"):
+        METHODS["dpo"].check(in_world(FinetuneParams, dpo=in_world(DpoParams, optim="zigzag")))
     assert not inputs.work.exists()
 
 
 def test_without_a_judge_the_best_is_by_preference_accuracy(inputs: FinetuneInputs) -> None:
-    params = FinetuneParams(dpo=QUICK.model_copy(update={"best_by": "preference_accuracy", "sft_weight": 0.0}))
+    params = in_world(
+        FinetuneParams, dpo=QUICK.model_copy(update={"metric_for_best_model": "preference_accuracy", "sft_weight": 0.0})
+    )
     facts = METHODS["dpo"].run(dataclasses.replace(inputs, judge=None), params)
     assert facts["best"]["metric"] == "preference_accuracy"
     assert "win_rate" not in facts["evaluations"][0]

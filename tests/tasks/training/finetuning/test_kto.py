@@ -18,15 +18,17 @@ from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import kto, reference_logps
 from plumbline.tasks.training.finetuning.kto import Example
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
+from tests.support.world import in_world
 
-ONE_STEP = KtoParams(
-    lr=1e-9,
-    batch_size=96,
-    log_every=1,
-    eval_every=1,
-    eval_batch_size=16,
+ONE_STEP = in_world(
+    KtoParams,
+    learning_rate=1e-9,
+    per_device_train_batch_size=96,
+    logging_steps=1,
+    eval_steps=1,
+    per_device_eval_batch_size=16,
     early_stopping=None,
-    validation=ValidationParams(pairs=4, prompts=4, max_new_tokens=4),
+    validation=in_world(ValidationParams, pairs=4, prompts=4, max_new_tokens=4),
 )
 """One batch holds both responses of all 48 pairs."""
 
@@ -126,10 +128,10 @@ def test_apo_has_no_reference_point(inputs: FinetuneInputs, monkeypatch: pytest.
 def test_weights_bring_the_ratio_into_the_range_of_the_paper(
     desirable: int, undesirable: int, weights: tuple[float, float]
 ) -> None:
-    found = kto.balance(KtoParams(), desirable, undesirable)
+    found = kto.balance(in_world(KtoParams), desirable, undesirable)
     assert found == pytest.approx(weights)
     assert 1 - 1e-9 <= found[0] * desirable / (found[1] * undesirable) <= 4 / 3 + 1e-9
-    given = KtoParams(desirable_weight=1.5, undesirable_weight=0.5)
+    given = in_world(KtoParams, desirable_weight=1.5, undesirable_weight=0.5)
     assert kto.balance(given, desirable, undesirable) == (1.5, 0.5)
 
 
@@ -155,7 +157,9 @@ def test_a_pair_gives_two_examples_and_batches_hold_each_once(inputs: FinetuneIn
     assert sum(example.desirable for example in examples) == 48 == len(examples) / 2
     assert too_long == {"train": 0, "unpaired": 0}
     for grouped in (True, False):
-        params = KtoParams(batch_size=8, group_by_length=grouped)
+        params = in_world(
+            KtoParams, per_device_train_batch_size=8, train_sampling_strategy="group_by_length" if grouped else "random"
+        )
         rows = kto.in_batches(examples, params, 3)
         assert sorted(map(id, rows)) == sorted(map(id, examples))
         assert rows != examples

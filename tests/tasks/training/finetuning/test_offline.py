@@ -28,19 +28,20 @@ from plumbline.tasks.training.finetuning import offline, run
 from plumbline.tasks.training.finetuning.arena import Arena
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from tests.support.training import Killed
+from tests.support.world import in_world
 
 pytestmark = pytest.mark.training
 
 QUICK: dict[str, Any] = {
-    "lr": 1e-2,
-    "epochs": 1,
-    "batch_size": 8,
-    "log_every": 1,
-    "eval_every": 2,
-    "eval_batch_size": 8,
+    "learning_rate": 1e-2,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 1,
+    "eval_steps": 2,
+    "per_device_eval_batch_size": 8,
     "early_stopping": None,
     "best_within_kl": None,
-    "validation": ValidationParams(pairs=8, prompts=6, max_new_tokens=8),
+    "validation": in_world(ValidationParams, pairs=8, prompts=6, max_new_tokens=8),
 }
 """Six steps of 48 pairs (twelve of KTO's 96 examples), with evaluations and checkpoints after every other one."""
 
@@ -55,7 +56,7 @@ NEW = ("sft", "kto", "orpo")
 
 def train(method: str, inputs: FinetuneInputs, **changes: Any) -> dict[str, Any]:
     section = SECTIONS[method](**(QUICK | changes))
-    return METHODS[method].run(inputs, FinetuneParams(**{method: section}))
+    return METHODS[method].run(inputs, in_world(FinetuneParams, **{method: section}))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -124,9 +125,9 @@ def test_adapters_alone_are_trained_and_merged(method: str, inputs: FinetuneInpu
 @pytest.mark.parametrize("method", SECTIONS)
 def test_refusals_come_before_any_work(method: str, inputs: FinetuneInputs) -> None:
     nowhere = dataclasses.replace(inputs, start=Path("no/such"), reference=Path("no/such"))
-    with pytest.raises(ParamsError, match=f"finetune.{method}.trainer_args: .*max_grad_norm"):
-        train(method, nowhere, trainer_args={"max_grad_norn": 1})
-    with pytest.raises(ParamsError, match=f"finetune.{method}.best_by is win_rate, which needs a judge"):
+    with pytest.raises(ParamsError, match=f"finetune.{method}: TRL refuses these arguments: .*zigzag"):
+        train(method, nowhere, optim="zigzag")
+    with pytest.raises(ParamsError, match=f"finetune.{method}.metric_for_best_model is win_rate, which needs a judge"):
         train(method, dataclasses.replace(nowhere, judge=None))
     assert not inputs.work.exists()
 
@@ -152,7 +153,7 @@ def test_a_policy_that_left_the_reference_is_measured_against_the_reference(
     for module in ("sft", "dpo", "kto", "orpo"):
         monkeypatch.setattr(f"plumbline.tasks.training.finetuning.{module}.consult_reference", spied)
     given = dataclasses.replace(inputs, start=drifted, train=inputs.train[:8], validation=inputs.validation[:4])
-    facts = train(method, given, lr=1e-12, lora=lora, eval_every=1)
+    facts = train(method, given, learning_rate=1e-12, lora=lora, eval_steps=1)
     assert facts["start_weights"] != facts["reference_weights"]
     before, after = load_file(drifted / "model.safetensors"), load_file(inputs.folder / "model.safetensors")
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
@@ -172,7 +173,7 @@ def test_margins_of_a_drifted_start_are_those_counted_one_by_one(
     from plumbline.tasks.models.pairs import tokenise_pairs
 
     given = dataclasses.replace(inputs, start=drifted, train=inputs.train[:8], validation=inputs.validation[:4])
-    facts = train("dpo", given, lr=1e-12, eval_every=1, beta=0.1)
+    facts = train("dpo", given, learning_rate=1e-12, eval_steps=1, beta=0.1)
 
     def reward(pair: TokenPair, ids: list[int]) -> float:
         start, tied = (sum(naive_logps(folder, pair.prompt_ids, ids)) for folder in (drifted, inputs.reference))

@@ -18,17 +18,19 @@ from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import orpo
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.orpo import OddsValidation
+from tests.support.world import in_world
 
 pytestmark = pytest.mark.training
 
-ONE_STEP = OrpoParams(
-    lr=1e-9,
-    batch_size=48,
-    log_every=1,
-    eval_every=1,
-    eval_batch_size=16,
+ONE_STEP = in_world(
+    OrpoParams,
+    learning_rate=1e-9,
+    per_device_train_batch_size=48,
+    logging_steps=1,
+    eval_steps=1,
+    per_device_eval_batch_size=16,
     early_stopping=None,
-    validation=ValidationParams(pairs=4, prompts=4, max_new_tokens=4),
+    validation=in_world(ValidationParams, pairs=4, prompts=4, max_new_tokens=4),
 )
 
 

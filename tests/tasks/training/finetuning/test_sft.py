@@ -22,8 +22,11 @@ from plumbline.tasks.training.finetuning import sft
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.sft import IGNORED, build_reference, encode_conversations
 from tests.support.training import Killed
+from tests.support.world import in_world
 
-QUICK = SftParams(lr=1e-2, epochs=2, batch_size=8, log_every=2, save_every=4)
+QUICK = in_world(
+    SftParams, learning_rate=1e-2, num_train_epochs=2, per_device_train_batch_size=8, logging_steps=2, save_steps=4
+)
 CONVERSATIONS = [
     [
         Message(role="user", content="red cat"),
@@ -86,7 +89,7 @@ def test_loss_is_on_assistant_tokens_and_their_end(reference: Path) -> None:
 def test_first_loss_is_the_mean_over_assistant_tokens(
     reference: Path, build: Callable[..., tuple[dict[str, Any], Path]]
 ) -> None:
-    params = SftParams(lr=1e-9, batch_size=40, log_every=1)
+    params = in_world(SftParams, learning_rate=1e-9, per_device_train_batch_size=40, logging_steps=1)
     _, folder = build("one", params)
     model, tokenizer = load_policy(reference), load_tokenizer(reference)
     losses = []
@@ -130,7 +133,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 
 
 def test_disabled_takes_the_base_as_it_is(reference: Path, build: Callable[..., tuple[dict[str, Any], Path]]) -> None:
-    facts, folder = build("a", SftParams(enabled=False), conversations=[])
+    facts, folder = build("a", in_world(SftParams, enabled=False), conversations=[])
     assert facts["method"] == "given checkpoint"
     before, after = load_file(reference / "model.safetensors"), load_file(folder / "model.safetensors")
     assert before.keys() == after.keys()
@@ -173,19 +176,20 @@ def test_a_template_that_ends_no_turn_is_refused(reference: Path) -> None:
         encode_conversations(tokenizer, CONVERSATIONS[:1])
 
 
-def test_unknown_trainer_argument_is_refused_before_any_work(tmp_path: Path) -> None:
-    params = SftParams(trainer_args={"max_grad_norn": 1})
-    with pytest.raises(ParamsError, match="max_grad_norm"):
+def test_an_argument_that_trl_refuses_is_refused_before_any_work(tmp_path: Path) -> None:
+    params = in_world(SftParams, optim="zigzag")
+    with pytest.raises(ParamsError, match="zigzag"):
         build_reference(Path("no/such"), [], params, 0, 1, tmp_path / "out", tmp_path / "work", silent)
 
 
-ONE_STEP = ImitationParams(
-    lr=1e-9,
-    batch_size=48,
-    log_every=1,
-    eval_every=1,
+ONE_STEP = in_world(
+    ImitationParams,
+    learning_rate=1e-9,
+    per_device_train_batch_size=48,
+    logging_steps=1,
+    eval_steps=1,
     early_stopping=None,
-    validation=ValidationParams(pairs=4, prompts=4, max_new_tokens=4),
+    validation=in_world(ValidationParams, pairs=4, prompts=4, max_new_tokens=4),
 )
 
 

@@ -15,10 +15,10 @@ def test_a_training_without_signs_warns_of_nothing() -> None:
 
 def test_rollouts_in_which_nothing_ended_are_counted() -> None:
     (sign,) = signs_of(WHOLE, [*ROWS, {"step": 3, "eos_rate": 0.0}])
-    assert sign.startswith("ppo: no response ended within max_new_tokens in 1 of 3 logged steps")
-    assert "Raise finetune.ppo.max_new_tokens" in sign
+    assert sign.startswith("ppo: no response ended within max_completion_length in 1 of 3 logged steps")
+    assert "Raise finetune.ppo.max_completion_length" in sign
     (sign,) = signs_of({**WHOLE, "method": "grpo"}, [{"step": 1, "finished": 0.0}])
-    assert sign.startswith("grpo: no response ended within max_new_tokens in 1 of 1")
+    assert sign.startswith("grpo: no response ended within max_completion_length in 1 of 1")
 
 
 def test_findings_stops_and_a_checkpoint_beyond_the_band_are_told() -> None:
@@ -36,4 +36,4 @@ def test_a_stack_names_the_stage() -> None:
     rows = [{"step": 1, "stage": "1-dpo", "loss": 1.0}, {"step": 2, "stage": "2-ppo", "eos_rate": 0.0}]
     (sign,) = signs_of({"method": "dpo+ppo", "stages": {"1-dpo": dpo, "2-ppo": WHOLE}}, rows)
     assert sign.startswith("2-ppo: no response ended")
-    assert "Raise finetune.ppo.max_new_tokens" in sign
+    assert "Raise finetune.ppo.max_completion_length" in sign

@@ -20,18 +20,24 @@ from plumbline.tasks.training.finetuning import dpo, stack
 from plumbline.tasks.training.finetuning.adapters import ADAPTER
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from tests.support.training import Killed, rows
+from tests.support.world import in_world
 
 QUICK: dict[str, Any] = {
-    "lr": 1e-2,
-    "epochs": 1.0,
-    "batch_size": 8,
-    "log_every": 1,
-    "eval_every": 2,
+    "learning_rate": 1e-2,
+    "num_train_epochs": 1.0,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 1,
+    "eval_steps": 2,
     "early_stopping": None,
     "best_within_kl": None,
-    "validation": ValidationParams(pairs=8, prompts=6, max_new_tokens=8),
+    "validation": in_world(ValidationParams, pairs=8, prompts=6, max_new_tokens=8),
 }
-REAL = FinetuneParams(methods=("sft", "dpo"), sft=ImitationParams(**QUICK), dpo=DpoParams(**QUICK, beta=0.1))
+REAL = in_world(
+    FinetuneParams,
+    methods=("sft", "dpo"),
+    sft=in_world(ImitationParams, **QUICK),
+    dpo=in_world(DpoParams, **QUICK, beta=0.1),
+)
 """Two stages of six steps."""
 
 
@@ -62,7 +68,7 @@ class Double:
         write_curve(inputs.folder, [{"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.25}])
         (inputs.folder / ADAPTER).mkdir()
         inputs.progress(1, 3, "training")
-        facts = {"method": self.name, "settings": {"lr": 1.0}, "seed": inputs.seed}
+        facts = {"method": self.name, "settings": {"learning_rate": 1.0}, "seed": inputs.seed}
         facts |= {"too_long": {"train": len(self.name)}, "tokens": {"seen": 100, "generated": len(self.name)}}
         return facts | ({"implied_beta": self.beta} if self.beta else {})
 
@@ -149,7 +155,7 @@ def test_each_stage_starts_where_the_one_before_it_ended(
     tie: Any, tied: list[int], inputs: FinetuneInputs, doubles: dict[str, Double]
 ) -> None:
     """Each stage adds 1 to every weight: starts are π_ref + 0, 1 and 2, references as params say."""
-    params = FinetuneParams(methods=("sft", "dpo", "sft"), stage_reference=tie)
+    params = in_world(FinetuneParams, methods=("sft", "dpo", "sft"), stage_reference=tie)
     facts = stack.run(inputs, params)
     given = [doubles["sft"].given[0], doubles["dpo"].given[0], doubles["sft"].given[1]]
     truth = load_file(inputs.reference / "model.safetensors")
@@ -178,7 +184,7 @@ def test_each_stage_starts_where_the_one_before_it_ended(
 
 
 def test_without_an_implied_reward_there_is_no_beta(inputs: FinetuneInputs, doubles: dict[str, Double]) -> None:
-    assert stack.run(inputs, FinetuneParams(methods=("ppo",)))["implied_beta"] is None
+    assert stack.run(inputs, in_world(FinetuneParams, methods=("ppo",)))["implied_beta"] is None
 
 
 @pytest.mark.parametrize(
@@ -194,14 +200,14 @@ def test_beta_is_that_of_the_last_stage_if_it_implies_a_reward_against_pi_ref(
     inputs: FinetuneInputs, doubles: dict[str, Double], methods: Any, tie: Any, beta: float | None
 ) -> None:
     """SFT implies no reward; tied to the policy before it, a stage implies one that π_ref cannot tell."""
-    assert stack.run(inputs, FinetuneParams(methods=methods, stage_reference=tie))["implied_beta"] == beta
+    assert stack.run(inputs, in_world(FinetuneParams, methods=methods, stage_reference=tie))["implied_beta"] == beta
 
 
 def test_too_long_is_that_of_the_stage_that_set_aside_the_most(
     inputs: FinetuneInputs, doubles: dict[str, Double]
 ) -> None:
     """Doubles set aside as many examples as their names have letters."""
-    facts = stack.run(inputs, FinetuneParams(methods=("sft", "orpo", "dpo")))
+    facts = stack.run(inputs, in_world(FinetuneParams, methods=("sft", "orpo", "dpo")))
     assert facts["too_long"] == {"train": 4}
     assert facts["tokens"] == {"seen": 300, "generated": 10}
 
@@ -209,7 +215,7 @@ def test_too_long_is_that_of_the_stage_that_set_aside_the_most(
 def killed_in_the_last(
     inputs: FinetuneInputs, doubles: dict[str, Double], methods: tuple[Any, ...] = ("sft", "dpo")
 ) -> FinetuneParams:
-    params = FinetuneParams(methods=methods)
+    params = in_world(FinetuneParams, methods=methods)
     doubles["dpo"].dies = True
     with pytest.raises(Killed):
         stack.run(inputs, params)
@@ -258,21 +264,21 @@ def test_a_sealed_policy_of_other_inputs_is_not_taken(
         "reference": {"reference": drifted},
     }
     if change == "params":
-        params = params.model_copy(update={"sft": ImitationParams(lr=0.5)})
+        params = params.model_copy(update={"sft": in_world(ImitationParams, learning_rate=0.5)})
     stack.run(dataclasses.replace(inputs, **changes.get(change, {})), params)
     assert len(doubles["sft"].given) == 2
 
 
 def test_settings_of_a_later_stage_leave_an_earlier_one(inputs: FinetuneInputs, doubles: dict[str, Double]) -> None:
     params = killed_in_the_last(inputs, doubles)
-    stack.run(inputs, params.model_copy(update={"dpo": DpoParams(beta=0.5)}))
+    stack.run(inputs, params.model_copy(update={"dpo": in_world(DpoParams, beta=0.5)}))
     assert len(doubles["sft"].given) == 1
 
 
 def test_every_stage_meets_the_reward_as_it_was_given(inputs: FinetuneInputs, doubles: dict[str, Double]) -> None:
     """Else what one stage taught it would reach the next only where no kill lay between."""
     reward = Learning()
-    stack.run(dataclasses.replace(inputs, reward=reward), FinetuneParams(methods=("ppo", "ppo", "ppo")))
+    stack.run(dataclasses.replace(inputs, reward=reward), in_world(FinetuneParams, methods=("ppo", "ppo", "ppo")))
     assert reward.seen == [0, 0, 0]
 
 
@@ -287,7 +293,7 @@ def test_a_drawn_system_prompt_may_be_refused(
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
         + template.read_text()
     )
-    params = FinetuneParams(methods=("sft",), formats=FormatParams(system_prompts=("red", "")))
+    params = in_world(FinetuneParams, methods=("sft",), formats=FormatParams(system_prompts=("red", "")))
     given = dataclasses.replace(inputs, start=start, refused_threshold=0.9)
     facts = stack.run(given, params)
     kept, refused = doubles["sft"].given[0].train, facts["formats"]["sifted"]["refused_by_template"]
@@ -299,7 +305,7 @@ def test_a_drawn_system_prompt_may_be_refused(
 
 def test_formats_are_drawn_once_for_all_stages(inputs: FinetuneInputs, doubles: dict[str, Double]) -> None:
     formats = FormatParams(templates=("please {prompt}",), temperatures=(0.5, 1.0))
-    facts = stack.run(inputs, FinetuneParams(methods=("sft", "dpo"), formats=formats))
+    facts = stack.run(inputs, in_world(FinetuneParams, methods=("sft", "dpo"), formats=formats))
     for name in ("sft", "dpo"):
         (given,) = doubles[name].given
         assert all(pair.prompt[-1].content.startswith("please ") for pair in given.train)
@@ -307,12 +313,12 @@ def test_formats_are_drawn_once_for_all_stages(inputs: FinetuneInputs, doubles: 
         assert given.validation is inputs.validation
         assert given.temperatures == (0.5, 1.0)
     assert facts["formats"]["train"]["templates"] == [48]
-    assert "formats" not in stack.run(inputs, FinetuneParams(methods=("dpo",)))
+    assert "formats" not in stack.run(inputs, in_world(FinetuneParams, methods=("dpo",)))
 
 
 def test_what_a_later_method_refuses_is_refused_before_the_first_trains(inputs: FinetuneInputs) -> None:
-    wrong = REAL.model_copy(update={"dpo": DpoParams(trainer_args={"max_grad_norn": 1})})
-    with pytest.raises(ParamsError, match="max_grad_norm"):
+    wrong = REAL.model_copy(update={"dpo": in_world(DpoParams, optim="zigzag")})
+    with pytest.raises(ParamsError, match="zigzag"):
         stack.run(inputs, wrong)
     assert not inputs.work.exists()
 
@@ -320,7 +326,7 @@ def test_what_a_later_method_refuses_is_refused_before_the_first_trains(inputs: 
 @pytest.mark.training
 def test_adapters_of_a_stack_are_merged_and_not_kept(inputs: FinetuneInputs) -> None:
     """DPO's adapter has the policy of SFT as its base, which no workspace holds."""
-    lora = REAL.model_copy(update={"dpo": DpoParams(**QUICK, lora=LoraParams(r=2))})
+    lora = REAL.model_copy(update={"dpo": in_world(DpoParams, **QUICK, lora=LoraParams(r=2))})
     facts = stack.run(inputs, lora)
     assert not (inputs.folder / ADAPTER).exists()
     assert facts["stages"]["2-dpo"]["evaluations"][-1]["kl_per_token"] != 0

@@ -11,14 +11,15 @@ from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import dpo, kto, orpo, sft
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
 from plumbline.tasks.training.finetuning.tokens import in_all, of_passes
+from tests.support.world import in_world
 
 QUICK: dict[str, Any] = {
-    "epochs": 1.0,
-    "batch_size": 8,
-    "log_every": 6,
-    "eval_every": 6,
+    "num_train_epochs": 1.0,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 6,
+    "eval_steps": 6,
     "early_stopping": None,
-    "validation": ValidationParams(pairs=8, prompts=2, max_new_tokens=4),
+    "validation": in_world(ValidationParams, pairs=8, prompts=2, max_new_tokens=4),
 }
 
 
@@ -29,7 +30,7 @@ QUICK: dict[str, Any] = {
 def test_tokens_of_passes_and_of_a_part(steps: int, processes: int, seen: int) -> None:
     """Ten examples of ten tokens in batches of 2, two batches a step: 5 batches, 3 steps a pass, the last of them half.
     On two processes it is 3 batches, 2 steps a pass. One step of three is a third of 100 tokens."""
-    params = DpoParams(batch_size=2, gradient_accumulation=2)
+    params = in_world(DpoParams, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     found = of_passes([10] * 10, params, steps=steps, processes=processes)
     assert found == {"seen": seen, "generated": 0}
 
@@ -42,10 +43,10 @@ def test_stages_add_up() -> None:
 @pytest.mark.parametrize(
     ("method", "params", "sides"),
     [
-        (sft, ImitationParams(**QUICK), ("chosen",)),
-        (dpo, DpoParams(**QUICK), ("chosen", "rejected")),
-        (orpo, OrpoParams(**QUICK), ("chosen", "rejected")),
-        (kto, KtoParams(**QUICK), ("chosen", "rejected")),
+        (sft, in_world(ImitationParams, **QUICK), ("chosen",)),
+        (dpo, in_world(DpoParams, **QUICK), ("chosen", "rejected")),
+        (orpo, in_world(OrpoParams, **QUICK), ("chosen", "rejected")),
+        (kto, in_world(KtoParams, **QUICK), ("chosen", "rejected")),
     ],
     ids=["sft", "dpo", "orpo", "kto"],
 )

@@ -18,8 +18,9 @@ from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.training.finetuning import arena as arena_module
 from plumbline.tasks.training.finetuning.arena import open_arena, share_won
 from plumbline.tasks.training.finetuning.validation import Validation, draw_pairs
+from tests.support.world import in_world
 
-SETTINGS = ValidationParams(pairs=5, prompts=4, max_new_tokens=6)
+SETTINGS = in_world(ValidationParams, pairs=5, prompts=4, max_new_tokens=6)
 OPEN = {"batch_size": 3, "context": 64, "seed": 3}
 
 

@@ -20,11 +20,14 @@ from plumbline.tasks.training.rewards import bradley_terry
 from plumbline.tasks.training.rewards.bradley_terry import train_reward
 from plumbline.tasks.training.rewards.scoring import RewardModel, padding_id
 from tests.support.training import Killed
+from tests.support.world import in_world
 
 pytestmark = pytest.mark.training
 
 Pairs = tuple[list[CuratedPair], list[CuratedPair]]
-PARAMS = RewardParams(epochs=4, batch_size=8, lr=5e-3, log_every=3, eval_every=9)
+PARAMS = in_world(
+    RewardParams, num_train_epochs=4, per_device_train_batch_size=8, learning_rate=5e-3, logging_steps=3, eval_steps=9
+)
 
 
 def train(init: Path, pairs: Pairs, at: Path, params: RewardParams = PARAMS, progress: Any = silent) -> dict[str, Any]:
@@ -138,7 +141,7 @@ def test_grouped_batches_hold_less_padding_and_resume_to_the_same_bytes(
             raise Killed
 
     monkeypatch.setattr(bradley_terry.RewardPairTrainer, "compute_loss", count)
-    grouped = PARAMS.model_copy(update={"group_by_length": True})
+    grouped = PARAMS.model_copy(update={"train_sampling_strategy": "group_by_length"})
     for name, params in (("random", PARAMS), ("grouped", grouped)):
         train(policy_folder, pairs, tmp_path / name, params)
     assert tokens["grouped"] < 0.95 * tokens["random"]
@@ -152,7 +155,7 @@ def test_grouped_batches_hold_less_padding_and_resume_to_the_same_bytes(
 def test_an_evaluation_batch_counts_sequences_of_which_a_pair_has_two(
     policy_folder: Path, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """eval_batch_size 6 is three pairs, six sequences."""
+    """per_device_eval_batch_size 6 is three pairs, six sequences."""
     seen: list[int] = []
     compute_loss = bradley_terry.RewardPairTrainer.compute_loss
 
@@ -162,19 +165,21 @@ def test_an_evaluation_batch_counts_sequences_of_which_a_pair_has_two(
         return compute_loss(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(bradley_terry.RewardPairTrainer, "compute_loss", count)
-    params = RewardParams(epochs=1, batch_size=8, eval_batch_size=6, trainer_args={"max_steps": 1})
+    params = in_world(
+        RewardParams, num_train_epochs=1, per_device_train_batch_size=8, per_device_eval_batch_size=6, max_steps=1
+    )
     train(policy_folder, pairs, tmp_path, params)
     assert seen == [6] * 6 + [4]
 
 
 def test_other_params_do_not_resume_what_was_begun(policy_folder: Path, pairs: Pairs, tmp_path: Path) -> None:
-    train(policy_folder, pairs, tmp_path, PARAMS.model_copy(update={"epochs": 1.0}))
+    train(policy_folder, pairs, tmp_path, PARAMS.model_copy(update={"num_train_epochs": 1.0}))
     seen: list[int] = []
     train(
         policy_folder,
         pairs,
         tmp_path,
-        PARAMS.model_copy(update={"epochs": 1.0, "lr": 1e-4}),
+        PARAMS.model_copy(update={"num_train_epochs": 1.0, "learning_rate": 1e-4}),
         progress=lambda done, total, note: seen.append(done),
     )
     assert seen[0] == 1
@@ -182,7 +187,7 @@ def test_other_params_do_not_resume_what_was_begun(policy_folder: Path, pairs: P
 
 def test_what_training_does_not_read_does_not_begin_it_anew(policy_folder: Path, pairs: Pairs, tmp_path: Path) -> None:
     """The share of the held-out judge reaches a training by its pairs alone, and thresholds reach the audit only."""
-    params = RewardParams(epochs=1, batch_size=8, trainer_args={"max_steps": 3})
+    params = in_world(RewardParams, num_train_epochs=1, per_device_train_batch_size=8, max_steps=3)
     found = []
     for changes in ({}, {"held_out_share": 0.3}, {"audit": RewardThresholds(min_accuracy=0.1)}):
         train(policy_folder, pairs, tmp_path, params.model_copy(update=changes))
@@ -195,7 +200,7 @@ def test_pairs_beyond_the_context_are_counted_and_none_left_is_an_error(
 ) -> None:
     """The context is 128 tokens; 200 words are more."""
     long = pairs[0][0].model_copy(update={"rejected": "no " * 200})
-    params = RewardParams(epochs=1, batch_size=8)
+    params = in_world(RewardParams, num_train_epochs=1, per_device_train_batch_size=8)
     facts = train(policy_folder, ([*pairs[0][:16], long], pairs[1]), tmp_path, params)
     assert facts["too_long"] == {"train": 1, "validation": 0}
     assert facts["pairs"]["train"] == 16
@@ -203,24 +208,22 @@ def test_pairs_beyond_the_context_are_counted_and_none_left_is_an_error(
         train(policy_folder, (pairs[0], [long]), tmp_path / "none", params)
 
 
-def test_trainer_args_reach_trl_and_unknown_or_owned_ones_are_refused(
+def test_further_arguments_reach_trl_and_unknown_or_owned_ones_are_refused(
     policy_folder: Path, pairs: Pairs, tmp_path: Path
 ) -> None:
-    with pytest.raises(ParamsError, match="no argument 'adam_beta_1', did you mean 'adam_beta1'"):
-        train(policy_folder, pairs, tmp_path, RewardParams(trainer_args={"adam_beta_1": 0.8}))
-    with pytest.raises(ValueError, match=r"trainer_args\.seed: set by Plumbline"):
-        RewardParams(trainer_args={"seed": 1})
-    with pytest.raises(ValueError, match="Set `center_rewards` instead"):
-        RewardParams(trainer_args={"center_rewards_coefficient": 0.1})
+    with pytest.raises(ValueError, match="did you mean 'adam_beta1'"):
+        in_world(RewardParams, adam_beta_1=0.8)
+    with pytest.raises(ValueError, match="set by Plumbline"):
+        in_world(RewardParams, seed=1)
     with pytest.raises(ParamsError, match="reward: TRL refuses"):
-        train(policy_folder, pairs, tmp_path, RewardParams(trainer_args={"optim": "zigzag"}))
-    params = RewardParams(epochs=1, batch_size=8, trainer_args={"max_steps": 3})
+        train(policy_folder, pairs, tmp_path, in_world(RewardParams, optim="zigzag"))
+    params = in_world(RewardParams, num_train_epochs=1, per_device_train_batch_size=8, max_steps=3)
     assert train(policy_folder, pairs, tmp_path, params)["steps"] == 3
 
 
 def test_story_model_whose_pad_is_eos(stories_folder: Path, pairs: Pairs, tmp_path: Path) -> None:
     """Rewards are read at the end token </s> although the tokenizer's pad is the same token."""
-    params = RewardParams(epochs=1, batch_size=8, trainer_args={"max_steps": 4})
+    params = in_world(RewardParams, num_train_epochs=1, per_device_train_batch_size=8, max_steps=4)
     train(stories_folder, pairs, tmp_path, params)
     model = RewardModel.load(tmp_path / "folder", batch_size=5)
     tokenizer = load_tokenizer(stories_folder)

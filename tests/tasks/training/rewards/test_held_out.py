@@ -16,9 +16,18 @@ from plumbline.tasks.params.reward import RewardParams
 from plumbline.tasks.training.rewards.held_out import RewardTraining, Splits, choose_judge, split_off, train_and_audit
 from plumbline.tasks.training.rewards.scoring import RewardModel
 from tests.support.training import Killed
+from tests.support.world import in_world
 
 Pairs = tuple[list[CuratedPair], list[CuratedPair]]
-PARAMS = RewardParams(epochs=2, batch_size=8, lr=5e-3, log_every=3, eval_every=3, held_out_share=0.5)
+PARAMS = in_world(
+    RewardParams,
+    num_train_epochs=2,
+    per_device_train_batch_size=8,
+    learning_rate=5e-3,
+    logging_steps=3,
+    eval_steps=3,
+    held_out_share=0.5,
+)
 
 
 def clustered(pairs: list[CuratedPair], size: int) -> list[CuratedPair]:

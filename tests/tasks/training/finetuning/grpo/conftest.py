@@ -12,9 +12,10 @@ import pytest
 
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.judging import Completions, Gains, Judgement, Prompt, Scored, TermValues, Verdicts
-from plumbline.tasks.params.grpo import GrpoParams
-from plumbline.tasks.params.on_policy import ArenaParams, KlParams
+from plumbline.tasks.params.grpo import GrpoKlParams, GrpoParams
+from plumbline.tasks.params.on_policy import ArenaParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
+from tests.support.world import in_world
 
 
 @dataclass
@@ -102,16 +103,18 @@ def length_reward() -> LengthReward:
 @pytest.fixture
 def quick() -> GrpoParams:
     """Twelve steps on twelve rollouts of 16 completions, with evaluations and checkpoints after 4, 8 and 12."""
-    return GrpoParams(
-        lr=2e-2,
-        epochs=1.0,
-        batch_size=16,
-        candidates=4,
-        max_new_tokens=8,
-        log_every=2,
-        eval_every=4,
-        eval_batch_size=16,
-        validation=ArenaParams(prompts=6, max_new_tokens=8),
-        kl=KlParams(stop_at=None),
+    return in_world(
+        GrpoParams,
+        learning_rate=2e-2,
+        num_train_epochs=1.0,
+        per_device_train_batch_size=16,
+        num_generations=4,
+        max_completion_length=8,
+        logging_steps=2,
+        eval_steps=4,
+        per_device_eval_batch_size=16,
+        validation=in_world(ArenaParams, prompts=6, max_new_tokens=8),
+        beta=0.04,
+        kl=in_world(GrpoKlParams, target=0.1, beta_min=1e-4, stop_at=None),
         best_within_kl=None,
     )

@@ -77,7 +77,7 @@ def test_the_same_bytes_again_and_the_cost_in_the_account(
     make_judge: Callable[[str], Judge],
 ) -> None:
     """Three steps. The second time a language model's answers all come from its cache: nothing is paid then."""
-    params = quick.model_copy(update={"epochs": 0.25, "candidates": 2, "batch_size": 8})
+    params = quick.model_copy(update={"num_train_epochs": 0.25, "num_generations": 2, "per_device_train_batch_size": 8})
     given = {name: getattr(judged, name) for name in ("train", "gains", "judge_digest")}
     found, accounts = [], []
     for name in ("once", "again"):

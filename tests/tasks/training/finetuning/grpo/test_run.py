@@ -126,13 +126,13 @@ def test_everything_that_has_a_state_resumes(
     control, early stopping and replaced groups: killed in the second epoch, the run ends in the same bytes."""
     params = quick.model_copy(
         update={
-            "batch_size": 8,
-            "steps_per_rollout": 2,
-            "passes": 2,
+            "per_device_train_batch_size": 8,
+            "steps_per_generation": 2,
+            "num_iterations": 2,
             "reward_weight": 0.1,
             "resample_zero_variance": 1,
-            "entropy_bonus": 0.01,
-            "epochs": 1.5,
+            "entropy_coef": 0.01,
+            "num_train_epochs": 1.5,
             "kl": KlParams(target=0.05, horizon=16, stop_at=None),
             "early_stopping": EarlyStoppingParams(patience=3),
         }
@@ -188,7 +188,7 @@ def test_checkpoints_under_another_judge_are_not_resumed(
     elif change == "gains":
         second = dataclasses.replace(second, gains=dataclasses.replace(second.gains, digest="other"))
     else:
-        quick = quick.model_copy(update={"clip_range": 0.1})
+        quick = quick.model_copy(update={"epsilon": 0.1})
     grpo.run(second, quick)
     assert seen[0] == 1
 
@@ -217,7 +217,7 @@ def test_the_kl_that_is_reported_is_that_of_a_naive_sum(
     monkeypatch.setattr(
         grpo.JudgedTrainer, "_kl_per_token", lambda self, out: measured.append(kl_of(self, out)) or measured[-1]
     )
-    params = quick.model_copy(update={"epochs": 0.08, "kl": KlParams(mode="fixed", stop_at=None)})
+    params = quick.model_copy(update={"num_train_epochs": 0.08, "kl": KlParams(mode="fixed", stop_at=None)})
     grpo.run(dataclasses.replace(judged, start=drifted), params)
     output = sampled[0]
     ratios = []
@@ -253,11 +253,13 @@ def test_log_probabilities_of_sampling_and_training_agree_at_every_temperature(
         return output
 
     monkeypatch.setattr(grpo.JudgedTrainer, "_generate_and_score_completions", check)
-    params = quick.model_copy(update={"lr": 1e-9, "steps_per_rollout": 2, "batch_size": 8, "lora": None})
+    params = quick.model_copy(
+        update={"learning_rate": 1e-9, "steps_per_generation": 2, "per_device_train_batch_size": 8, "lora": None}
+    )
     grpo.run(dataclasses.replace(judged, temperatures=(0.5, 1.0, 1.5)), params)
     assert set(temperatures) == {0.5, 1.0, 1.5}
     temperatures.clear()
-    lora = params.model_copy(update={"lora": LoraParams(r=4), "lr": 1e-9})
+    lora = params.model_copy(update={"lora": LoraParams(r=4), "learning_rate": 1e-9})
     (judged.folder.parent / "lora").mkdir()
     grpo.run(
         dataclasses.replace(judged, temperatures=(0.5, 1.5), folder=judged.folder.parent / "lora"),
@@ -269,7 +271,7 @@ def test_log_probabilities_of_sampling_and_training_agree_at_every_temperature(
 def test_lora_trains_adapters_and_the_reference_is_the_policy_without_them(
     judged: FinetuneInputs, quick: GrpoParams, again: Callable[..., FinetuneInputs]
 ) -> None:
-    params = quick.model_copy(update={"lora": LoraParams(r=4), "lr": 5e-2})
+    params = quick.model_copy(update={"lora": LoraParams(r=4), "learning_rate": 5e-2})
     facts = grpo.run(judged, params)
     assert (judged.folder / "adapter" / "adapter_model.safetensors").is_file()
     assert facts["trained_parameters"] < 10_000
@@ -293,7 +295,7 @@ def test_groups_without_a_judgement_are_counted_and_move_nothing(
     """With no answer at all, advantages and (at lr of a first step, policy = π_ref) the gradient of the KL are 0."""
     mute = dataclasses.replace(judge, silent=lambda prompt: True)
     with caplog.at_level(logging.WARNING):
-        facts = grpo.run(dataclasses.replace(judged, ranker=mute), quick.model_copy(update={"entropy_bonus": 0.0}))
+        facts = grpo.run(dataclasses.replace(judged, ranker=mute), quick.model_copy(update={"entropy_coef": 0.0}))
     assert facts["totals"]["unjudged"] == facts["totals"]["groups"] == facts["totals"]["judge/unusable"] == STEPS * 4
     assert "gave no usable answer on any group" in caplog.text
     for row in rows(judged.folder):
@@ -383,7 +385,7 @@ def test_figures_are_of_the_groups_that_are_learned_from(
 
     monkeypatch.setattr(grpo.JudgedRollouts, "__call__", spy)
     ranker, reward = Indifferent(digest="indifferent"), Also(digest="alike")
-    params = quick.model_copy(update={"reward_weight": 0.1, "resample_zero_variance": 2, "epochs": 0.5})
+    params = quick.model_copy(update={"reward_weight": 0.1, "resample_zero_variance": 2, "num_train_epochs": 0.5})
     facts = grpo.run(dataclasses.replace(judged, ranker=ranker, reward=reward), params)
     assert facts["totals"]["resampled"] > 0
     for figures, _, raw in seen:
@@ -397,7 +399,12 @@ def test_figures_are_of_the_groups_that_are_learned_from(
 
 def test_tokens_count_every_pass(judged: FinetuneInputs, quick: GrpoParams) -> None:
     """With two passes a rollout each sampled token is seen twice, its prompt with it."""
-    update = {"passes": 2, "epochs": 0.25, "lr": 1e-9, "kl": KlParams(mode="fixed", stop_at=None)}
+    update = {
+        "num_iterations": 2,
+        "num_train_epochs": 0.25,
+        "learning_rate": 1e-9,
+        "kl": KlParams(mode="fixed", stop_at=None),
+    }
     facts = grpo.run(judged, quick.model_copy(update=update))
     prompts = {tuple(turn.content for turn in pair.prompt): pair for pair in judged.train}
     assert len(prompts) == 48
@@ -417,7 +424,7 @@ def test_a_judge_that_is_hacked_is_found_by_the_held_out_one(
         return [-float(response.split().count("yes")) for response in responses]
 
     watch = HackingMonitorParams(fall=0.15, length_factor=None, repetition_rise=None, entropy_share=None)
-    params = quick.model_copy(update={"monitors": watch, "log_every": 1, "eval_every": 1})
+    params = quick.model_copy(update={"monitors": watch, "logging_steps": 1, "eval_steps": 1})
     facts = grpo.run(dataclasses.replace(judged, judge=hate), params)
     assert "divergence" in {finding["kind"] for finding in facts["findings"]}
     rewards = [each["training_reward"] for each in facts["evaluations"]]
@@ -432,7 +439,7 @@ def test_a_nucleus_is_no_sample_to_read_a_kl_sign_from(
     """At top_p 1 a KL that is negative beyond noise stops the run; below 1 it does not, because the mean log-ratio of
     what is drawn from a nucleus is no KL."""
     monkeypatch.setattr(grpo.JudgedTrainer, "_kl_per_token", lambda self, output: (-0.5, 1e-3))
-    params = quick.model_copy(update={"epochs": 0.1, "kl": KlParams(mode="fixed", stop_at=None)})
+    params = quick.model_copy(update={"num_train_epochs": 0.1, "kl": KlParams(mode="fixed", stop_at=None)})
     grpo.run(judged, params.model_copy(update={"top_p": 0.9}))
     with pytest.raises(StageError, match="not negative beyond noise"):
         grpo.run(judged, params)
@@ -456,24 +463,24 @@ def test_a_reward_is_calibrated_on_pi_ref_and_added_with_its_weight(
 def test_beta_follows_the_controller_and_a_runaway_stops(
     judged: FinetuneInputs, quick: GrpoParams, again: Callable[..., FinetuneInputs]
 ) -> None:
-    free = quick.model_copy(update={"kl": KlParams(mode="fixed", beta=0.001, stop_at=None)})
+    free = quick.model_copy(update={"beta": 0.001, "kl": KlParams(mode="fixed", stop_at=None)})
     loose = grpo.run(judged, free)
     tied = again("tied")
-    adaptive = KlParams(beta=0.5, beta_max=10.0, target=0.01, horizon=16, ramp_at=2.0, stop_at=None)
-    close = grpo.run(tied, quick.model_copy(update={"kl": adaptive}))
+    adaptive = KlParams(beta_max=10.0, target=0.01, horizon=16, ramp_at=2.0, stop_at=None)
+    close = grpo.run(tied, quick.model_copy(update={"beta": 0.5, "kl": adaptive}))
     betas = [row["beta"] for row in rows(tied.folder)]
     assert max(betas) > 0.5
     assert close["evaluations"][-1]["kl_per_token"] < loose["evaluations"][-1]["kl_per_token"]
     stopped = again("stopped")
-    kl = KlParams(mode="fixed", beta=0.001, stop_at=0.02)
+    kl = KlParams(mode="fixed", stop_at=0.02)
     with pytest.raises(StageError, match="runs away from π_ref"):
-        grpo.run(stopped, quick.model_copy(update={"kl": kl}))
+        grpo.run(stopped, quick.model_copy(update={"beta": 0.001, "kl": kl}))
 
 
 def test_without_beta_there_is_no_reference_but_evaluations_still_measure_kl(
     judged: FinetuneInputs, quick: GrpoParams
 ) -> None:
-    facts = grpo.run(judged, quick.model_copy(update={"kl": KlParams(mode="fixed", beta=0.0)}))
+    facts = grpo.run(judged, quick.model_copy(update={"beta": 0.0, "kl": KlParams(mode="fixed")}))
     assert "kl_per_token" not in rows(judged.folder)[0]
     assert facts["evaluations"][-1]["kl_per_token"] > 0
 
@@ -498,7 +505,7 @@ def test_a_monitor_that_finds_something_is_told_and_stops_the_run_if_asked(
     """Twelve evaluations, of which the first three are the baseline; a policy that learns is less surprised by itself,
     so its entropy falls below 99 % of where it was. A run that was stopped is not gone on with."""
     watch = HackingMonitorParams(entropy_share=0.99, length_factor=None)
-    params = quick.model_copy(update={"log_every": 1, "eval_every": 1, "monitors": watch})
+    params = quick.model_copy(update={"logging_steps": 1, "eval_steps": 1, "monitors": watch})
     with caplog.at_level(logging.WARNING):
         facts = grpo.run(judged, params)
     assert [finding["kind"] for finding in facts["findings"]] == ["entropy"]
@@ -519,7 +526,9 @@ def test_a_later_stage_starts_from_one_policy_and_is_tied_to_another(
     judged: FinetuneInputs, quick: GrpoParams, drifted: Path
 ) -> None:
     stage = dataclasses.replace(judged, start=drifted)
-    facts = grpo.run(stage, quick.model_copy(update={"lr": 1e-9, "kl": KlParams(mode="fixed", stop_at=None)}))
+    facts = grpo.run(
+        stage, quick.model_copy(update={"learning_rate": 1e-9, "kl": KlParams(mode="fixed", stop_at=None)})
+    )
     assert facts["start_weights"] != facts["reference_weights"]
     assert facts["evaluations"][0]["kl_per_token"] > 0.01
     assert rows(judged.folder)[0]["kl_per_token"] > 0.01
@@ -553,11 +562,11 @@ def test_prompts_that_leave_no_room_are_counted_and_none_left_is_an_error(
 ) -> None:
     longer = [*judged.train[:24], *pairs(6, seed=5, words=60)]
     facts = grpo.run(
-        dataclasses.replace(judged, train=longer), quick.model_copy(update={"max_length": 32, "epochs": 0.3})
+        dataclasses.replace(judged, train=longer), quick.model_copy(update={"max_length": 32, "num_train_epochs": 0.3})
     )
     assert facts["too_long"]["train"] > 0
     with pytest.raises(StageError, match="room for 30 new tokens within 32, found none"):
-        grpo.run(judged, quick.model_copy(update={"max_length": 32, "max_new_tokens": 30}))
+        grpo.run(judged, quick.model_copy(update={"max_length": 32, "max_completion_length": 30}))
 
 
 def test_a_judge_that_fails_or_miscounts_ends_the_run(judged: FinetuneInputs, quick: GrpoParams, judge: Any) -> None:
@@ -609,9 +618,9 @@ def test_answers_that_never_end_are_counted_and_warned_of(
     judged: FinetuneInputs, quick: GrpoParams, caplog: Any
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        facts = grpo.run(judged, quick.model_copy(update={"max_new_tokens": 1, "epochs": 0.3}))
+        facts = grpo.run(judged, quick.model_copy(update={"max_completion_length": 1, "num_train_epochs": 0.3}))
     assert facts["totals"]["unfinished"] > 0
-    assert "reached its end token within max_new_tokens=1" in caplog.text
+    assert "reached its end token within max_completion_length=1" in caplog.text
 
 
 def test_bf16_samples_and_trains_in_one_precision_over_float32_weights(
@@ -641,7 +650,12 @@ def test_bf16_samples_and_trains_in_one_precision_over_float32_weights(
         return output
 
     monkeypatch.setattr(grpo.JudgedTrainer, "_generate_and_score_completions", check)
-    grpo.run(judged, quick.model_copy(update={"bf16": True, "epochs": 0.34, "steps_per_rollout": 2, "batch_size": 8}))
+    grpo.run(
+        judged,
+        quick.model_copy(
+            update={"bf16": True, "num_train_epochs": 0.34, "steps_per_generation": 2, "per_device_train_batch_size": 8}
+        ),
+    )
     assert all(tensor.dtype == torch.float32 for tensor in weights(judged.folder).values())
     assert max(gaps) < 0.05
     assert 1e-4 < min(roundings) <= max(roundings) < 0.05
@@ -698,7 +712,7 @@ def test_completions_of_vllm_are_read_as_those_of_the_sampler(judged: FinetuneIn
         judge=judged.ranker,
         gains=judged.gains,
         reward=None,
-        params=quick.model_copy(update={"use_vllm": True, "candidates": 2}),
+        params=quick.model_copy(update={"use_vllm": True, "num_generations": 2}),
         temperatures=(),
         seed=0,
     )

@@ -13,9 +13,9 @@ import pytest
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.judging import Completions, Scored, TermValues
 from plumbline.tasks.params.method_sections import ValidationParams
-from plumbline.tasks.params.on_policy import KlParams
-from plumbline.tasks.params.ppo import PpoParams
+from plumbline.tasks.params.ppo import PpoKlParams, PpoParams
 from plumbline.tasks.training.finetuning.methods import FinetuneInputs
+from tests.support.world import in_world
 
 
 class CountYes:
@@ -82,22 +82,23 @@ def ppo_elsewhere(elsewhere: Callable[..., FinetuneInputs], reward_model: Path) 
     return make
 
 
-QUICK = PpoParams(
-    episodes=48,
+QUICK = in_world(
+    PpoParams,
+    total_episodes=48,
     episodes_per_update=8,
-    ppo_epochs=2,
-    minibatches=1,
-    batch_size=4,
-    eval_batch_size=8,
-    lr=5e-3,
-    critic_lr=1e-2,
-    max_new_tokens=8,
+    num_ppo_epochs=2,
+    num_mini_batches=1,
+    per_device_train_batch_size=4,
+    per_device_eval_batch_size=8,
+    learning_rate=5e-3,
+    critic_learning_rate=1e-2,
+    max_completion_length=8,
     calibration_prompts=16,
-    log_every=1,
-    eval_every=2,
-    kl=KlParams(stop_at=None),
+    logging_steps=1,
+    eval_steps=2,
+    kl=in_world(PpoKlParams, target=0.1, stop_at=None),
     best_within_kl=None,
-    validation=ValidationParams(pairs=8, prompts=6, max_new_tokens=8),
+    validation=in_world(ValidationParams, pairs=8, prompts=6, max_new_tokens=8),
 )
 """Six updates of two steps, with evaluations and checkpoints after steps 4, 8 and 12."""
 

@@ -81,9 +81,9 @@ def main(reference: Path, reward_model: Path, pairs: Path, folder: Path) -> None
         reward_model=reward_model,
     )
     params = FinetuneParams.model_validate(json.loads((pairs / "finetune.json").read_text()))
-    from plumbline.tasks.training.finetuning.ppo import run as ppo
+    from plumbline.tasks.training.finetuning import run as finetuning
 
-    train = ppo.train
+    train = finetuning.train
 
     def spied(trainer: Any, runs_in: Path) -> Any:
         state = train(trainer, runs_in)
@@ -92,7 +92,7 @@ def main(reference: Path, reward_model: Path, pairs: Path, folder: Path) -> None
         )
         return state
 
-    ppo.train = spied
+    finetuning.train = spied
     sys.addaudithook(note_writes)
     facts = METHODS[params.methods[0]].run(inputs, params)
     found = {"facts": facts, "written": [path for path in WRITTEN if str(folder) in path]}

@@ -75,7 +75,7 @@ def test_the_method_as_two_processes_ends_where_one_does(
     given.mkdir()
     dump_jsonl(given / "train.jsonl", inputs.train)
     dump_jsonl(given / "validation.jsonl", inputs.validation)
-    params = quick.model_copy(update={"lr": 5e-4, "critic_lr": 1e-3})
+    params = quick.model_copy(update={"learning_rate": 5e-4, "critic_learning_rate": 1e-3})
     (given / "finetune.json").write_text(json.dumps({"methods": ["ppo"], "ppo": params.model_dump(mode="json")}))
     for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):
         launch(command, METHOD, inputs.reference, reward_model, given, tmp_path / name)
@@ -113,7 +113,13 @@ def test_an_offline_method_as_two_processes_is_one_run(
     given.mkdir()
     dump_jsonl(given / "train.jsonl", inputs.train)
     dump_jsonl(given / "validation.jsonl", inputs.validation)
-    section = {"epochs": 1, "batch_size": 4, "log_every": 2, "eval_every": 2, "max_length": 64}
+    section = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 2,
+        "eval_steps": 2,
+        "max_length": 64,
+    }
     section["validation"] = {"pairs": 8, "prompts": 6, "max_new_tokens": 6}
     (given / "finetune.json").write_text(json.dumps({"methods": ["dpo"], "dpo": section}))
     launch(TORCHRUN, METHOD, inputs.reference, reward_model, given, tmp_path / "two")

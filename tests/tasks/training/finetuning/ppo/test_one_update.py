@@ -31,23 +31,24 @@ from plumbline.tasks.training.finetuning.ppo.trainer import PPOTrainer
 pytestmark = pytest.mark.training
 
 PROMPTS = ["red cat", "one", "blue dog please two", "two bird three", "yes no", "green", "three three cat one", "dog"]
-KL = KlParams(beta=0.3, target=0.05, horizon=16, stop_at=None, beta_max=5.0, ramp_at=None)
+BETA = 0.3
+KL = KlParams(target=0.05, horizon=16, stop_at=None, beta_max=5.0, ramp_at=None)
 SHAPING = ShapingParams(clip=1.5, missing_eos="subtract", missing_eos_penalty=0.7)
 BASE: dict[str, Any] = {
-    "episodes": 16,
+    "total_episodes": 16,
     "episodes_per_update": 8,
     "per_device_train_batch_size": 3,  # micro-batches of 3, 3 and 2 rows of other lengths
     "per_device_eval_batch_size": 3,
-    "ppo_epochs": 2,
-    "minibatches": 1,
+    "num_ppo_epochs": 2,
+    "num_mini_batches": 1,
     "temperature": 1.4,
     "gamma": 0.9,
     "lam": 0.8,
-    "clip_range": 0.1,
-    "value_clip_range": 0.05,
-    "value_weight": 0.5,
-    "entropy_weight": 0.02,
-    "max_new_tokens": 12,
+    "cliprange": 0.1,
+    "cliprange_value": 0.05,
+    "vf_coef": 0.5,
+    "entropy_coef": 0.02,
+    "max_completion_length": 12,
     "learning_rate": 0.3,
     "critic_learning_rate": 0.1,
     "optim": "sgd",
@@ -189,7 +190,7 @@ class Naive:
         trains_policy: bool,
     ) -> Any:
         """Sum over the tokens of one response."""
-        epsilon, value_epsilon = self.settings["clip_range"], self.settings["value_clip_range"]
+        epsilon, value_epsilon = self.settings["cliprange"], self.settings["cliprange_value"]
         total: Any = 0.0
         values = self.values(*row)
         for step, (logp, entropy) in enumerate(self.token_terms(self.policy, *row)):
@@ -197,11 +198,11 @@ class Naive:
                 ratio = torch.exp(logp - old[step])
                 near = cut(ratio, 1 - epsilon, 1 + epsilon)
                 total = total + larger(-advantages[step] * ratio, -advantages[step] * near)
-                total = total - self.settings["entropy_weight"] * entropy
+                total = total - self.settings["entropy_coef"] * entropy
             value = values[step]
             near = cut(value, old_values[step] - value_epsilon, old_values[step] + value_epsilon)
             error = larger((value - returns[step]) ** 2, (near - returns[step]) ** 2)
-            total = total + self.settings["value_weight"] * 0.5 * error
+            total = total + self.settings["vf_coef"] * 0.5 * error
         return total
 
     def step(self) -> None:
@@ -218,11 +219,11 @@ CASES: dict[str, dict[str, Any]] = {
     "everything": {},
     "one forward pass a step": {"per_device_train_batch_size": 8},
     "two minibatches, critic first": {
-        "minibatches": 2,
+        "num_mini_batches": 2,
         "per_device_train_batch_size": 2,
         "critic_warmup_updates": 1,
         "episodes_per_update": 6,
-        "episodes": 12,
+        "total_episodes": 12,
     },
     "adam and clipped gradients": {
         "optim": "adamw_torch",
@@ -260,6 +261,7 @@ def test_two_updates_equal_plain_loops(
         args=PPOConfig(
             output_dir=str(tmp_path / "run"),
             calibration_prompts=0,
+            beta=BETA,
             kl=KL,
             shaping=SHAPING,
             lr_scheduler_type="constant",
@@ -281,7 +283,7 @@ def test_two_updates_equal_plain_loops(
     finished = [each.finished for each in rollouts[0].completions]
     assert len(set(finished)) == 2, "with and without an end"
     assert len({len(each.token_ids) for each in rollouts[0].completions}) > 1, "of several lengths"
-    steps = settings["ppo_epochs"] * settings["minibatches"]
+    steps = settings["num_ppo_epochs"] * settings["num_mini_batches"]
     for number, episodes in enumerate(rollouts):
         naive.update(number, episodes, cuts[number * steps : (number + 1) * steps])
     for each, network, old in zip((naive.policy, naive.critic), (policy, critic), before, strict=True):
@@ -293,7 +295,7 @@ def test_two_updates_equal_plain_loops(
         assert moved > 1e-2
         assert away < 1e-4 * max(moved, 1.0)
     assert trainer.kl.beta == pytest.approx(naive.beta, rel=1e-4)
-    assert naive.beta != pytest.approx(KL.beta, rel=0.05)
+    assert naive.beta != pytest.approx(BETA, rel=0.05)
     rows = [row for row in trainer.state.log_history if "clip_fraction" in row]
     assert rows[-1]["clip_fraction"] > 0, "the policy loss is clipped somewhere"
     assert rows[-1]["value_clip_fraction"] > 0, "the value loss is clipped somewhere"
@@ -311,7 +313,7 @@ def naive_side(policy: Any, critic: Any, settings: dict[str, Any]) -> Naive:
             optimizers[name] = torch.optim.AdamW(
                 network.parameters(), lr=rates[name], eps=settings["adam_epsilon"], weight_decay=0.0
             )
-    return Naive(ours, reference, critic, settings, KL.beta, optimizers)
+    return Naive(ours, reference, critic, settings, BETA, optimizers)
 
 
 def recorded(trainer: PPOTrainer, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Episodes], list[list[int]]]:

@@ -122,7 +122,7 @@ def test_the_sum_is_the_score_less_beta_times_the_log_ratio_of_the_sequence() ->
 
 def test_whitening_keeps_the_mean_over_response_tokens() -> None:
     plain, naive = shaped([1.0, 5.0, -3.0], [3, 1, 4], [True] * 3)
-    white, _ = shaped([1.0, 5.0, -3.0], [3, 1, 4], [True] * 3, whiten=True)
+    white, _ = shaped([1.0, 5.0, -3.0], [3, 1, 4], [True] * 3, whiten_rewards=True)
     flat = [value for row in naive for value in row]
     mean = sum(flat) / len(flat)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in flat) / len(flat))

@@ -59,7 +59,12 @@ def maker(reference: Path, tmp_path: Path) -> RolloutMaker:
             weights.mul_(1.05)
     dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": each}] for each in QUESTIONS]})
     args = PPOConfig(
-        output_dir=str(tmp_path), episodes_per_update=6, max_new_tokens=7, temperature=0.8, seed=3, report_to="none"
+        output_dir=str(tmp_path),
+        episodes_per_update=6,
+        max_completion_length=7,
+        temperature=0.8,
+        seed=3,
+        report_to="none",
     )
     torch.manual_seed(0)
     return RolloutMaker(

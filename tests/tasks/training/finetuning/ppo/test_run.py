@@ -26,6 +26,7 @@ from plumbline.tasks.params.ppo import PpoParams
 from plumbline.tasks.training.finetuning.methods import METHODS, FinetuneInputs
 from plumbline.tasks.training.finetuning.ppo import run as ppo
 from tests.support.training import FirstRun, Killed, killed_at, rows, same_bytes
+from tests.support.world import in_world
 
 pytestmark = pytest.mark.training
 
@@ -211,7 +212,7 @@ def test_early_stopping_and_a_kill_right_behind_it(
     ppo_inputs: FinetuneInputs, ppo_elsewhere: Elsewhere, quick: PpoParams
 ) -> None:
     """At a rate of 1e-12 nothing improves after the first evaluation: patience 1 ends at step 8."""
-    params = quick.model_copy(update={"lr": 1e-12, "early_stopping": EarlyStoppingParams(patience=1)})
+    params = quick.model_copy(update={"learning_rate": 1e-12, "early_stopping": EarlyStoppingParams(patience=1)})
     facts = ppo.run(ppo_inputs, params)
     assert facts["stopped"] == "early stopping at step 8: no gain in win_rate over 1 evaluations"
     assert facts["episodes"] == 32
@@ -242,7 +243,9 @@ def test_lora_trains_adapters_only_and_resumes(
     ppo_inputs: FinetuneInputs, ppo_elsewhere: Elsewhere, quick: PpoParams
 ) -> None:
     """Merged weight = π_ref's + (alpha / r) B A; q_proj factors of (2, 16) and (16, 2) are 64 parameters."""
-    params = quick.model_copy(update={"lora": LoraParams(r=2, alpha=6.0, target_modules=("q_proj",)), "lr": 0.05})
+    params = quick.model_copy(
+        update={"lora": LoraParams(r=2, lora_alpha=6.0, target_modules=("q_proj",)), "learning_rate": 0.05}
+    )
     facts = ppo.run(ppo_inputs, params)
     assert facts["trained_parameters"] == 64
     adapter = load_file(ppo_inputs.folder / "adapter" / "adapter_model.safetensors")
@@ -315,8 +318,8 @@ def test_long_prompts_are_set_aside_and_counted(
 
 def test_refusals_come_before_any_work(ppo_inputs: FinetuneInputs, quick: PpoParams) -> None:
     nowhere = dataclasses.replace(ppo_inputs, start=Path("no/such/folder"), reference=Path("no/such/folder"))
-    with pytest.raises(ParamsError, match="lr_scheduler_kwargs"):
-        ppo.run(nowhere, quick.model_copy(update={"trainer_args": {"lr_scheduler_kwarg": {}}}))
+    with pytest.raises(ParamsError, match="zigzag"):
+        ppo.run(nowhere, quick.model_copy(update={"optim": "zigzag"}))
     with pytest.raises(ParamsError, match="needs a reward"):
         ppo.run(dataclasses.replace(nowhere, reward=None), quick)
     with pytest.raises(ParamsError, match="held-out judge"):
@@ -324,7 +327,7 @@ def test_refusals_come_before_any_work(ppo_inputs: FinetuneInputs, quick: PpoPar
     with pytest.raises(ParamsError, match="critic_init: reference"):
         ppo.run(dataclasses.replace(nowhere, reward_model=None), quick)
     with pytest.raises(ParamsError, match="vLLM"):
-        METHODS["ppo"].check(FinetuneParams(ppo=PpoParams(sampler="vllm")))
+        METHODS["ppo"].check(in_world(FinetuneParams, ppo=in_world(PpoParams, use_vllm=True)))
     assert not ppo_inputs.work.exists()
 
 
@@ -365,7 +368,7 @@ def test_bad_rewards_and_runaways_have_names(ppo_elsewhere: Elsewhere, quick: Pp
     with pytest.raises(StageError, match="runs away from π_ref"):
         ppo.run(
             ppo_elsewhere("runaway"),
-            quick.model_copy(update={"lr": 0.05, "kl": KlParams(mode="fixed", beta=0.0, stop_at=0.01)}),
+            quick.model_copy(update={"learning_rate": 0.05, "beta": 0.0, "kl": KlParams(mode="fixed", stop_at=0.01)}),
         )
 
 

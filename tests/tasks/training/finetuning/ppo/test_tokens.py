@@ -27,7 +27,7 @@ def test_every_epoch_reads_prompts_and_responses_once(
         return episodes
 
     monkeypatch.setattr(RolloutMaker, "make", spy)
-    facts = ppo.run(ppo_inputs, quick.model_copy(update={"ppo_epochs": 3, "episodes": 32}))
+    facts = ppo.run(ppo_inputs, quick.model_copy(update={"num_ppo_epochs": 3, "total_episodes": 32}))
     prompts, responses = map(sum, zip(*made, strict=True))
     assert facts["tokens"] == {"seen": 3 * (prompts + responses), "generated": responses}
     assert facts["too_long"] == {"train": 0}

@@ -55,13 +55,13 @@ def make(reference: Path, tmp_path: Path) -> Callable[..., PPOTrainer]:
         }
         arguments: dict[str, Any] = {
             "output_dir": str(tmp_path / "run"),
-            "episodes": 24,
+            "total_episodes": 24,
             "episodes_per_update": 8,
-            "ppo_epochs": 2,
-            "minibatches": 1,
+            "num_ppo_epochs": 2,
+            "num_mini_batches": 1,
             "per_device_train_batch_size": 8,
             "learning_rate": 1e-2,
-            "max_new_tokens": 6,
+            "max_completion_length": 6,
             "calibration_prompts": 4,
             "save_strategy": "no",
             "report_to": "none",
@@ -109,10 +109,10 @@ def test_accumulating_eight_single_rows_equals_one_batch_of_eight(make: Callable
     [
         ({}, 1 + 1),  # one that scores the rollout and is the first step's, one of the second epoch
         ({"per_device_eval_batch_size": 3}, 3 + 1),
-        ({"ppo_epochs": 1}, 1),
+        ({"num_ppo_epochs": 1}, 1),
         ({"bf16": True}, 1 + 1),
         ({"critic_warmup_updates": 2}, 1 + 1),
-        ({"minibatches": 2, "per_device_train_batch_size": 4}, 1 + 4),
+        ({"num_mini_batches": 2, "per_device_train_batch_size": 4}, 1 + 4),
         ({"per_device_train_batch_size": 4}, 1 + 4),
     ],
 )
@@ -149,7 +149,7 @@ def test_first_pass_over_a_rollout_has_ratio_one(make: Callable[..., PPOTrainer]
 
     The policy loss is then -mean(A), and whitened advantages have mean 0.
     """
-    trainer = make(ppo_epochs=1, temperature=0.7)
+    trainer = make(num_ppo_epochs=1, temperature=0.7)
     trainer.train()
     for row in trainer.state.log_history[:-1]:
         assert row["clip_fraction"] == 0
@@ -160,13 +160,13 @@ def test_first_pass_over_a_rollout_has_ratio_one(make: Callable[..., PPOTrainer]
 
 def test_critic_warm_up_leaves_the_policy_alone(make: Callable[..., PPOTrainer]) -> None:
     """Two of three updates train the critic only: no policy loss in their rows, no weight moved before the third."""
-    trainer = make(critic_warmup_updates=2, episodes=16)
+    trainer = make(critic_warmup_updates=2, total_episodes=16)
     before = {name: weights.clone() for name, weights in trainer.model.state_dict().items()}
     after = trained(trainer)
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("policy"))
     assert any(not torch.equal(after[name], before[name]) for name in after if name.startswith("critic"))
     assert "policy_loss" not in trainer.state.log_history[0]
-    longer = make(critic_warmup_updates=2, episodes=24)
+    longer = make(critic_warmup_updates=2, total_episodes=24)
     moved = trained(longer)
     assert any(not torch.equal(moved[name], before[name]) for name in moved if name.startswith("policy"))
     assert "policy_loss" in longer.state.log_history[2]
@@ -217,7 +217,7 @@ def test_gradients_that_are_not_clipped_are_measured_all_the_same(make: Callable
 def test_standard_prompts_are_plain_text(make: Callable[..., PPOTrainer]) -> None:
     """TRL's standard format: tokenised as it stands; a reward sees a message of the user."""
     reward = Words()
-    trainer = make(prompts=["one cat", "two"], reward=reward, episodes=8)
+    trainer = make(prompts=["one cat", "two"], reward=reward, total_episodes=8)
     vocabulary = trainer.processing_class.get_vocab()
     assert trainer.prompts.ids == [[vocabulary["one"], vocabulary["cat"]], [vocabulary["two"]]]
     trainer.train()
@@ -226,7 +226,7 @@ def test_standard_prompts_are_plain_text(make: Callable[..., PPOTrainer]) -> Non
 
 
 def test_each_update_draws_its_temperature(make: Callable[..., PPOTrainer]) -> None:
-    trainer = make(temperatures=(0.5, 1.0, 2.0), episodes=64, learning_rate=1e-4)
+    trainer = make(temperatures=(0.5, 1.0, 2.0), total_episodes=64, learning_rate=1e-4)
     drawn = [trainer.rollouts.temperature(update) for update in range(30)]
     assert set(drawn) == {0.5, 1.0, 2.0}
     assert drawn == [make(temperatures=(0.5, 1.0, 2.0)).rollouts.temperature(update) for update in range(30)]
@@ -236,13 +236,17 @@ def test_each_update_draws_its_temperature(make: Callable[..., PPOTrainer]) -> N
 
 
 def test_bf16_and_gradient_checkpointing_train(make: Callable[..., PPOTrainer]) -> None:
-    """Recomputed activations give the same weights; bf16 autocast gives near ones."""
-    plain = trained(make(episodes=8))
-    trainer = make(episodes=8, activation_checkpointing=True)
+    """Recomputed activations give the same weights but for rounding, a thousandth of an AdamW step; bf16 near ones.
+
+    How kernels round depends on the processor: by up to 1e-6 here, 2e-6 on one with AVX2 alone. A step is 5e-3.
+    """
+    plain = trained(make(total_episodes=8))
+    trainer = make(total_episodes=8, activation_checkpointing=True)
     assert not trainer.args.keeps_critic_pass
     recomputed = trained(trainer)
-    assert all(torch.allclose(plain[name], recomputed[name], atol=1e-6) for name in plain)
-    trainer = make(episodes=8, bf16=True)
+    rounding = trainer.args.learning_rate / 1000
+    assert all(torch.allclose(plain[name], recomputed[name], atol=rounding) for name in plain)
+    trainer = make(total_episodes=8, bf16=True)
     half = trained(trainer)
     assert all(weights.dtype == torch.float32 for weights in half.values())
     assert any(not torch.equal(plain[name], half[name]) for name in plain)
@@ -251,7 +255,7 @@ def test_bf16_and_gradient_checkpointing_train(make: Callable[..., PPOTrainer]) 
 
 def test_entropy_bonus_raises_entropy(make: Callable[..., PPOTrainer]) -> None:
     def last_entropy(weight: float) -> float:
-        trainer = make(episodes=64, entropy_weight=weight)
+        trainer = make(total_episodes=64, entropy_coef=weight)
         trainer.train()
         return float(trainer.state.log_history[-2]["entropy"])
 
@@ -261,7 +265,7 @@ def test_entropy_bonus_raises_entropy(make: Callable[..., PPOTrainer]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"minibatches": 3}, r"must be a multiple of minibatches x processes \(3 x 1\).* Set it to 9"),
+        ({"num_mini_batches": 3}, r"must be a multiple of num_mini_batches x processes \(3 x 1\).* Set it to 9"),
         ({"log_every": 2, "eval_every": 3}, "must divide eval_every"),
         ({"gradient_accumulation_steps": 2}, "follows from episodes_per_update"),
         ({"eval_strategy": "steps"}, "nothing to evaluate with"),

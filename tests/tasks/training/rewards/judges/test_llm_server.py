@@ -58,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, rubric_file: Path) -> dict[
     seed_everything(0, 1)
     rubric, draw = load_rubric(str(rubric_file)), random.Random(0)
     lessons = [lesson(rubric, draw) for _ in range(BATCH * MOST_STEPS // 3)]
-    tokenizer = train_tokenizer(lessons[:200], TinyModelParams(vocab_size=400, context_length=512))
+    tokenizer = train_tokenizer(lessons[:200], TinyModelParams(vocab_size=400, max_position_embeddings=512))
     model = build(tokenizer)
     save_model(model, tokenizer, folder / "untrained")
     teach(model, encode(tokenizer, lessons))

@@ -1,0 +1,155 @@
+"""`plumbline migrate`: the files of a workspace that an older Plumbline made, as this one reads them.
+
+1. `params.yaml` keeps its choices under today's names; what equals a default of that time is dropped, for before 0.2
+   the file held every param. A workspace that had the sample world names its recipe.
+2. `dvc.yaml` becomes today's graph, and missing recipes come.
+3. `dvc.lock` keeps each stage whose params mean the same, so that its output is reused; the others run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from plumbline.data_contracts.artifact import write_bytes
+from plumbline.flows.graph.params_stage import values_for_dvc
+from plumbline.flows.graph.stages import STAGES
+from plumbline.flows.graph.workspaces import SAMPLE_WORLD, template_files, write_made, write_missing
+from plumbline.tasks.params.document import dumped, merge, read_document, require_strict
+from plumbline.tasks.params.layers import layers_with
+from plumbline.tasks.params.renamed import renamed
+from plumbline.tasks.params.section import PARAMS_FILE, RECIPES, RESOLVED_FILE, flatten
+from plumbline.tasks.params.whole import Params
+from plumbline.tasks.storage.versioning.lock import PARAMS_STAGE, record_params, recorded_params
+
+_GRAPH_FILE = "dvc.yaml"
+
+
+def migrate(root: Path) -> list[str]:
+    """Bring a workspace to today's files; return a line for each change; none if it is of today.
+
+    Raises `ParamsError` for a choice that does not hold today; then it writes nothing but missing recipes.
+    """
+    old, whole = read_document(root / PARAMS_FILE), _held_every_param(root)
+    document, lines = _choices(old) if whole else _renamed_only(old)
+    templates = template_files()
+    recipes = [name for name in templates if name.startswith(f"{RECIPES}/")]
+    written = [f"{name}: written" for name in recipes if write_missing(root / name, templates[name])]
+    params = layers_with(root, document).validate()
+    text = dumped(document)
+    require_strict(text, document, root / PARAMS_FILE)
+    if lines:
+        write_bytes(root / PARAMS_FILE, text.encode())
+    lines += written
+    if (root / _GRAPH_FILE).read_bytes() != templates[_GRAPH_FILE]:
+        write_bytes(root / _GRAPH_FILE, templates[_GRAPH_FILE])
+        lines.append(f"{_GRAPH_FILE}: the graph of today")
+    lines += [f"{name}: written" for name in write_made(root)]
+    return [*lines, *(_keep_records(root, values_for_dvc(params)) if whole else [])]
+
+
+def _held_every_param(root: Path) -> bool:
+    """Tell if the workspace is from before 0.2: its graph makes no resolved params."""
+    graph = YAML(typ="safe").load((root / _GRAPH_FILE).read_bytes()) or {}
+    return PARAMS_STAGE not in (graph.get("stages") or {})
+
+
+def _choices(old: CommentedMap) -> tuple[CommentedMap, list[str]]:
+    """What a file of every param chose, in a fresh file of choices."""
+    source = files("plumbline.flows.graph") / "workspace" / "defaults-0.1.yaml"
+    defaults = YAML(typ="safe").load(source.read_bytes())
+    chosen = _differing(old, defaults)
+    invented = old.get("sample_world") or {}
+    had_world = invented.get("enabled", True) if isinstance(invented, Mapping) else True
+    if isinstance(chosen.get("sample_world"), dict):
+        chosen["sample_world"].pop("enabled", None)
+        if not chosen["sample_world"]:
+            del chosen["sample_world"]
+    under_new_names, lines = renamed(chosen)
+    document: CommentedMap = _yaml_of(template_files(SAMPLE_WORLD if had_world else None)[PARAMS_FILE])
+    merge(document, under_new_names)
+    kept, all_values = len(dict(flatten(chosen))), len(dict(flatten(old)))
+    lines = [f"{PARAMS_FILE}: {line}" for line in lines]
+    lines.append(f"{PARAMS_FILE}: kept {kept} choices, dropped {all_values - kept} values that were defaults")
+    if had_world:
+        lines.append(f"{PARAMS_FILE}: recipe: {SAMPLE_WORLD}, because the sample world was on")
+    return document, lines
+
+
+def _renamed_only(old: CommentedMap) -> tuple[Any, list[str]]:
+    document, lines = renamed(old)
+    return document, [f"{PARAMS_FILE}: {line}" for line in lines]
+
+
+def _differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not those of the defaults, nested alike."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping) and default:
+            inside = _differing(value, default)
+            if inside:
+                found[key] = inside
+        elif key not in defaults or value != default:
+            found[key] = value
+    return found
+
+
+def _keep_records(root: Path, values: Mapping[str, Any]) -> list[str]:
+    """Let `dvc.lock` name the resolved params for the stages whose params mean the same; a line for the others.
+
+    A param that came later had the effect of its default.
+    """
+    same, other = {}, []
+    defaults = Params().model_dump(mode="json")
+    for name, recorded in recorded_params(root, PARAMS_FILE).items():
+        now = {key: _at(values, key) for key in STAGES[name].params} if name in STAGES else None
+        was = _over(defaults, renamed(_nested(recorded))[0])
+        if now is not None and _at_keys(was, STAGES[name].params) == now:
+            same[name] = now
+        else:
+            other.append(name)
+    record_params(root, PARAMS_FILE, RESOLVED_FILE, same)
+    return [f"stage {name}: its params have other values now; the next run runs it" for name in other]
+
+
+def _over(below: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values over others."""
+    found = dict(below)
+    for key, value in values.items():
+        under = found.get(key)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            found[key] = _over(under, value)
+        else:
+            found[key] = value
+    return found
+
+
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *heads, last = key.split(".")
+        section = nested
+        for head in heads:
+            section = section.setdefault(head, {})
+        section[last] = value
+    return nested
+
+
+def _at_keys(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: _at(values, key) for key in keys}
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _yaml_of(text: bytes) -> Any:
+    return YAML().load(text)
