@@ -55,7 +55,7 @@ def _next_steps(directory: Path, root: Path) -> list[str]:
     return [
         f"Next: cd {directory} && plumbline validate FILE{f' --base {known}' if known else ' --base MODEL'}",
         *(f"      {line}" for line in model),
-        "      plumbline ingest human_pairs FILE && plumbline retrain",
+        "      plumbline ingest FILE && plumbline retrain",
     ]
 
 
