@@ -16,7 +16,7 @@ from plumbline.data_contracts.artifact import MANIFEST, read_artifact
 from plumbline.flows.graph.params_stage import values_for_dvc
 from plumbline.flows.graph.preflight import check_params
 from plumbline.flows.graph.stages import STAGES
-from plumbline.tasks.data.feedback.batches import Intake, store_batch
+from plumbline.tasks.data.feedback.batches import BatchChoices, store_batch
 from plumbline.tasks.data.feedback.places import expand
 from plumbline.tasks.data.ingest_feedback import arrived_batches, has_arrived
 from plumbline.tasks.data.validate_feedback import RAW
@@ -128,11 +128,15 @@ def _to_ingest(root: Path, params: Params) -> list[dict[str, Any]]:
     waiting = {name for _, name, _ in arrived_batches(root)}
     for source, named, columns in params.feedback.to_ingest():
         for path in expand([named]):
-            found.append(_planned_batch(root, waiting, source, path, Intake(columns, limits=params.feedback.limits())))
+            found.append(
+                _planned_batch(root, waiting, source, path, BatchChoices(columns, limits=params.feedback.limits()))
+            )
     return found
 
 
-def _planned_batch(root: Path, waiting: Set[str], source: str, path: str | Path, intake: Intake) -> dict[str, Any]:
+def _planned_batch(
+    root: Path, waiting: Set[str], source: str, path: str | Path, intake: BatchChoices
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="plumbline-plan-") as scratch:
         batch = store_batch(path, source, Path(scratch), intake=intake)
         stored = f"{RAW}/{source}/{batch.path.name}"

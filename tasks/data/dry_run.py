@@ -19,7 +19,7 @@ from plumbline.data_contracts.records import PreferencePair, UnpairedResponse, d
 from plumbline.tasks.data.curate_preferences import UNPAIRED, account, objections, set_aside
 from plumbline.tasks.data.curation.curate import Curated, curate
 from plumbline.tasks.data.curation.unpaired import curate_unpaired
-from plumbline.tasks.data.feedback.batches import Batch, Intake, store_batch
+from plumbline.tasks.data.feedback.batches import Batch, BatchChoices, store_batch
 from plumbline.tasks.data.feedback.places import expand
 from plumbline.tasks.data.feedback.shares import shares
 from plumbline.tasks.data.feedback.validate import validate
@@ -90,7 +90,7 @@ def try_files(
         (home / name).unlink(missing_ok=True)
     with full_disk_as_stage_error(home), tempfile.TemporaryDirectory(dir=home) as scratch:
         try:
-            intake = Intake(columns, limits=feedback.limits(), fallback=feedback.source)
+            intake = BatchChoices(columns, limits=feedback.limits(), fallback=feedback.source)
             stored = [store_batch(path, source, Path(scratch) / "raw", intake=intake) for path in expand(paths)]
             return _account(root, home, Path(scratch), stored, feedback, curation, seed, trust_remote_code)
         except PlumblineError as error:

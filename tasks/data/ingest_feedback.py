@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from plumbline.data_contracts.artifact import INCOMING, sha256_file
 from plumbline.data_contracts.errors import PlumblineError
-from plumbline.tasks.data.feedback.batches import Batch, Intake, changed_batch, store_batch
+from plumbline.tasks.data.feedback.batches import Batch, BatchChoices, changed_batch, store_batch
 from plumbline.tasks.data.feedback.places import expand
 from plumbline.tasks.data.feedback.validate import NamedBatch, raw_batches
 from plumbline.tasks.data.feedback.withdrawals import Withdrawal, Withdrawals, keep_withdrawal, load_withdrawals
@@ -54,7 +54,7 @@ def ingest_feedback(
     for a missing, unreadable or empty file, and for one that does not say what it is; the files before it stay
     ingested.
     """
-    intake = Intake(columns, senders, limits, store=root / RAW)
+    intake = BatchChoices(columns, senders, limits, store=root / RAW)
     batches: list[Batch] = []
     with one_writer(root):
         try:
@@ -119,7 +119,7 @@ def count_rows(batches: Sequence[Batch]) -> dict[str, int]:
     return {batch.digest: batch.rows for batch in batches}
 
 
-def _accept(root: Path, source: str | None, path: str | Path, intake: Intake) -> Batch:
+def _accept(root: Path, source: str | None, path: str | Path, intake: BatchChoices) -> Batch:
     batch = store_batch(path, source, root / ARRIVED, intake=intake)
     final = root / RAW / batch.source / batch.path.name
     if not final.exists():

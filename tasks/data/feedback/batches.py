@@ -47,7 +47,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
+class BatchChoices:
     """Choices for taking a batch in, beside its bytes.
 
     `columns` is a person's map, kept beside the batch; `senders` say who sent each row, and are kept there too.
@@ -69,7 +69,7 @@ def store_batch(
     senders: Sequence[str | None] = (),
     *,
     limits: Limits = LIMITS,
-    intake: Intake | None = None,
+    intake: BatchChoices | None = None,
 ) -> Batch:
     """Take a file or dataset into the raw store, as `raw/source/<digest>.<container>`.
 
@@ -82,7 +82,7 @@ def store_batch(
     what it is; `StageError` when the disk is full, and `ArtifactError` when a batch of that digest is there with other
     bytes.
     """
-    intake = intake or Intake(senders=senders, limits=limits)
+    intake = intake or BatchChoices(senders=senders, limits=limits)
     location = Path(path)
     if location.is_dir():
         return _store(_dataset_chunks(_load_folder(location), location), raw, source, location, intake)
@@ -98,7 +98,7 @@ def _names_hub_dataset(name: str) -> bool:
     return not local and _HUB_NAME.fullmatch(name) is not None
 
 
-def _store(chunks: Iterator[bytes], raw: Path, source: str | None, shown: Path | str, intake: Intake) -> Batch:
+def _store(chunks: Iterator[bytes], raw: Path, source: str | None, shown: Path | str, intake: BatchChoices) -> Batch:
     """Copy, check the copy, settle it. A refused one leaves no folder behind that was not there before."""
     folder = raw / source if source else raw
     made = [each for each in (folder, folder.parent) if not each.exists()]
@@ -117,7 +117,7 @@ def _store(chunks: Iterator[bytes], raw: Path, source: str | None, shown: Path |
 
 
 def _settled(
-    chunks: Iterator[bytes], raw: Path, source: str | None, folder: Path, shown: Path | str, intake: Intake
+    chunks: Iterator[bytes], raw: Path, source: str | None, folder: Path, shown: Path | str, intake: BatchChoices
 ) -> Batch:
     handle, temporary = new_file(folder, INCOMING)
     try:

@@ -17,7 +17,7 @@ from itertools import groupby
 import orjson
 
 from plumbline.data_contracts.records import Message
-from plumbline.tasks.data.feedback.lists import MOST, Place
+from plumbline.tasks.data.feedback.lists import MOST, ListedResponse
 
 _ORDERED = """
     SELECT rated.key, rated.line, rated.response, rated.worth, rated.raw, rated.senders FROM rated
@@ -71,14 +71,14 @@ def _row(values: tuple[bytes, int, str, float, bytes, str]) -> RatedRow:
     return RatedRow(line, response, worth, raw, tuple(senders.split("\n")) if senders else ())
 
 
-def places_of(rows: Sequence[RatedRow]) -> list[Place]:
+def places_of(rows: Sequence[RatedRow]) -> list[ListedResponse]:
     """The different responses of a group with their mean ratings; a place's number is that of its first row."""
     ratings: dict[str, list[float]] = {}
     first: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         ratings.setdefault(row.response, []).append(row.worth)
         first.setdefault(row.response, number)
-    return [Place(first[text], text, sum(each) / len(each)) for text, each in ratings.items()]
+    return [ListedResponse(first[text], text, sum(each) / len(each)) for text, each in ratings.items()]
 
 
 def _at_most(rows: Iterator[RatedRow]) -> Iterator[list[RatedRow]]:

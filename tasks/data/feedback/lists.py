@@ -44,7 +44,7 @@ _ABOUT = ("model", "system", "annotator", "source", "id")  # what a response of 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ListedResponse:
     """A response of a list: its number in it (1 is the first) and its worth; the better one has the higher."""
 
     number: int
@@ -69,13 +69,13 @@ def list_contents(reader: Reader, row: Row, rule: ListPairs) -> Iterator[RowCont
         yield RowContent(prompt, better.text, worse.text, facts, row, f"{better.number}-{worse.number}")
 
 
-def tie(field: str, better: Place, worse: Place) -> Defect:
+def tie(field: str, better: ListedResponse, worse: ListedResponse) -> Defect:
     """The defect of two responses of a list of which neither is better."""
     found = f"responses {better.number} and {worse.number} in one place"
     return Defect("tie", field, "a response that is better than the other", found)
 
 
-def comparisons(places: Sequence[Place], rule: ListPairs) -> list[tuple[Place, Place]]:
+def comparisons(places: Sequence[ListedResponse], rule: ListPairs) -> list[tuple[ListedResponse, ListedResponse]]:
     """The responses that a rule compares, the better one first; of equal worth the first of the list comes first."""
     ordered = sorted(places, key=lambda place: (-place.worth, place.number))
     if rule == "all":
@@ -89,7 +89,7 @@ def comparisons(places: Sequence[Place], rule: ListPairs) -> list[tuple[Place, P
     return [(best, rest[int.from_bytes(hashlib.sha256(texts).digest()[:8]) % len(rest)])]
 
 
-def _places(reader: Reader, listed: ListOf, row: Row) -> list[Place]:
+def _places(reader: Reader, listed: ListOf, row: Row) -> list[ListedResponse]:
     column = listed.column
     items = value_at(row, column)
     if not isinstance(items, list):
@@ -102,7 +102,7 @@ def _places(reader: Reader, listed: ListOf, row: Row) -> list[Place]:
     return places
 
 
-def _place(reader: Reader, listed: ListOf, row: Row, item: object, number: int) -> Place:
+def _place(reader: Reader, listed: ListOf, row: Row, item: object, number: int) -> ListedResponse:
     where = f"{listed.column}[{number - 1}]"
     if not isinstance(item, dict):
         expected = f"an object with a text ({', '.join(listed.texts[:3])}, …) and a rank or score"
@@ -119,7 +119,7 @@ def _place(reader: Reader, listed: ListOf, row: Row, item: object, number: int) 
     if is_hh(row, column):
         text = parse_response(text, f"{where}.{name}", text_of(row, column))
     about = {key: item[key] for key in _ABOUT if isinstance(item.get(key), (str, int))}
-    return Place(number, text, _worth(listed, item, where), about)
+    return ListedResponse(number, text, _worth(listed, item, where), about)
 
 
 def _worth(listed: ListOf, item: Mapping[str, Any], where: str) -> float:

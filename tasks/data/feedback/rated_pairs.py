@@ -13,7 +13,7 @@ import orjson
 from plumbline.data_contracts.records import Message, Origin
 from plumbline.tasks.data.feedback.defects import Defect
 from plumbline.tasks.data.feedback.groups import RatedRow, places_of
-from plumbline.tasks.data.feedback.lists import Place, comparisons, tie
+from plumbline.tasks.data.feedback.lists import ListedResponse, comparisons, tie
 from plumbline.tasks.data.feedback.opinions import texts_of, worth_of
 from plumbline.tasks.data.feedback.readers import Reader, RowContent
 from plumbline.tasks.data.feedback.rows import identifier
@@ -61,7 +61,12 @@ def group_contents(
 
 
 def _content(
-    reader: Reader, prompt: tuple[Message, ...], rows: Sequence[RatedRow], better: Place, worse: Place, pairs: int
+    reader: Reader,
+    prompt: tuple[Message, ...],
+    rows: Sequence[RatedRow],
+    better: ListedResponse,
+    worse: ListedResponse,
+    pairs: int,
 ) -> RowContent:
     """The comparison of two responses, each of one row or of several with the same text."""
     texts = (better.text, worse.text)

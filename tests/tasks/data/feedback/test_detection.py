@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import UsageError
-from plumbline.tasks.data.feedback.batches import Batch, Intake, store_batch
+from plumbline.tasks.data.feedback.batches import Batch, BatchChoices, store_batch
 from plumbline.tasks.data.feedback.validate import raw_batches
 
 PAIR = {"prompt": "p", "chosen": "yes", "rejected": "no"}
@@ -83,5 +83,5 @@ def test_naming_the_source_decides(tmp_path: Path) -> None:
 
 def test_a_dry_run_falls_back_to_the_source_of_params(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b'{"x": 1}')
-    batch = store_batch(tmp_path / "f", None, tmp_path / "raw", intake=Intake(fallback="judged_pairs"))
+    batch = store_batch(tmp_path / "f", None, tmp_path / "raw", intake=BatchChoices(fallback="judged_pairs"))
     assert (batch.source, batch.found) == ("judged_pairs", None)

@@ -12,7 +12,7 @@ import pytest
 from plumbline.data_contracts.errors import ArtifactError, UsageError
 from plumbline.data_contracts.records import PreferencePair, Quarantined, UnpairedResponse
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.data.feedback.batches import Intake, store_batch
+from plumbline.tasks.data.feedback.batches import BatchChoices, store_batch
 from plumbline.tasks.data.feedback.defects import Defect
 from plumbline.tasks.data.feedback.mapping import mapped, parse_map
 from plumbline.tasks.data.feedback.readings import columns_of, map_digest
@@ -89,7 +89,7 @@ def test_a_map_of_params_is_checked() -> None:
 
 def test_a_batch_keeps_its_map(tmp_path: Path) -> None:
     path = write(tmp_path / "f", TABLE)
-    batch = store_batch(path, None, tmp_path / "raw", intake=Intake(NAMED))
+    batch = store_batch(path, None, tmp_path / "raw", intake=BatchChoices(NAMED))
     assert (batch.source, batch.rows) == ("human_pairs", 3)
     assert batch.path.read_bytes() == path.read_bytes()
     first = outcomes(batch.path)[0]
@@ -102,22 +102,22 @@ def test_a_batch_keeps_its_map(tmp_path: Path) -> None:
 
 def test_a_batch_that_comes_again_keeps_its_map_or_takes_the_new_one(tmp_path: Path) -> None:
     path = write(tmp_path / "f", TABLE)
-    batch = store_batch(path, None, tmp_path / "raw", intake=Intake(NAMED))
+    batch = store_batch(path, None, tmp_path / "raw", intake=BatchChoices(NAMED))
     digest = map_digest(batch.path)
     again = store_batch(path, None, tmp_path / "raw")
     assert (again.new, columns_of(again.path), map_digest(again.path)) == (False, NAMED, digest)
     turned = {**NAMED, "chosen": "other", "rejected": "best"}
-    store_batch(path, None, tmp_path / "raw", intake=Intake(turned))
+    store_batch(path, None, tmp_path / "raw", intake=BatchChoices(turned))
     assert outcomes(batch.path)[0].chosen == "no"
     assert map_digest(batch.path) != digest
     assert len(list(batch.path.parent.glob(".*.map"))) == 2
     for _ in range(2):
-        store_batch(path, None, tmp_path / "raw", intake=Intake(turned))
+        store_batch(path, None, tmp_path / "raw", intake=BatchChoices(turned))
     assert len(list(batch.path.parent.glob(".*.map"))) == 2
 
 
 def test_a_map_that_was_changed_is_an_error(tmp_path: Path) -> None:
-    batch = store_batch(write(tmp_path / "f", TABLE), None, tmp_path / "raw", intake=Intake(NAMED))
+    batch = store_batch(write(tmp_path / "f", TABLE), None, tmp_path / "raw", intake=BatchChoices(NAMED))
     (kept,) = batch.path.parent.glob(".*.map")
     kept.chmod(0o600)
     kept.write_bytes(b'{"prompt": "mood"}')
@@ -127,7 +127,9 @@ def test_a_map_that_was_changed_is_an_error(tmp_path: Path) -> None:
 
 def test_a_map_that_fits_no_row_is_refused_and_nothing_kept(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"fits none of the first 3 rows: .*--map prompt=tsak"):
-        store_batch(write(tmp_path / "f", TABLE), "human_pairs", tmp_path / "raw", intake=Intake({"prompt": "tsak"}))
+        store_batch(
+            write(tmp_path / "f", TABLE), "human_pairs", tmp_path / "raw", intake=BatchChoices({"prompt": "tsak"})
+        )
     assert not (tmp_path / "raw").exists()
 
 
@@ -141,7 +143,7 @@ def test_single_responses_by_a_map(tmp_path: Path) -> None:
         "thumb.down": "poor",
         "thumb.none": "n/a",
     }
-    batch = store_batch(write(tmp_path / "f", rows), None, tmp_path / "raw", intake=Intake(named))
+    batch = store_batch(write(tmp_path / "f", rows), None, tmp_path / "raw", intake=BatchChoices(named))
     assert batch.source == "unpaired_responses"
     up, down, none, odd = outcomes(batch.path, batch.source)
     assert isinstance(up, UnpairedResponse) and up.desirable
@@ -152,5 +154,5 @@ def test_single_responses_by_a_map(tmp_path: Path) -> None:
 
 def test_columns_of_a_known_form_are_kept_by_name(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{n}", "chosen": "yes", "rejected": "no", "mood": n} for n in range(2)]
-    batch = store_batch(write(tmp_path / "f", rows), None, tmp_path / "raw", intake=Intake({"metadata": "mood"}))
+    batch = store_batch(write(tmp_path / "f", rows), None, tmp_path / "raw", intake=BatchChoices({"metadata": "mood"}))
     assert [pair.metadata for pair in outcomes(batch.path)] == [{"mood": 0}, {"mood": 1}]
