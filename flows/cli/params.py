@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json as json_module
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,11 +74,10 @@ def show(
         return
     elif not every:
         rows = [row for row in rows if row.place != DEFAULT]
-    places = {row.key: row.place.removeprefix(f"{root}/") for row in rows}
-    shown = [asdict(row) | {"place": places[row.key]} for row in rows]
+    rows = [replace(row, place=row.place.removeprefix(f"{root}/")) for row in rows]
     output.result(
-        {"params": shown},
-        lambda: _explained(rows[0], places) if key and len(rows) == 1 else _table(rows, places, key is None),
+        {"params": [asdict(row) for row in rows]},
+        lambda: _explained(rows[0]) if key and len(rows) == 1 else _table(rows, key is None),
     )
 
 
@@ -104,9 +103,12 @@ def unset(
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
-    """Remove keys from params.yaml: the recipe's values or the defaults hold again."""
+    """Remove keys from params.yaml: the recipe's values or the defaults hold again.
+
+    Nothing is written if what is left is refused.
+    """
     from plumbline.tasks.params.document import save_params, without
-    from plumbline.tasks.params.layers import load_layers
+    from plumbline.tasks.params.layers import layers_with, load_layers
     from plumbline.tasks.params.section import PARAMS_FILE
 
     root = workspace_root(workspace, use_services=False)
@@ -116,6 +118,7 @@ def unset(
             raise UsageError(
                 f"{key}: expected a key of {root / PARAMS_FILE}, found none there. `plumbline params` lists them."
             )
+    layers_with(root, document).validate()
     _say(save_params(root, document), Output(json))
 
 
@@ -135,22 +138,22 @@ def _named(rows: list[Param], key: str) -> list[Param]:
     raise UsageError(f"{key}: unknown key of params. {hint}")
 
 
-def _explained(row: Param, places: dict[str, str]) -> Table:
+def _explained(row: Param) -> Table:
     table = Table(row.key, _text(row.value), box=None)
     table.add_row("default", _text(row.default))
-    table.add_row("from", escape(places[row.key]))
+    table.add_row("from", escape(row.place))
     if row.allowed:
         table.add_row("allowed", escape(row.allowed))
     table.add_row("", escape(row.description))
     return table
 
 
-def _table(rows: list[Param], places: dict[str, str], whole: bool) -> Table | str:
+def _table(rows: list[Param], whole: bool) -> Table | str:
     if not rows:
         return "Every param has its default. `plumbline params --all` prints them, `plumbline params KEY` explains one."
     table = Table("param", "value", "default", "from", box=None)
     for row in rows:
-        table.add_row(row.key, _text(row.value), _text(row.default), escape(places[row.key]))
+        table.add_row(row.key, _text(row.value), _text(row.default), escape(row.place))
     if whole:
         table.caption = "`plumbline params KEY` explains one, `--all` prints every param."
     return table

@@ -21,11 +21,11 @@ from plumbline.flows.graph.params_stage import values_for_dvc
 from plumbline.flows.graph.stages import STAGES
 from plumbline.flows.graph.workspaces import SAMPLE_WORLD, template_files, write_made, write_missing
 from plumbline.tasks.params.document import dumped, merge, read_document, require_strict
-from plumbline.tasks.params.layers import layers_with
+from plumbline.tasks.params.layers import layers_with, put_values
 from plumbline.tasks.params.renamed import renamed
-from plumbline.tasks.params.section import PARAMS_FILE, RECIPES, RESOLVED_FILE, flatten
+from plumbline.tasks.params.section import PARAMS_FILE, RECIPES, RESOLVED_FILE, SCHEMA_FILE, flatten, nested, value_at
 from plumbline.tasks.params.whole import Params
-from plumbline.tasks.storage.versioning.lock import PARAMS_STAGE, record_params, recorded_params
+from plumbline.tasks.storage.versioning.lock import LOCK, PARAMS_STAGE, record_params, recorded_params
 
 _GRAPH_FILE = "dvc.yaml"
 
@@ -50,11 +50,16 @@ def migrate(root: Path) -> list[str]:
         write_bytes(root / _GRAPH_FILE, templates[_GRAPH_FILE])
         lines.append(f"{_GRAPH_FILE}: the graph of today")
     lines += [f"{name}: written" for name in write_made(root)]
-    return [*lines, *(_keep_records(root, values_for_dvc(params)) if whole else [])]
+    return [*lines, *_keep_records(root, values_for_dvc(params))]
 
 
 def _held_every_param(root: Path) -> bool:
-    """Tell if the workspace is from before 0.2: its graph makes no resolved params."""
+    """Tell if the workspace is from before 0.2: its graph makes no resolved params.
+
+    A migration that was killed may have left a file of choices beside that graph; it names its schema.
+    """
+    if SCHEMA_FILE in (root / PARAMS_FILE).read_text(encoding="utf-8"):
+        return False
     graph = YAML(typ="safe").load((root / _GRAPH_FILE).read_bytes()) or {}
     return PARAMS_STAGE not in (graph.get("stages") or {})
 
@@ -71,7 +76,7 @@ def _choices(old: CommentedMap) -> tuple[CommentedMap, list[str]]:
         if not chosen["sample_world"]:
             del chosen["sample_world"]
     under_new_names, lines = renamed(chosen)
-    document: CommentedMap = _yaml_of(template_files(SAMPLE_WORLD if had_world else None)[PARAMS_FILE])
+    document: CommentedMap = YAML().load(template_files(SAMPLE_WORLD if had_world else None)[PARAMS_FILE])
     merge(document, under_new_names)
     kept, all_values = len(dict(flatten(chosen))), len(dict(flatten(old)))
     lines = [f"{PARAMS_FILE}: {line}" for line in lines]
@@ -106,50 +111,14 @@ def _keep_records(root: Path, values: Mapping[str, Any]) -> list[str]:
     A param that came later had the effect of its default.
     """
     same, other = {}, []
-    defaults = Params().model_dump(mode="json")
     for name, recorded in recorded_params(root, PARAMS_FILE).items():
-        now = {key: _at(values, key) for key in STAGES[name].params} if name in STAGES else None
-        was = _over(defaults, renamed(_nested(recorded))[0])
-        if now is not None and _at_keys(was, STAGES[name].params) == now:
+        was = Params().model_dump(mode="json")
+        put_values(was, renamed(nested(recorded))[0], f"{LOCK}: stage {name}")
+        keys = STAGES[name].params if name in STAGES else ()
+        now = {key: value_at(values, key) for key in keys}
+        if keys and now == {key: value_at(was, key) for key in keys}:
             same[name] = now
         else:
             other.append(name)
     record_params(root, PARAMS_FILE, RESOLVED_FILE, same)
     return [f"stage {name}: its params have other values now; the next run runs it" for name in other]
-
-
-def _over(below: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values over others."""
-    found = dict(below)
-    for key, value in values.items():
-        under = found.get(key)
-        if isinstance(value, Mapping) and isinstance(under, Mapping):
-            found[key] = _over(under, value)
-        else:
-            found[key] = value
-    return found
-
-
-def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in dotted.items():
-        *heads, last = key.split(".")
-        section = nested
-        for head in heads:
-            section = section.setdefault(head, {})
-        section[last] = value
-    return nested
-
-
-def _at_keys(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: _at(values, key) for key in keys}
-
-
-def _at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
-
-
-def _yaml_of(text: bytes) -> Any:
-    return YAML().load(text)

@@ -137,14 +137,11 @@ def _refuse_foreign(root: Path) -> None:
     """Name a `params.yaml` or `dvc.yaml` of another program: it would be kept, and no command could use it."""
     from plumbline.tasks.params.whole import Params
 
-    for name, own in template_files().items():
+    for name, expected in (
+        (PARAMS_FILE, set(Params.model_fields)),
+        ("dvc.yaml", _names(template_files()["dvc.yaml"])),
+    ):
         path = root / name
-        if name == PARAMS_FILE:
-            expected = set(Params.model_fields)
-        elif name == "dvc.yaml":
-            expected = _names(own)
-        else:
-            continue
         if path.is_file() and not _names(path.read_bytes()) & expected:
             raise UsageError(
                 f"{path}: expected Plumbline's file, found one of another program, which uses the same name. "

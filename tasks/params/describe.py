@@ -87,7 +87,7 @@ def allowed_of(section: type[BaseModel], name: str) -> str:
         for sign, word in _SIGNS.items()
         if getattr(constraint, sign, None) is not None
     ]
-    null = ["null"] if section_of(section, name)[1] and type(None) in get_args(field.annotation) else []
+    null = ["null"] if section_of(section, name)[1] else []
     said = [", ".join(choices)] if choices else [" and ".join(bounds)] if bounds else []
     return " or ".join([*said, *null])
 

@@ -116,7 +116,7 @@ def _values_of(layers: Sequence[Layer]) -> dict[str, Any]:
 def _merged(layers: Sequence[Layer], sharing: Collection[str]) -> dict[str, Any]:
     values = Params().model_dump(mode="json")
     for layer in layers:
-        _put(values, share(_without_empty(layer.document, Params), sharing), layer.name)
+        put_values(values, share(_without_empty(layer.document, Params), sharing), layer.name)
     return values
 
 
@@ -154,12 +154,12 @@ def _without_empty(chosen: Mapping[str, Any], section: type[BaseModel] | None) -
     return found
 
 
-def _put(values: dict[str, Any], chosen: Mapping[str, Any], where: str, prefix: str = "") -> None:
+def put_values(values: dict[str, Any], chosen: Mapping[str, Any], where: str, prefix: str = "") -> None:
     """Put what a layer chooses over the values below it. Raises `ParamsError` for a value in place of a section."""
     for key, value in chosen.items():
         below = values.get(key)
         if isinstance(value, Mapping) and isinstance(below, Mapping):
-            _put(values[key], value, where, f"{prefix}{key}.")
+            put_values(values[key], value, where, f"{prefix}{key}.")
         elif isinstance(below, Mapping) and below and value is not None:
             raise ParamsError(f"{where}: {prefix}{key} is a section with keys {', '.join(below)}; found {value!r}.")
         else:

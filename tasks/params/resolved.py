@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from plumbline.data_contracts.artifact import full_disk_as_stage_error, write_by
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.tasks.params.document import dumped, require_strict
 from plumbline.tasks.params.renamed import renamed
-from plumbline.tasks.params.section import PARAMS_FILE, RESOLVED_FILE
+from plumbline.tasks.params.section import PARAMS_FILE, RESOLVED_FILE, nested, value_at
 from plumbline.tasks.params.validation import validate_params
 from plumbline.tasks.params.whole import Params
 
@@ -32,12 +30,7 @@ _HEADER = "# Every param with its value, made from params.yaml: change it there.
 def resolved_values(params: Params, graph_keys: Iterable[str]) -> dict[str, Any]:
     """Every param by name, and below `graph` those with these dotted keys again."""
     values = params.model_dump(mode="json")
-    graph: dict[str, Any] = {}
-    for key in graph_keys:
-        *heads, last = key.split(".")
-        section = functools.reduce(lambda inner, head: inner.setdefault(head, {}), heads, graph)
-        section[last] = functools.reduce(operator.getitem, key.split("."), values)
-    return {**values, GRAPH: graph}
+    return {**values, GRAPH: nested({key: value_at(values, key) for key in graph_keys})}
 
 
 def write_resolved(root: Path, values: Mapping[str, Any]) -> bool:

@@ -54,6 +54,25 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted key as nested mappings: what `flatten` takes apart."""
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        *heads, last = key.split(".")
+        section = found
+        for head in heads:
+            section = section.setdefault(head, {})
+        section[last] = value
+    return found
+
+
+def value_at(values: Any, key: str) -> Any:
+    """The value of a dotted key in nested mappings; None if it is not there."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
 def section_of(section: type[BaseModel] | None, name: str) -> tuple[type[BaseModel] | None, bool]:
     """The section that a field of a section holds, None if it is a plain value; and whether it may be null."""
     field = section.model_fields.get(name) if section is not None else None

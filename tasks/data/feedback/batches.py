@@ -62,14 +62,15 @@ class BatchChoices:
     fallback: str | None = None
 
 
+_NO_CHOICES = BatchChoices()
+
+
 def store_batch(
     path: Path | str,
     source: str | None,
     raw: Path,
-    senders: Sequence[str | None] = (),
     *,
-    limits: Limits = LIMITS,
-    intake: BatchChoices | None = None,
+    intake: BatchChoices = BatchChoices(),
 ) -> Batch:
     """Take a file or dataset into the raw store, as `raw/source/<digest>.<container>`.
 
@@ -82,7 +83,6 @@ def store_batch(
     what it is; `StageError` when the disk is full, and `ArtifactError` when a batch of that digest is there with other
     bytes.
     """
-    intake = intake or BatchChoices(senders=senders, limits=limits)
     location = Path(path)
     if location.is_dir():
         return _store(_dataset_chunks(_load_folder(location), location), raw, source, location, intake)

@@ -117,6 +117,11 @@ def test_set_and_unset(place: Workspace) -> None:
     assert (refused.code, load_params(place.root)[0].threads) == (2, 2)
     assert place.run("params", "unset", "threads", "finetune.methods").code == 0
     assert (place.root / "params.yaml").read_text() == before
+    assert place.run("params", "set", "reference.base=some/model", "reference.revision=main").code == 0
+    before = (place.root / "params.yaml").read_text()
+    left = place.run("params", "unset", "reference.base")
+    assert (left.code, "reference.revision" in left.err) == (2, True)
+    assert (place.root / "params.yaml").read_text() == before
     again = place.run("params", "unset", "threads")
     assert (again.code, "found none there" in again.err) == (2, True)
 

@@ -121,6 +121,23 @@ def test_own_feedback_takes_the_defaults_of_real_models(of_0_1: Workspace) -> No
     assert params.finetune.dpo.eval_steps == 5
 
 
+def test_a_migration_that_was_killed_is_completed(of_0_1: Workspace) -> None:
+    """The file of choices was written, the graph not yet: what is no default of 0.1 is not chosen a second time."""
+    graph = (of_0_1.root / "dvc.yaml").read_bytes()
+    yaml = YAML()
+    values = yaml.load((of_0_1.root / "params.yaml").read_text())
+    values["sample_world"]["enabled"], values["reference"]["base"] = False, "some/model"
+    with (of_0_1.root / "params.yaml").open("w") as out:
+        yaml.dump(values, out)
+    assert of_0_1.run("migrate").code == 0
+    choices = (of_0_1.root / "params.yaml").read_bytes()
+    (of_0_1.root / "dvc.yaml").write_bytes(graph)
+    again = of_0_1.run("migrate")
+    assert again.code == 0, again.err
+    assert (of_0_1.root / "params.yaml").read_bytes() == choices
+    assert "dvc.yaml: the graph of today" in again.out
+
+
 def test_a_choice_that_does_not_hold_today_is_named_and_the_file_stays(of_0_1: Workspace) -> None:
     file = of_0_1.root / "params.yaml"
     file.write_text(file.read_text().replace("\nthreads: 1\n", "\nthreads: 0\n"))

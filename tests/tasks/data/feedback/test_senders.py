@@ -10,7 +10,7 @@ import pytest
 
 from plumbline.data_contracts.errors import ArtifactError
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.data.feedback.batches import Batch, store_batch
+from plumbline.tasks.data.feedback.batches import Batch, BatchChoices, store_batch
 from plumbline.tasks.data.feedback.senders import senders_of
 from plumbline.tasks.data.feedback.validate import raw_batches
 
@@ -20,7 +20,7 @@ ROWS = [{"id": f"r{n}", "prompt": f"p{n}", "chosen": "yes", "rejected": "no"} fo
 def store(tmp_path: Path, *senders: str | None) -> Batch:
     path = tmp_path / "seal.jsonl"
     path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in ROWS[: len(senders)]))
-    return store_batch(path, "human_pairs", tmp_path / "raw", senders)
+    return store_batch(path, "human_pairs", tmp_path / "raw", intake=BatchChoices(senders=senders))
 
 
 def test_every_record_says_who_sent_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from plumbline.data_contracts.errors import ArtifactError
-from plumbline.tasks.data.feedback.batches import store_batch
+from plumbline.tasks.data.feedback.batches import BatchChoices, store_batch
 from plumbline.tasks.data.feedback.validate import raw_batches, validate
 from plumbline.tasks.data.feedback.withdrawals import Kind, Withdrawal, keep_withdrawal, load_withdrawals
 from plumbline.tasks.params.feedback import FeedbackParams
@@ -23,7 +23,11 @@ def row(number: int, **more: object) -> dict[str, object]:
 def store(tmp_path: Path, rows: list[Any], senders: tuple[str, ...] = ()) -> str:
     path = tmp_path / "given.jsonl"
     path.write_bytes(b"".join(each if isinstance(each, bytes) else orjson.dumps(each) + b"\n" for each in rows))
-    return store_batch(path, "human_pairs", tmp_path / "raw", senders).path.relative_to(tmp_path).as_posix()
+    return (
+        store_batch(path, "human_pairs", tmp_path / "raw", intake=BatchChoices(senders=senders))
+        .path.relative_to(tmp_path)
+        .as_posix()
+    )
 
 
 def withdraw(tmp_path: Path, kind: Kind, name: str, *, undone: bool = False) -> Path:
