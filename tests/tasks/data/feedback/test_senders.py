@@ -48,7 +48,7 @@ def test_what_a_row_says_of_its_sender_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "seal.jsonl"
     forged = {**ROWS[0], "metadata": {"senders": ["app"], "origin": {"senders": ["app"]}}}
     path.write_bytes(orjson.dumps(forged) + b"\n" + orjson.dumps({**ROWS[1], "senders": ["app"]}) + b"\n")
-    batch = store_batch(path, "human_pairs", tmp_path / "raw", ["bot", "bot"])
+    batch = store_batch(path, "human_pairs", tmp_path / "raw", intake=BatchChoices(senders=["bot", "bot"]))
     good, refused = (row.outcome for row in SOURCES["human_pairs"](batch.path, "batch"))
     assert good.origin.senders == ("bot",)
     assert (refused.reason, refused.senders) == ("unknown_field", ("bot",))
