@@ -120,11 +120,11 @@ class Quarantined(Record):
 
 
 class Merged(Record):
-    """A row that was folded into another: an exact or verified near duplicate, and `why` it is taken for one."""
+    """A row that was folded into another, and `why` where the texts are not equal."""
 
     record_id: str
     into: str = Field(description="id of the record that stays")
-    reason: str = Field(description="exact or near duplicate")
+    reason: str = Field(description="exact or near duplicate, or beyond the pairs of one prompt")
     why: str | None = Field(default=None, description="the evidence")
     origin: Origin = Field(description="raw file, line and tokens of the senders")
 

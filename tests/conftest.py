@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from plumbline.flows.graph import environment
 from tests.support.once import give_key
 
 pytest_plugins = ["tests.support.parts"]
+gc.disable()  # until all tests are collected
 settings.register_profile("suite", deadline=None)  # a first call imports, and a machine may be busy
 settings.load_profile("suite")
 environment.prepare(threads=1)

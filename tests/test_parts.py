@@ -24,22 +24,22 @@ class Item:
 
 
 def suite() -> list[Any]:
-    """Nine files, each with four long tests and one that is not; the last keeps three."""
+    """Twelve files, each with four long tests and one that is not; the last keeps three."""
     return [
-        Item(Path(f"/x/test_{file}.py"), f"{file}.{n}", {"long": {"keep": 3} if file == 8 else {}} if n else {})
-        for file in range(9)
+        Item(Path(f"/x/test_{file}.py"), f"{file}.{n}", {"long": {"keep": 3} if file == 11 else {}} if n else {})
+        for file in range(12)
         for n in range(5)
     ]
 
 
-def test_a_slice_is_a_third_of_the_files_and_one_test_of_each() -> None:
+def test_a_slice_is_a_sixth_of_the_files_and_one_test_of_each() -> None:
     items = suite()
     seen: set[str] = set()
-    for seed in range(40):
+    for seed in range(60):
         drawn = parts._drawn(items, seed)
         files = {item.path.name for item in drawn}
-        assert len(files) == 3
-        assert len(drawn) == (5 if "test_8.py" in files else 3)
+        assert len(files) == 2
+        assert len(drawn) == (4 if "test_11.py" in files else 2)
         assert all("long" in item.marks for item in drawn)
         assert drawn == parts._drawn(items, seed), "the seed repeats it"
         seen |= {item.name for item in drawn}
@@ -51,7 +51,7 @@ def test_an_order_by_a_seed_keeps_a_file_in_one_piece() -> None:
     orders = [[item.name for item in parts._shuffled(items, seed)] for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(item.name for item in items)
-    assert all(len({name.split(".")[0] for name in orders[0][at : at + 5]}) == 1 for at in range(0, 45, 5))
+    assert all(len({name.split(".")[0] for name in orders[0][at : at + 5]}) == 1 for at in range(0, 60, 5))
 
 
 def test_what_takes_long_is_made_once_until_its_ingredients_change(

@@ -90,6 +90,18 @@ class ContradictionParams(Section):
 class SplitParams(Section):
     """Shares of the pairs, by whole clusters of near-duplicate prompts."""
 
+    by: Literal["hash", "size"] = Field(
+        "hash",
+        description="What decides the split of a cluster. hash: the digest of its prompts, so that what is held out "
+        "stays held out when feedback arrives; shares are met by chance. size: the shares are met as closely as "
+        "clusters allow, and fresh feedback may move a cluster.",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the draw by hash. It is apart from the seed of the run, which may change while the "
+        "held-out set stays.",
+    )
     train: float = Field(0.80, ge=0, le=1, description="Share of pairs for training.")
     validation: float = Field(0.05, ge=0, le=1, description="Share of pairs for early stopping.")
     test: float = Field(0.15, ge=0, le=1, description="Share of pairs for evaluation only.")
@@ -116,5 +128,11 @@ class CurationParams(Section):
     limits: LengthLimitParams = Field(LengthLimitParams(), description="Length limits.")
     matching: MatchingParams = Field(MatchingParams(), description="Exact and near duplicates.")
     contradictions: ContradictionParams = Field(ContradictionParams(), description="Opposite preferences.")
+    max_pairs_per_prompt: int | None = Field(
+        None,
+        ge=1,
+        description="Most pairs kept of one prompt and its near duplicates: those with the most votes, then the "
+        "latest. The others are merged into the first of them. null: all.",
+    )
     split: SplitParams = Field(SplitParams(), description="Shares of train, validation and test.")
     listed: int = Field(50, ge=0, description="Most contradictions and templates that the report lists one by one.")

@@ -5,9 +5,10 @@
 3. exact duplicates are merged                        `exact`
 4. copies with an edit are merged                     `near_merge`, by `evidence` over `near_duplicates`
 5. contradictions of one prompt are resolved          `contradictions`; those of near prompts surfaced and kept
-6. train, validation and test by cluster of prompts   `split`, near duplicates and turns of one conversation together
+6. of one prompt at most so many pairs are kept       `per_prompt`
+7. train, validation and test by cluster of prompts   `split`, near duplicates and turns of one conversation together
 
-Steps 3 to 5 repeat until they change nothing, since how rare a shingle is depends on what is left: so curating
+Steps 3 to 6 repeat until they change nothing, since how rare a shingle is depends on what is left: so curating
 what was curated changes nothing.
 
 Not covered: limits in tokens (training knows the tokenizer), paraphrases (no words shared), and near duplicates
@@ -28,6 +29,7 @@ from plumbline.tasks.data.curation.leakage import clean_leaks
 from plumbline.tasks.data.curation.limits import apply_limits
 from plumbline.tasks.data.curation.near_merge import KeptNear, merge_near
 from plumbline.tasks.data.curation.pair_texts import PairContent, Pools, build_pools, contents
+from plumbline.tasks.data.curation.per_prompt import limit_per_prompt
 from plumbline.tasks.data.curation.report import describe
 from plumbline.tasks.data.curation.split import assign_clusters, cluster_name, conversations
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item
@@ -62,9 +64,9 @@ def curate(pairs: Sequence[PreferencePair], params: CurationParams, seed: int, p
     # 2. length limits
     progress(1, _STEPS, "length limits")
     _apply(ledger, apply_limits(ledger.kept, params.limits))
-    # 3, 4, 5. duplicates and contradictions
+    # 3 to 6. duplicates, contradictions and pairs of one prompt
     found, pools, contradictions, near = _match(ledger, params, seed, progress)
-    # 6. split by cluster
+    # 7. split by cluster
     progress(5, _STEPS, "split by cluster")
     splits, warnings = _split(ledger.kept, found, pools, params, seed)
     opposed = opposed_near_prompts(ledger.kept, found, pools)
@@ -103,7 +105,10 @@ def _match(
         found = contents(ledger.kept, params.matching) if changed else found
         outcome, rows = resolve_contradictions(ledger.kept, found, params.contradictions)
         contradictions += rows
-        if not (_apply(ledger, outcome) or changed):
+        if _apply(ledger, outcome) or changed:
+            continue
+        # 6. pairs of one prompt
+        if not _apply(ledger, limit_per_prompt(ledger.kept, found, pools, params.max_pairs_per_prompt)):
             return found, pools, contradictions, near
 
 
@@ -116,11 +121,12 @@ def _split(
     for content, label in zip(found, joined, strict=True):
         texts.setdefault(label, set()).add(content.prompt)
     names = {label: cluster_name(sorted(members)) for label, members in texts.items()}
+    members = {names[label]: found for label, found in texts.items()}
     clusters = [names[label] for label in joined]
     sizes: dict[str, int] = {}
     for cluster in clusters:
         sizes[cluster] = sizes.get(cluster, 0) + 1
-    assigned, warnings = assign_clusters(sizes, params.split, seed)
+    assigned, warnings = assign_clusters(sizes, params.split, seed, members)
     splits: dict[str, list[CuratedPair]] = {split: [] for split in SPLITS}
     for item, cluster in zip(items, clusters, strict=True):
         splits[assigned[cluster]].append(_curated(item, cluster))

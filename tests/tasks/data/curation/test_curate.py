@@ -14,7 +14,8 @@ from plumbline.data_contracts.records import Message, Origin, PreferencePair
 from plumbline.tasks.data.curation.curate import curate
 from plumbline.tasks.params.curation import CurationParams, LengthLimitParams, SplitParams
 
-PARAMS = CurationParams(split=SplitParams(on_empty="warn"), limits=LengthLimitParams(max_response=60))
+PARAMS = CurationParams(split=SplitParams(by="size", on_empty="warn"), limits=LengthLimitParams(max_response=60))
+BY_SIZE = CurationParams(split=SplitParams(by="size"))
 PROMPTS = (
     "When does the parcel with the blue kettle arrive at my house in the village by the lake?",
     "When does the parcel with the blue kettle arrive at my house in the village near the lake?",
@@ -184,10 +185,12 @@ def test_progress_reaches_its_end(make_pair):
 @pytest.mark.slow
 def test_hh_harmless(read_shared):
     """1,586 rows, two of them with an empty response."""
-    report = curate(read_shared("hh_harmless_test"), CurationParams(), 0).report
+    report = curate(read_shared("hh_harmless_test"), BY_SIZE, 0).report
     assert report["reasons"] == {"too_short": 2}
     assert report["clusters"]["largest"] <= 4
     assert report["splits"]["test"]["pairs"] == 238
+    by_hash = curate(read_shared("hh_harmless_test"), CurationParams(), 0).report
+    assert abs(by_hash["splits"]["test"]["pairs"] - 238) < 4 * (1584 * 0.15 * 0.85) ** 0.5
 
 
 @pytest.mark.slow
@@ -198,13 +201,13 @@ def test_ukp_convarg(read_shared):
     pairs = read_shared("ukp_convarg_pairs")
     raw = Counter((pair.prompt, pair.chosen, pair.rejected) for pair in pairs)
     opposed = sum((prompt, rejected, chosen) in raw for prompt, chosen, rejected in raw)
-    curated = curate(pairs, CurationParams(), 0)
+    curated = curate(pairs, BY_SIZE, 0)
     report = curated.report
     assert report["reasons"] == {"exact_duplicate": len(pairs) - len(raw), "contradiction": opposed}
     assert (len(pairs) - len(raw), opposed, report["contradictions"]["count"]) == (126, 8, 4)
     assert abs(report["length_bias"]["longer_chosen"] - 0.78) < 0.01
     assert report["clusters"]["count"] == 21
-    for split, share in CurationParams().split.fractions().items():
+    for split, share in BY_SIZE.split.fractions().items():
         assert abs(report["splits"][split]["share"] - share) < 0.03
 
 
