@@ -94,7 +94,8 @@ def play_and_judge(
     )
     lines = [orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in played.rows]
     write_bytes(context.folder / _ROWS, b"".join(lines))
-    return {"counts": played.counts, "reliability": reliability, **sifted}
+    longest = self_play.max_new_tokens
+    return {"counts": played.counts, "reliability": reliability, "max_new_tokens": longest, **sifted}
 
 
 def _stage_of(root: Path) -> Stage:

@@ -37,7 +37,7 @@ class DerivedParams(Section):
     measures_lengths: bool = Field(description="True if a length of sampled completions follows from π_ref's own.")
     longest_sequence: int = Field(
         description="Most tokens of a prompt with its sampled completion: `max_length` of the reward model, which "
-        "judges it, and of GRPO."
+        "judges it, and of GRPO if it runs."
     )
 
 
@@ -121,7 +121,10 @@ class Params(Section):
         """The values that stages read and nobody sets."""
         return DerivedParams(
             measures_lengths=any(map(lacks_length, (self.finetune, self.evaluation, self.self_play))),
-            longest_sequence=min(self.reward.max_length, self.finetune.grpo.max_length),
+            longest_sequence=min(
+                [self.reward.max_length]
+                + [self.finetune.grpo.max_length for name in self.finetune.methods if name == "grpo"]
+            ),
         )
 
     @model_validator(mode="before")
