@@ -137,8 +137,8 @@ def open_arena(
     if not prompts:
         raise StageError(
             f"Expected validation prompts with room for {settings.max_new_tokens} new tokens in a context of "
-            f"{room}, found none. Lower validation.max_new_tokens, or set validation.prompts: 0 and "
-            f"metric_for_best_model: preference_accuracy."
+            f"{room}, found none. Lower validation.max_new_tokens or training.max_completion_length, or set "
+            f"validation.prompts: 0 and metric_for_best_model: preference_accuracy."
         )
     completions = _answer(reference, tokenizer, prompts, settings, seed, batch_size, progress)
     scores = _scores(judge, tokenizer, prompts, completions, judge_length)
