@@ -19,6 +19,7 @@ from plumbline.data_contracts.errors import ModelError
 from plumbline.data_contracts.progress import Progress, silent
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.params.lengths import Filled, lacks_length, with_length
+from plumbline.tasks.params.section import value_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -169,8 +170,7 @@ def evaluated_length(manifest: Mapping[str, Any]) -> int:
 
     Of a version from before stage `lengths` it is the param that it ran under.
     """
-    run = manifest["as_run"]
-    measured = run.get("evaluate", {}).get("max_new_tokens")
-    set_before = manifest.get("settings", {}).get("evaluation", {}).get("max_new_tokens")
-    context = run.get("base", {}).get("context_length", 2 * CAP)
+    measured = value_at(manifest, "as_run.evaluate.max_new_tokens")
+    set_before = value_at(manifest, "settings.evaluation.max_new_tokens")
+    context = value_at(manifest, "as_run.base.context_length") or 2 * CAP
     return int(measured or set_before or cap_of(context))
