@@ -18,7 +18,17 @@ def fit_view(fit: Mapping[str, Any]) -> RenderableType:
     head = (
         f"\nModel:   {model['base']}, {model['parameters']:,} parameters, a context of {model['context_length']} tokens"
     )
-    return Group(Text(head), _splits(fit["splits"]), _needs(fit["needs"]), Text("\n".join(_cost(fit))))
+    top, cost = Text("\n".join([head, *_lengths(fit)])), Text("\n".join(_cost(fit)))
+    return Group(top, _splits(fit["splits"]), _needs(fit["needs"]), cost)
+
+
+def _lengths(fit: Mapping[str, Any]) -> Iterator[str]:
+    assumed = fit["assumed_completion_length"]
+    if assumed is not None:
+        yield (
+            f"Lengths: up to {assumed} tokens a completion, the most that stage lengths may find where params leave it "
+            f"open; π_ref's own completions may need less. training.max_completion_length sets it."
+        )
 
 
 def stopping(fit: Mapping[str, Any]) -> list[str]:

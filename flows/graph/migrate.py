@@ -4,6 +4,8 @@
    the file held every param. A workspace that had the sample world names its recipe.
 2. `dvc.yaml` becomes today's graph, and missing recipes come.
 3. `dvc.lock` keeps each stage whose params mean the same, so that its output is reused; the others run again.
+4. Where params set every length of completions, stage `lengths` samples nothing: it is made here, and the stages that
+   read it now are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from plumbline.data_contracts.artifact import write_bytes
+from plumbline.data_contracts.artifact import MANIFEST, write_bytes
 from plumbline.flows.graph.params_stage import values_for_dvc
 from plumbline.flows.graph.stages import STAGES
 from plumbline.flows.graph.workspaces import SAMPLE_WORLD, template_files, write_made, write_missing
@@ -25,7 +27,17 @@ from plumbline.tasks.params.layers import layers_with, put_values
 from plumbline.tasks.params.renamed import renamed
 from plumbline.tasks.params.section import PARAMS_FILE, RECIPES, RESOLVED_FILE, SCHEMA_FILE, flatten, nested, value_at
 from plumbline.tasks.params.whole import Params
-from plumbline.tasks.storage.versioning.lock import LOCK, PARAMS_STAGE, record_params, recorded_params
+from plumbline.tasks.pipeline.stage import execute
+from plumbline.tasks.storage.versioning.lock import (
+    LOCK,
+    PARAMS_STAGE,
+    read_lock,
+    record_input,
+    record_params,
+    recorded_params,
+)
+from plumbline.tasks.storage.versioning.workspace import Versions
+from plumbline.tasks.training.measure_lengths import STAGE as LENGTHS
 
 _GRAPH_FILE = "dvc.yaml"
 
@@ -50,7 +62,8 @@ def migrate(root: Path) -> list[str]:
         write_bytes(root / _GRAPH_FILE, templates[_GRAPH_FILE])
         lines.append(f"{_GRAPH_FILE}: the graph of today")
     lines += [f"{name}: written" for name in write_made(root)]
-    return [*lines, *_keep_records(root, values_for_dvc(params))]
+    lines += _keep_records(root, values_for_dvc(params))
+    return [*lines, *_add_set_lengths(root, params)]
 
 
 def _held_every_param(root: Path) -> bool:
@@ -122,3 +135,20 @@ def _keep_records(root: Path, values: Mapping[str, Any]) -> list[str]:
             other.append(name)
     record_params(root, PARAMS_FILE, RESOLVED_FILE, same)
     return [f"stage {name}: its params have other values now; the next run runs it" for name in other]
+
+
+def _add_set_lengths(root: Path, params: Params) -> list[str]:
+    """Make stage `lengths` where it samples nothing, and record it for the stages that ran before there was one."""
+    recorded = read_lock(root)
+    readers = [
+        name
+        for name, stage in STAGES.items()
+        if LENGTHS.out in stage.deps.values() and name in recorded and LENGTHS.out not in recorded[name]["deps"]
+    ]
+    there = all((root / path / MANIFEST).is_file() for path in LENGTHS.deps.values())
+    if not readers or not there or params.derived.measures_lengths:
+        return []
+    execute(LENGTHS, root, params)
+    Versions(root).commit_stage(LENGTHS.name)
+    record_input(root, LENGTHS.name, readers)
+    return [f"stage {LENGTHS.name}: made; params set every length, so nothing was sampled"]

@@ -13,7 +13,7 @@ from plumbline.tasks.params.resolved import GRAPH
 from plumbline.tasks.params.section import PARAMS_FILE, RECIPES, RESOLVED_FILE
 from plumbline.tasks.pipeline.stage import TEMPLATE, Stage
 from plumbline.tasks.storage.versioning.lock import PARAMS_STAGE
-from plumbline.tasks.training import build_base, build_reference, finetune_policy, train_reward
+from plumbline.tasks.training import build_base, build_reference, finetune_policy, measure_lengths, train_reward
 
 _ORDER = (
     make_sample_world.STAGE,
@@ -21,6 +21,7 @@ _ORDER = (
     validate_feedback.STAGE,
     curate_preferences.STAGE,
     build_reference.STAGE,
+    measure_lengths.STAGE,
     train_reward.STAGE,
     finetune_policy.STAGE,
     evaluate_policy.STAGE,

@@ -24,11 +24,18 @@ def evaluate_policy(
     from plumbline.tasks.evaluation.measures.endings import warnings_of
     from plumbline.tasks.evaluation.measures.evaluate import evaluate
     from plumbline.tasks.evaluation.measures.gold import Gold
+    from plumbline.tasks.models.completion_lengths import settle_lengths
     from plumbline.tasks.models.loading import load_tokenizer
     from plumbline.tasks.models.renderable import sift_splits
     from plumbline.tasks.training.rewards.held_out import choose_judge
     from plumbline.tasks.training.rewards.scoring import RewardModel
 
+    evaluation = settle_lengths(
+        evaluation,
+        context.deps.get("lengths"),
+        context.dep("reference"),
+        trust_remote_code=reference_trust_remote_code,
+    )
     known = read_artifact(context.dep("world")).facts["enabled"]
     reward = context.dep("reward")
     held_out_judge, judging = choose_judge(reward)
@@ -58,7 +65,8 @@ def evaluate_policy(
         judge_length=judge.max_length,
         trust_remote_code=reference_trust_remote_code,
     )
-    return {"metrics": metrics, "warnings": warnings_of(metrics, evaluation), **sifted}
+    warnings = warnings_of(metrics, evaluation)
+    return {"metrics": metrics, "max_new_tokens": evaluation.max_new_tokens, "warnings": warnings, **sifted}
 
 
 def _audit(reward: Path) -> Facts:
@@ -73,6 +81,7 @@ STAGE = Stage(
     deps={
         "policy": "models/policy",
         "reference": "models/reference",
+        "lengths": "reports/lengths",
         "base": "models/base",
         "reward": "models/reward",
         "curated": "data/curated",

@@ -6,7 +6,7 @@ store, from which the next `plumbline retrain` reads it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,12 @@ def self_play(root: Path, params: Section) -> SelfPlayed:
     Raises `UsageError` if there is no policy yet, `ArtifactError` where a model was changed by hand, and
     `JudgeError` for a judge that agrees with people less than `judge.min_kappa`.
     """
-    for path in STAGE.deps.values():
+    stage = _stage_of(root)
+    for path in stage.deps.values():
         _require(root, path)
-    watch().started(STAGE)
-    log = root / ".plumbline" / "logs" / f"{STAGE.name}.log"
-    artifact = run_isolated(STAGE, root, params, log, watch().progress(STAGE))
+    watch().started(stage)
+    log = root / ".plumbline" / "logs" / f"{stage.name}.log"
+    artifact = run_isolated(stage, root, params, log, watch().progress(stage))
     (batch,) = ingest_feedback(root, SOURCE, [str(artifact.path / _ROWS)])
     return SelfPlayed(batch, artifact.facts["counts"], artifact.facts["reliability"])
 
@@ -63,6 +64,7 @@ def play_and_judge(
 ) -> Facts:
     """Measure the judge on held-out pairs, let the policies answer, write the judged pairs."""
     from plumbline.tasks.evaluation.comparison.self_play import Side, play
+    from plumbline.tasks.models.completion_lengths import settle_lengths
     from plumbline.tasks.models.loading import load_tokenizer, seed_everything
     from plumbline.tasks.models.renderable import sift_splits
     from plumbline.tasks.training.rewards.judges.build import JudgeMeans, build_judge
@@ -74,6 +76,7 @@ def play_and_judge(
     model = RewardModel.load(context.dep("reward"), trust_remote_code=trusting)
     asked = build_judge(judge, JudgeMeans(model, context.work / "answers", trusting))
     policy, reference = context.dep("policy"), context.dep("reference")
+    self_play = settle_lengths(self_play, context.deps.get("lengths"), reference, trust_remote_code=trusting)
     given = {name: list(load_jsonl(curated / f"{name}.jsonl", CuratedPair)) for name in ("train", "validation")}
     # how many may be refused was decided before training
     kept, sifted = sift_splits(load_tokenizer(policy, trust_remote_code=trusting), given, 1.0)
@@ -91,7 +94,15 @@ def play_and_judge(
     )
     lines = [orjson.dumps(row, option=orjson.OPT_SORT_KEYS) + b"\n" for row in played.rows]
     write_bytes(context.folder / _ROWS, b"".join(lines))
-    return {"counts": played.counts, "reliability": reliability, **sifted}
+    longest = self_play.max_new_tokens
+    return {"counts": played.counts, "reliability": reliability, "max_new_tokens": longest, **sifted}
+
+
+def _stage_of(root: Path) -> Stage:
+    """The stage; without the measured lengths in a workspace whose last run was before there was such a stage."""
+    measured = STAGE.deps["lengths"]
+    there = (root / measured / MANIFEST).is_file()
+    return STAGE if there else replace(STAGE, deps={n: path for n, path in STAGE.deps.items() if path != measured})
 
 
 def _require(root: Path, path: str) -> None:
@@ -112,6 +123,7 @@ STAGE = Stage(
     deps={
         "policy": "models/policy",
         "reference": "models/reference",
+        "lengths": "reports/lengths",
         "reward": "models/reward",
         "curated": "data/curated",
     },

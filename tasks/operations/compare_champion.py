@@ -26,6 +26,7 @@ from plumbline.data_contracts.errors import ModelError, StageError
 from plumbline.data_contracts.progress import silent
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
 from plumbline.tasks.params.evaluation import EvaluationParams
+from plumbline.tasks.params.lengths import settled
 from plumbline.tasks.registry.signing.keys import VerifyingKey, signing_key, verifying_key
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.registered import MANIFEST_TAG, StoredFiles, Version
@@ -99,7 +100,7 @@ def measure_latency(root: Path, store: Store, version: Version, sampling: Sampli
             model,
             tokenizer,
             [prompts[number % len(prompts)]],
-            max_new_tokens=params.max_new_tokens,
+            max_new_tokens=settled(params.max_new_tokens),
             temperature=params.temperature,
             top_p=params.top_p,
             seed=sampling.seed + number,

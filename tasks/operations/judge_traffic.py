@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plumbline.data_contracts.interactions import Interaction, ServedCompletion
+from plumbline.tasks.params.lengths import settled
 from plumbline.tasks.params.whole import Params
 
 
@@ -21,8 +22,8 @@ def judge_traffic(
     """Request -> 1 where the served answer wins, 0 if the rival's does, both positions judged.
 
     `stored` holds the rival's answers by request where it gave them at the time; the others it gives now, at
-    evaluation's settings. Requests that are too long for the rival or the judge, or that a chat template of theirs
-    refuses, are left out.
+    evaluation's settings, in which `max_new_tokens` is a number. Requests that are too long for the rival or the judge,
+    or that a chat template of theirs refuses, are left out.
     """
     from plumbline.tasks.evaluation.measures.win_rate import Pointwise, judge_both_positions
     from plumbline.tasks.models.loading import seed_everything
@@ -64,7 +65,7 @@ def _answers(params: Params, requests: list[Interaction], folder: Path, seed: in
         model,
         tokenizer,
         [request.prompt for request in fitting],
-        max_new_tokens=params.evaluation.max_new_tokens,
+        max_new_tokens=settled(params.evaluation.max_new_tokens),
         temperature=params.evaluation.temperature,
         top_p=params.evaluation.top_p,
         seed=seed,

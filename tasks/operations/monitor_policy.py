@@ -27,6 +27,7 @@ from plumbline.data_contracts.records import CuratedPair, PreferencePair, load_j
 from plumbline.tasks.data.feedback.validate import raw_batches, sort_rows
 from plumbline.tasks.data.feedback.withdrawals import load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
+from plumbline.tasks.models.completion_lengths import evaluated_length
 from plumbline.tasks.operations.announce import api_url, drain_outbox, request_retraining
 from plumbline.tasks.operations.judge_traffic import judge_traffic
 from plumbline.tasks.operations.monitoring import observations
@@ -35,6 +36,7 @@ from plumbline.tasks.operations.monitoring.drift import shifts
 from plumbline.tasks.operations.monitoring.report import markdown
 from plumbline.tasks.operations.promote_model import champion_of, previous_of
 from plumbline.tasks.operations.serving import log
+from plumbline.tasks.params.lengths import with_length
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.signing.keys import verifying_key
 from plumbline.tasks.registry.store.client import Store
@@ -117,6 +119,7 @@ def _look(root: Path, params: Params, look: Look, server: str | None) -> dict[st
     stored.require_signed(verifying_key(root, params.registry))
     manifest = stored.manifest()
     with tempfile.TemporaryDirectory() as scratch:
+        params = with_length(params, evaluated_length(manifest))  # π_ref and the rival answer as in its evaluation
         subject = Subject(root, params, champion, manifest, engine, Path(scratch), previous_of(root, params))
         _observe(subject, look)
     against = {RIVAL: look.streams.pop(RIVAL)} if RIVAL in look.streams else {}

@@ -17,8 +17,10 @@ from sqlalchemy import Engine
 
 from plumbline.data_contracts.errors import PlumblineError, RegistryRefused, SignatureError, UsageError, VersioningError
 from plumbline.tasks.evaluation.measures.gate import GateFigures, GateResult, examine
+from plumbline.tasks.models.completion_lengths import evaluated_length
 from plumbline.tasks.operations.compare_champion import Sampling, compare_champion, measure_latency
 from plumbline.tasks.operations.promotion.gates import GATES_OF
+from plumbline.tasks.params.lengths import with_length
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger import ledger as books
 from plumbline.tasks.registry.ledger.ledger import Action, LedgerEntry, Move, alias_state
@@ -315,7 +317,8 @@ def _examine(
             raise SignatureError(f"{unverified} No override helps: it was not promoted.")
     manifest = StoredFiles(store, version).manifest()
     rival = champion if champion is not None and champion.number != version.number else None
-    sampling = Sampling(params.evaluation, params.seed, params.threads, params.reference.trust_remote_code)
+    evaluation = with_length(params.evaluation, evaluated_length(manifest))
+    sampling = Sampling(evaluation, params.seed, params.threads, params.reference.trust_remote_code)
     comparison: Mapping[str, Any] | str = "there is no champion to compare with"
     if rival is not None and "win_rate_vs_champion" in names and limits.min_win_rate_vs_champion_low is not None:
         comparison = _attempt(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from plumbline.data_contracts.errors import ParamsError, UnknownModelError, UsageError
 from plumbline.tasks.access.requests import checked
 from plumbline.tasks.access.secret_files import make_secret, random_secret, read_secret
+from plumbline.tasks.models.completion_lengths import evaluated_length
 from plumbline.tasks.operations.promotion.gates import require_answering
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.operations.serving.canary import Canary
@@ -37,7 +38,7 @@ from plumbline.tasks.params.whole import Params
 from plumbline.tasks.registry.ledger import ledger
 from plumbline.tasks.registry.ledger.verified_aliases import VerifiedAliases
 from plumbline.tasks.registry.store.client import Store
-from plumbline.tasks.registry.versions.registered import resolve
+from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 from plumbline.tasks.registry.versions.serving_files import verified_model
 from plumbline.tasks.storage.database import open_database
 
@@ -172,7 +173,7 @@ def load(root: Path, params: Params, store: Store, backend: BackendParams, uri: 
     version = resolve(store, uri)
     folder = verified_model(store, version, root)
     if backend.kind == "transformers":
-        return LocalBackend.load(_spec(folder, params, backend))
+        return LocalBackend.load(_spec(folder, params, backend, StoredFiles(store, version).manifest()))
     limits = params.serving.limits
     remote = RemoteBackend(
         str(backend.url),
@@ -192,8 +193,10 @@ def load_shadow(root: Path, params: Params, store: Store, uri: str) -> Backend:
     backend, shadow = params.serving.challenger, params.serving.shadow
     if backend.kind == "openai":
         return load(root, params, store, backend, uri)
-    folder = verified_model(store, resolve(store, uri), root)
-    return ShadowProcess(_spec(folder, params, backend), nice=shadow.nice, timeout_s=shadow.timeout_s)
+    version = resolve(store, uri)
+    folder = verified_model(store, version, root)
+    spec = _spec(folder, params, backend, StoredFiles(store, version).manifest())
+    return ShadowProcess(spec, nice=shadow.nice, timeout_s=shadow.timeout_s)
 
 
 def record_return(root: Path, params: Params, store: Store, reason: str, evidence: Mapping[str, Any]) -> None:
@@ -252,9 +255,10 @@ def _from_environment(name: str, key: str) -> str:
     return value
 
 
-def _spec(folder: Path, params: Params, backend: BackendParams) -> LocalSpec:
-    serving = params.serving
-    defaults = Defaults(serving.temperature, serving.top_p, serving.limits.default_tokens, serving.limits.tokens)
+def _spec(folder: Path, params: Params, backend: BackendParams, manifest: Mapping[str, Any]) -> LocalSpec:
+    serving, limits = params.serving, params.serving.limits
+    tokens = limits.default_tokens or min(evaluated_length(manifest), limits.tokens)
+    defaults = Defaults(serving.temperature, serving.top_p, tokens, limits.tokens)
     return LocalSpec(folder, defaults, backend.dtype, params.threads, params.reference.trust_remote_code)
 
 

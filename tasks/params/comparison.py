@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from plumbline.tasks.params.lengths import FOLLOWS, MOST
 from plumbline.tasks.params.section import Section, flatten, plain
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
@@ -132,7 +133,9 @@ class SelfPlayParams(Section):
     """How the tuned policy meets π_ref on training prompts, for new judged pairs."""
 
     prompts: int = Field(512, ge=1, description="Distinct prompts of the train split, drawn with the run's seed.")
-    max_new_tokens: int = Field(512, ge=1, description="Longest answer in tokens; one that does not end is left out.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=MOST, description=f"Longest answer in tokens; one that does not end is left out. {FOLLOWS}"
+    )
     temperature: float = Field(1.0, gt=0, le=5, description="Logits of both policies are divided by this.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus that is sampled from, as probability mass; 1 is all.")
     batch_size: int = Field(32, ge=1, description="Prompts sampled at once.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from plumbline.tasks.params.lengths import FOLLOWS, MOST
 from plumbline.tasks.params.section import Section
 
 
@@ -26,8 +27,8 @@ class EvaluationParams(Section):
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus that is sampled from, as probability mass; 1 is all of it."
     )
-    max_new_tokens: int = Field(
-        512, ge=1, description="Longest completion, in tokens; a longer one counts as unfinished."
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=MOST, description=f"Longest completion in tokens; a longer one counts as unfinished. {FOLLOWS}"
     )
     batch_size: int = Field(32, ge=1, description="Prompts sampled, or completions scored, at once.")
     resamples: int = Field(

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from plumbline.tasks.params.lengths import FOLLOWS, MOST
 from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams
 from plumbline.tasks.params.on_policy import ArenaParams, HackingMonitorParams, KlParams
 from plumbline.tasks.params.optimisation import EvaluatedOptimisation
@@ -81,8 +82,8 @@ class GrpoParams(EvaluatedOptimisation):
         "completions a device.",
     )
     num_iterations: int = Field(1, ge=1, le=16, description="Times that each rollout is gone through (μ in the paper).")
-    max_completion_length: int = Field(
-        512, ge=1, le=16384, description="Longest sampled completion in tokens; 512 to 1024 is usual."
+    max_completion_length: int | None = Field(
+        None, ge=1, le=MOST, description=f"Longest sampled completion in tokens; 512 to 1024 is usual. {FOLLOWS}"
     )
     temperature: float = Field(
         1.0,

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from plumbline.tasks.params.lengths import FOLLOWS, MOST
 from plumbline.tasks.params.section import Section
 
 
@@ -173,6 +174,8 @@ class ArenaParams(Section):
     """How the policy is measured on validation prompts while training: against π_ref, by the held-out judge."""
 
     prompts: int = Field(256, ge=1, le=4096, description="Validation prompts that policy and π_ref both answer.")
-    max_new_tokens: int = Field(512, ge=1, le=4096, description="Longest sampled completion in tokens.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=MOST, description=f"Longest sampled completion in tokens; {FOLLOWS}"
+    )
     temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature; KL is of the model as sampled at 1.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling threshold; 1 samples the full distribution.")

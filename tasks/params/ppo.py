@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from plumbline.tasks.params.lengths import FOLLOWS, MOST
 from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams, ValidationParams
 from plumbline.tasks.params.on_policy import HackingMonitorParams, KlParams, ShapingParams, VllmParams
 from plumbline.tasks.params.optimisation import OWNED_ARGS, LrScheduler, WarmupSteps, require_dividing_logs
@@ -128,8 +129,8 @@ class PpoParams(TrainerSection):
         description="Nucleus that is sampled from. Below 1 samples are of another distribution than the one in ratio "
         "and KL: both are biased, and tokens outside the nucleus are never unlearned.",
     )
-    max_completion_length: int = Field(
-        512, ge=1, le=32768, description="Longest response in tokens; 512 to 1024 is usual."
+    max_completion_length: int | None = Field(
+        None, ge=1, le=MOST, description=f"Longest response in tokens; 512 to 1024 is usual. {FOLLOWS}"
     )
     calibration_prompts: int = Field(
         256, ge=0, description="Completions of π_ref that the reward is normalised on, before training; 0: none."

@@ -1,7 +1,7 @@
 """The resolved set: every param with its value, written to `params.resolved.yaml`, which DVC and the manifest read.
 
 `graph` in it holds the values that name inputs of stages: DVC fills them into `dvc.yaml`, in which a key that
-`params.yaml` may hold as well would be given twice.
+`params.yaml` may hold as well would be given twice. `derived` holds what follows from other params.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from plumbline.tasks.params.whole import Params
 GRAPH = "graph"
 """The key of the values that `dvc.yaml` is filled from."""
 
+DERIVED = "derived"
+"""The key of the values that follow from others (`Params.derived`)."""
+
 _HEADER = "# Every param with its value, made from params.yaml: change it there. `plumbline params KEY` explains one.\n"
 
 
 def resolved_values(params: Params, graph_keys: Iterable[str]) -> dict[str, Any]:
-    """Every param by name, and below `graph` those with these dotted keys again."""
+    """Every param by name, below `graph` those with these dotted keys again, and what follows below `derived`."""
     values = params.model_dump(mode="json")
-    return {**values, GRAPH: nested({key: value_at(values, key) for key in graph_keys})}
+    graph = nested({key: value_at(values, key) for key in graph_keys})
+    return {**values, GRAPH: graph, DERIVED: params.derived.model_dump(mode="json")}
 
 
 def write_resolved(root: Path, values: Mapping[str, Any]) -> bool:
@@ -63,5 +67,6 @@ def read_resolved(root: Path) -> dict[str, Any]:
 def load_resolved(root: Path) -> Params:
     """The params that the resolved set holds. Raises `ParamsError`."""
     values = read_resolved(root)
-    values.pop(GRAPH, None)
+    for made in (GRAPH, DERIVED):
+        values.pop(made, None)
     return validate_params(values, root / RESOLVED_FILE)

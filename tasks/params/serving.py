@@ -68,8 +68,12 @@ class RateLimitParams(Section):
     body_s: float = Field(10.0, gt=0, le=600, description="Longest time in which a body must have come, seconds.")
     messages: int = Field(256, ge=1, le=10_000, description="Most messages in a request.")
     tokens: int = Field(1024, ge=1, le=1_000_000, description="Most tokens of an answer; a request for more is cut.")
-    default_tokens: int = Field(
-        256, ge=1, le=1_000_000, description="Tokens of an answer where neither request nor checkpoint says how many."
+    default_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Tokens of an answer where neither request nor checkpoint says how many; null: as many as a "
+        "completion of the version's evaluation had at most, and no more than `tokens`.",
     )
     in_flight: int = Field(
         32, ge=1, le=10_000, description="Requests answered or waiting at one time; the next gets 429 and Retry-After."
@@ -82,7 +86,7 @@ class RateLimitParams(Section):
 
     @model_validator(mode="after")
     def _default_within_the_most(self) -> Self:
-        if self.default_tokens > self.tokens:
+        if self.default_tokens is not None and self.default_tokens > self.tokens:
             raise ValueError(f"default_tokens {self.default_tokens} is above tokens {self.tokens}. Lower it")
         return self
 

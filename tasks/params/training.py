@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from plumbline.tasks.params.finetuning import FinetuneParams, SftParams
+from plumbline.tasks.params.lengths import COMPLETION, MOST, NEW_TOKENS, share_length
 from plumbline.tasks.params.method_sections import EarlyStoppingParams, LoraParams
 from plumbline.tasks.params.optimisation import LrScheduler, SamplingStrategy, WarmupSteps
 from plumbline.tasks.params.reward import RewardParams
@@ -28,7 +29,8 @@ class TrainingParams(Section):
     """Values for `reference.sft`, `reward` and each method of `finetune`, null: each one's own.
 
     A section takes those that it has a field for, and its own value in the document comes first. Learning rates, epochs
-    and β differ by method and are not here.
+    and β differ by method and are not here. The longest completion is that of everything that samples: methods, their
+    evaluation while training, `evaluation` and `self_play`.
     """
 
     per_device_train_batch_size: int | None = Field(
@@ -41,6 +43,13 @@ class TrainingParams(Section):
         None, ge=1, le=8192, description="Sequences a device and forward pass without gradients."
     )
     max_length: int | None = Field(None, ge=8, description="Longest prompt plus completion in tokens.")
+    max_completion_length: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="Longest sampled completion in tokens, of methods, evaluations and self-play; null: what π_ref's "
+        "own completions need, measured by stage `lengths`.",
+    )
     bf16: bool | None = Field(None, description="bfloat16 autocast over float32 weights.")
     gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory.")
     lora: LoraParams | None = Field(None, description="Adapters for each method; its own `lora: null` trains all.")
@@ -79,6 +88,8 @@ def share(document: Mapping[str, Any], methods: Collection[str] | None = None) -
         return document
     reference, finetune = document.get("reference", {}), document.get("finetune", {})
     shared = dict(document) | {"reward": _filled(document.get("reward", {}), RewardParams, values)}
+    if COMPLETION in values:
+        shared |= share_length(document, values[COMPLETION])
     if isinstance(reference, Mapping):
         shared["reference"] = {**reference, "sft": _filled(reference.get("sft", {}), SftParams, values)}
     if isinstance(finetune, Mapping):
@@ -93,6 +104,8 @@ def shared_key(path: Sequence[str]) -> list[str] | None:
             left_out: Sequence[str] = ()
         case ["reference", "sft", name, *rest] if name in SftParams.model_fields:
             left_out = ()
+        case ["finetune", _, "validation", "max_new_tokens"] | ["evaluation" | "self_play", "max_new_tokens"]:
+            return ["training", COMPLETION]
         case ["finetune", method, name, *rest] if method in METHODS and name in METHODS[method].model_fields:
             left_out = _IN_UPDATES.get(method, ())
         case _:
@@ -117,7 +130,11 @@ def _filled(section: Any, kind: type[Section], values: Mapping[str, Any]) -> Any
     """The section with values for those of its fields that it does not set; what is no mapping stays as it is."""
     if not isinstance(section, Mapping):
         return section
-    return {name: value for name, value in values.items() if name in kind.model_fields} | dict(section)
+    own = {name: value for name, value in values.items() if name in kind.model_fields} | dict(section)
+    arena = own.get("validation", {})
+    if COMPLETION in values and "validation" in kind.model_fields and isinstance(arena, Mapping):
+        own["validation"] = {NEW_TOKENS: values[COMPLETION], **arena}
+    return own
 
 
 def fits(method: str, section: Any) -> bool:

@@ -14,6 +14,7 @@ from plumbline.tasks.params.feedback import FeedbackParams
 from plumbline.tasks.params.finetuning import FinetuneParams, ReferenceParams
 from plumbline.tasks.params.intake import IntakeParams
 from plumbline.tasks.params.judge import JudgeParams
+from plumbline.tasks.params.lengths import lacks_length
 from plumbline.tasks.params.mixture import MixtureParams
 from plumbline.tasks.params.monitor import MonitorParams
 from plumbline.tasks.params.operations import OperationsParams
@@ -28,6 +29,16 @@ from plumbline.tasks.params.serving import ServingParams
 from plumbline.tasks.params.tiny_model import TinyModelParams
 from plumbline.tasks.params.training import TrainingParams, share
 from plumbline.tasks.params.trigger import TriggerParams
+
+
+class DerivedParams(Section):
+    """Values that follow from other params, so that a stage runs again only where they change."""
+
+    measures_lengths: bool = Field(description="True if a length of sampled completions follows from π_ref's own.")
+    longest_sequence: int = Field(
+        description="Most tokens of a prompt with its sampled completion: `max_length` of the reward model, which "
+        "judges it, and of GRPO if it runs."
+    )
 
 
 class Params(Section):
@@ -104,6 +115,17 @@ class Params(Section):
     monitor: MonitorParams = Field(
         default_factory=MonitorParams, description="What is watched, and at which rate of false alarms."
     )
+
+    @property
+    def derived(self) -> DerivedParams:
+        """The values that stages read and nobody sets."""
+        return DerivedParams(
+            measures_lengths=any(map(lacks_length, (self.finetune, self.evaluation, self.self_play))),
+            longest_sequence=min(
+                [self.reward.max_length]
+                + [self.finetune.grpo.max_length for name in self.finetune.methods if name == "grpo"]
+            ),
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from plumbline.data_contracts.verification import HashCheck
 from plumbline.tasks.params.registry import RegistryParams
 from plumbline.tasks.params.section import Section
 from plumbline.tasks.pipeline.isolation import run_isolated
-from plumbline.tasks.pipeline.stage import Stage, StageRecord
+from plumbline.tasks.pipeline.stage import Stage, StageRecord, fill
 from plumbline.tasks.pipeline.watch import watch
 from plumbline.tasks.registry.lineage.differences import compare_environments, compare_files
 from plumbline.tasks.registry.restore_version import restore_version
@@ -141,8 +141,9 @@ def _again(
 ) -> dict[str, Any]:
     """Run one stage and compare it, unless that was done before a kill and its output still is what it was."""
     root, known = reproduction.workspace, reproduction.done.get(stage.name)
-    watch().started(stage)
     deps = reproduction.manifest["stages"][stage.name]["deps"]
+    stage = replace(stage, deps=_recorded_only(stage, deps, params))
+    watch().started(stage)
     if known is None or known["artifact"] != _digest(root / stage.out) or redone & deps.keys():
         log = root / ".plumbline" / "logs" / f"{stage.name}.log"
         run_isolated(stage, root, params, log, watch().progress(stage))
@@ -154,6 +155,11 @@ def _again(
         write_json(reproduction.folder / STATE, state)
     watch().finished(stage, StageRecord(stage.name, 0.0, False, read_artifact(root / stage.out)))
     return known
+
+
+def _recorded_only(stage: Stage, recorded: Collection[str], params: Section) -> dict[str, str]:
+    """The inputs that the version's graph had: an older program's stage did not read those that came later."""
+    return {name: path for name, path in stage.deps.items() if fill(path, params) in recorded}
 
 
 def _pin(reproduction: Reproduction) -> str:

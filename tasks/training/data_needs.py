@@ -11,6 +11,7 @@ from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.models.pairs import TokenPair
 from plumbline.tasks.params.curation import SPLITS
+from plumbline.tasks.params.lengths import COMPLETION, NEW_TOKENS, settled
 from plumbline.tasks.params.whole import Params
 
 if TYPE_CHECKING:
@@ -75,12 +76,15 @@ def pair_limits(params: Params, context: int) -> dict[str, int]:
 def prompt_limits(params: Params, context: int) -> dict[str, int]:
     """Longest prompt in tokens that leaves room for an answer, by the section of params that samples answers."""
     sections = {name: getattr(params.finetune, name) for name in params.finetune.methods if name in ("grpo", "ppo")}
-    rooms = {f"finetune.{name}": context - own.max_completion_length for name, own in sections.items()}
-    return rooms | {EVALUATION: context - params.evaluation.max_new_tokens}
+    rooms = {f"finetune.{name}": context - settled(own.max_completion_length) for name, own in sections.items()}
+    return rooms | {EVALUATION: context - settled(params.evaluation.max_new_tokens)}
 
 
 def data_needs(params: Params, splits: Mapping[str, SplitTokens], context: int) -> Iterator[DataNeed]:
-    """Every need of a run with these params, met or not, in the order in which a run comes to it."""
+    """Every need of a run with these params, met or not, in the order in which a run comes to it.
+
+    The lengths of completions are numbers in params (`with_length`).
+    """
     yield _readable(params, splits)
     yield from _fitting(params, splits, context)
     yield from _held_out(params, splits["train"])
@@ -118,13 +122,14 @@ def _fitting(params: Params, splits: Mapping[str, SplitTokens], context: int) ->
     for section, room in prompt_limits(params, context).items():
         split = splits["test" if section == EVALUATION else "train"]
         found = split.prompts_within(room)
+        key = f"{section}.{NEW_TOKENS if section == EVALUATION else COMPLETION}"
         yield DataNeed(
-            f"{section}.max_new_tokens",
+            key,
             found,
             1,
             found < 1,
             f"{found} of {len(split.prompts)} prompts leave room for an answer (at most {room} tokens). Lower "
-            f"{section}.max_new_tokens, or take a model with a longer context.",
+            f"{key}, or take a model with a longer context.",
         )
 
 

@@ -45,6 +45,7 @@ def finetune_policy(
 
     Records that the chat template refuses are set aside and counted.
     """
+    from plumbline.tasks.models.completion_lengths import settle_lengths
     from plumbline.tasks.models.curve import read_curve
     from plumbline.tasks.models.loading import load_tokenizer
     from plumbline.tasks.models.renderable import sift_splits
@@ -54,6 +55,12 @@ def finetune_policy(
     from plumbline.tasks.training.rewards.scoring import RewardModel
 
     curated, reward = context.dep("curated"), context.dep("reward")
+    finetune = settle_lengths(
+        finetune,
+        context.deps.get("lengths"),
+        context.dep("reference"),
+        trust_remote_code=reference_trust_remote_code,
+    )
     name, folder = choose_judge(reward)
     needs = needs_of(finetune)
     optimised = name == "reward_model" and learns_from_reward_model(needs, mixture, judge)
@@ -164,7 +171,12 @@ STAGE = Stage(
     name="finetune",
     title="Fine-tune policy",
     body=finetune_policy,
-    deps={"reference": "models/reference", "reward": "models/reward", "curated": "data/curated"},
+    deps={
+        "reference": "models/reference",
+        "lengths": "reports/lengths",
+        "reward": "models/reward",
+        "curated": "data/curated",
+    },
     params=(
         "seed",
         "threads",

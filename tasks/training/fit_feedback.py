@@ -14,6 +14,7 @@ import numpy as np
 
 from plumbline.data_contracts.records import CuratedPair
 from plumbline.tasks.params.curation import SPLITS
+from plumbline.tasks.params.lengths import with_length
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.training.data_needs import (
     EVALUATION,
@@ -33,10 +34,13 @@ def fit_feedback(
 ) -> dict[str, Any]:
     """Account for a base model (a folder or a Hugging Face name) and curated splits, JSON-able; see the module.
 
-    "needs" holds `DataNeed`s. Raises `ModelError` for a model that cannot be read.
+    "needs" holds `DataNeed`s. "assumed_completion_length" is the most tokens that π_ref's completions may turn out to
+    need, which the account goes by where params leave a length open, else None. Raises `ModelError` for a model that
+    cannot be read.
     """
     from transformers import AutoConfig
 
+    from plumbline.tasks.models.completion_lengths import cap_of
     from plumbline.tasks.models.loading import context_length, load_tokenizer, resolve
     from plumbline.tasks.training.speed import Tokens, measure_rates, minutes
 
@@ -44,6 +48,9 @@ def fit_feedback(
     folder = resolve(base, params.reference.revision, trust_remote_code=trust)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     context = context_length(AutoConfig.from_pretrained(folder, trust_remote_code=trust), tokenizer)
+    assumed = cap_of(min(context, params.derived.longest_sequence)) if params.derived.measures_lengths else None
+    if assumed is not None:
+        params = with_length(params, assumed)
     shapes = read_shapes(folder)
     read = {name: tokenise_split(splits[name], tokenizer) for name in SPLITS}
     rates = measure_rates(folder, tokenizer, read["train"].fitting(context), parameters(shapes), params)
@@ -52,6 +59,7 @@ def fit_feedback(
     stages = footprints(params, shapes, feedback_bytes)
     return {
         "model": {"base": base, "parameters": parameters(shapes), "context_length": context},
+        "assumed_completion_length": assumed,
         "splits": {name: _account(name, split, params, context) for name, split in read.items()},
         "needs": [asdict(need) for need in data_needs(params, read, context)],
         "minutes": {name: round(taken, 2) for name, taken in minutes(params, rates, tokens).items()},

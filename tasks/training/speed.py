@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.tasks.models.pairs import TokenPair
+from plumbline.tasks.params.lengths import settled
 from plumbline.tasks.params.whole import Params
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def minutes(params: Params, rates: Rates, splits: dict[str, Tokens]) -> dict[str
     """Minutes of each stage that reads a model, by its name."""
     train, test = splits["train"], splits["test"]
     sft, reward, evaluation = params.reference.sft, params.reward, params.evaluation
+    sampled = settled(evaluation.max_new_tokens)
     share = 1.0 if sft.max_examples is None else min(1.0, sft.max_examples / max(train.pairs, 1))
     seconds = {
         "reference": sft.num_train_epochs * share * train.chosen * rates.train
@@ -87,7 +89,7 @@ def minutes(params: Params, rates: Rates, splits: dict[str, Tokens]) -> dict[str
         "reward": reward.num_train_epochs * train.whole * rates.train + test.whole * rates.read,
         "finetune": sum(_of_method(name, params, rates, train) for name in params.finetune.methods),
         "evaluate": 2 * test.whole * rates.read
-        + 2 * min(test.prompts, evaluation.max_prompts) * evaluation.max_new_tokens * (rates.sample + 2 * rates.read),
+        + 2 * min(test.prompts, evaluation.max_prompts) * sampled * (rates.sample + 2 * rates.read),
     }
     return {stage: (STARTUP_S + taken) / 60 for stage, taken in seconds.items()}
 
@@ -98,16 +100,16 @@ def _of_method(name: str, params: Params, rates: Rates, train: Tokens) -> float:
     prompt = train.prompt_tokens / max(train.prompts, 1)
     if name == "ppo":
         ppo = finetune.ppo
-        length = prompt + ppo.max_completion_length
+        sampled = settled(ppo.max_completion_length)
+        length = prompt + sampled
         passes = 2 * ppo.num_ppo_epochs * rates.train + 4 * rates.read  # policy and critic; both, π_ref and the reward
-        return ppo.total_episodes * (ppo.max_completion_length * rates.sample + length * passes)
+        return ppo.total_episodes * (sampled * rates.sample + length * passes)
     if name == "grpo":
         grpo = finetune.grpo
         completions = grpo.num_train_epochs * train.prompts * grpo.num_generations
-        length = prompt + grpo.max_completion_length
-        return completions * (
-            grpo.max_completion_length * rates.sample + length * (grpo.num_iterations * rates.train + 3 * rates.read)
-        )
+        sampled = settled(grpo.max_completion_length)
+        length = prompt + sampled
+        return completions * (sampled * rates.sample + length * (grpo.num_iterations * rates.train + 3 * rates.read))
     if name == "sft":
         return finetune.sft.num_train_epochs * train.chosen * rates.train
     if name == "orpo":

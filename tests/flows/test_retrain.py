@@ -195,7 +195,7 @@ def test_a_new_batch_joins_and_is_redone_from_validation_on(copy: Workspace, tra
     assert (copy.root / taken["batch"]).read_bytes() == batch.read_bytes()
 
     done = copy.run("retrain", "--json")
-    assert done.redone == ["validate", "curate", "reward", "finetune", "evaluate", "gate"]
+    assert done.redone == ["validate", "curate", "lengths", "reward", "finetune", "evaluate", "gate"]
     counts = done.payload["counts"]
     assert (counts["read"], counts["accepted"], counts["merged"], counts["quarantined"]) == (546, 485, 20, 41)
 

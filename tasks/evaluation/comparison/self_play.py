@@ -23,6 +23,7 @@ from plumbline.data_contracts.progress import Progress, silent
 from plumbline.data_contracts.records import CuratedPair, Message
 from plumbline.tasks.models.judging import Judge, Judgement, rubric_of
 from plumbline.tasks.params.comparison import SelfPlayParams
+from plumbline.tasks.params.lengths import settled
 
 Prompt = tuple[Message, ...]
 _SIDES = ("policy", "reference")
@@ -142,7 +143,7 @@ def _answer(
 
     tokenizer = load_tokenizer(policy.folder, trust_remote_code=trust_remote_code)
     models = [load_policy(side.folder, trust_remote_code=trust_remote_code).eval() for side in (policy, reference)]
-    room = min(context_length(model.config, tokenizer) for model in models) - params.max_new_tokens
+    room = min(context_length(model.config, tokenizer) for model in models) - settled(params.max_new_tokens)
     distinct = list(dict.fromkeys(pair.prompt for pair in train))
     lengths = [len(head) for head in encode_prompts(tokenizer, distinct)]
     fitting = [prompt for prompt, length in zip(distinct, lengths, strict=True) if length <= room]
@@ -157,7 +158,7 @@ def _answer(
             model,
             tokenizer,
             prompts,
-            max_new_tokens=params.max_new_tokens,
+            max_new_tokens=settled(params.max_new_tokens),
             temperature=params.temperature,
             top_p=params.top_p,
             seed=seed + number,  # the same draws would give alike policies the same text

@@ -57,8 +57,8 @@ def warnings_of(metrics: Mapping[str, Any], params: EvaluationParams) -> list[st
         beside = "" if reference is None else f" ({reference:.1%} of π_ref's)"
         found.append(
             f"{share:.1%} of the policy's answers end by themselves{beside}; the others were cut at "
-            f"evaluation.max_new_tokens ({params.max_new_tokens}) and judged so. Raise it if answers are meant to be "
-            f"longer."
+            f"evaluation.max_new_tokens ({params.max_new_tokens}) and judged so. Raise it, or "
+            f"training.max_completion_length, if answers are meant to be longer."
         )
     liking = metrics["endings"]["cut_preferred"]
     if liking["low"] is not None and liking["low"] > 0.5:

@@ -22,6 +22,7 @@ from plumbline.data_contracts.records import CuratedPair, Message
 from plumbline.tasks.evaluation.measures.subjects import Subjects
 from plumbline.tasks.evaluation.measures.win_rate import JudgedPrompts, Pointwise, judge_both_positions
 from plumbline.tasks.params.evaluation import EvaluationParams
+from plumbline.tasks.params.lengths import settled
 
 if TYPE_CHECKING:
     from plumbline.tasks.models.sampling import Completion
@@ -86,7 +87,7 @@ def choose_prompts(
         first.setdefault(pair.prompt, pair.id)
     # the judge reads an end token behind a response that did not reach its own
     context = min(subjects.context, judge_length - 1)
-    room = context - params.max_new_tokens
+    room = context - settled(params.max_new_tokens)
     lengths = [len(ids) for ids in encode_prompts(subjects.tokenizer, list(first))]
     fitting = [item for item, length in zip(first.items(), lengths, strict=True) if length <= room]
     if not fitting:
@@ -116,7 +117,7 @@ def draw(
             model,
             subjects.tokenizer,
             chosen.prompts,
-            max_new_tokens=params.max_new_tokens,
+            max_new_tokens=settled(params.max_new_tokens),
             temperature=params.temperature,
             top_p=params.top_p,
             seed=seed,

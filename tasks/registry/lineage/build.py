@@ -23,6 +23,7 @@ _KINDS: Mapping[str, Kind] = {
     "validated": "dataset",
     "world": "dataset",
     "raw": "dataset",
+    "lengths": "lengths",
     "evaluation": "evaluation",
     "gate": "gate",
 }
@@ -35,6 +36,7 @@ _TITLES = {
     "validated": "validated feedback",
     "world": "sample world",
     "raw": "raw feedback",
+    "lengths": "completion lengths of π_ref",
     "evaluation": "evaluation",
     "gate": "gate",
 }
@@ -49,6 +51,7 @@ _SHOWN_FACTS = (
     "source",
     "revision",
     "pairs",
+    "max_new_tokens",
 )
 
 

@@ -34,6 +34,7 @@ Kind = Literal[
     "reference",
     "base",
     "reward_model",
+    "lengths",
     "held_out_judge",
     "dataset",
     "records",

@@ -100,6 +100,11 @@ def _summary(manifest: Mapping[str, Any]) -> str:
             run.get("reward", {}).get("held_out") or {}, "{architecture}", "{pairs.train:,} pairs", "{steps:,} steps"
         ),
         **_methods(run.get("finetune", {})),
+        "completions": _sentence(
+            run.get("evaluate", {}) | {"own": run.get("lengths", {})},
+            "at most {max_new_tokens:,} tokens in the evaluation",
+            "{own.ended:.0%} of {own.completions} of π_ref's own end within {own.cap:,}",
+        ),
         "data": _sentence(
             manifest["counts"], "{read:,} records read", "{accepted:,} accepted", "{splits.train:,} for training"
         ),

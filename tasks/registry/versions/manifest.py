@@ -35,6 +35,7 @@ ROLES = {
     "curated": "data/curated",
     "validated": "data/validated",
     "world": "data/world",
+    "lengths": "reports/lengths",
     "evaluation": "reports/evaluation",
     "gate": "reports/gate",
     "raw": "data/raw",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +63,17 @@ def record_params(root: Path, old: str, new: str, values: Mapping[str, Mapping[s
             params = document["stages"][name]["params"]
             del params[old]
             params[new] = dict(sorted(read.items()))
+
+
+def record_input(root: Path, maker: str, readers: Iterable[str]) -> None:
+    """Let `dvc.lock` say of these stages that they read the output of `maker`, as it is recorded."""
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(str(root / LOCK)) as document:
+        (made,) = document["stages"][maker]["outs"]
+        for name in readers:
+            stage = document["stages"][name]
+            stage["deps"] = sorted([*stage.get("deps", []), dict(made)], key=lambda entry: entry["path"])
 
 
 def _stage(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from plumbline.data_contracts.records import CuratedPair, Message
 from plumbline.tasks.models.chat import encode_all, encode_prompts
 from plumbline.tasks.models.divergence import sequence_divergences
 from plumbline.tasks.models.sampling import Completion, sample
+from plumbline.tasks.params.lengths import settled
 from plumbline.tasks.params.method_sections import ValidationParams
 from plumbline.tasks.params.on_policy import ArenaParams
 from plumbline.tasks.training.finetuning.methods import Score
@@ -132,12 +133,12 @@ def open_arena(
     judge_length = context if judge_length is None else judge_length
     # the judge reads an end token behind a response that did not reach its own
     room = min(context, judge_length - 1)
-    prompts = _distinct_prompts(pairs, tokenizer, room - settings.max_new_tokens)[: settings.prompts]
+    prompts = _distinct_prompts(pairs, tokenizer, room - settled(settings.max_new_tokens))[: settings.prompts]
     if not prompts:
         raise StageError(
             f"Expected validation prompts with room for {settings.max_new_tokens} new tokens in a context of "
-            f"{room}, found none. Lower validation.max_new_tokens, or set validation.prompts: 0 and "
-            f"metric_for_best_model: preference_accuracy."
+            f"{room}, found none. Lower validation.max_new_tokens or training.max_completion_length, or set "
+            f"validation.prompts: 0 and metric_for_best_model: preference_accuracy."
         )
     completions = _answer(reference, tokenizer, prompts, settings, seed, batch_size, progress)
     scores = _scores(judge, tokenizer, prompts, completions, judge_length)
@@ -166,7 +167,7 @@ def _answer(
         model,
         tokenizer,
         prompts,
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=settled(settings.max_new_tokens),
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -55,6 +56,12 @@ def of_0_1(copy: Workspace) -> Workspace:
     graph = yaml.load((copy.root / "dvc.yaml").read_text().replace("${graph.", "${"))
     lock = yaml.load((copy.root / "dvc.lock").read_text())
     del graph["vars"], graph["stages"]["params"], lock["stages"]["params"]
+    del graph["stages"]["lengths"], lock["stages"]["lengths"]
+    for stage in graph["stages"].values():
+        stage["deps"] = [path for path in stage.get("deps", ()) if path != "reports/lengths"]
+    for stage in lock["stages"].values():
+        stage["deps"] = [entry for entry in stage.get("deps", ()) if entry["path"] != "reports/lengths"]
+    shutil.rmtree(copy.root / "reports/lengths")
     for name, stage in graph["stages"].items():
         stage["params"] = stage["params"][0]["params.resolved.yaml"]
         lock["stages"][name]["params"] = {"params.yaml": {key: at(values, key) for key in stage["params"]}}
@@ -82,12 +89,13 @@ def test_an_old_workspace_is_told_what_to_do(of_0_1: Workspace) -> None:
 
 def test_after_it_every_output_is_reused(of_0_1: Workspace, trained: Trained) -> None:
     """The choices stay under today's names, the rest is the recipe of the sample world, which meant the same."""
-    before = {name: (of_0_1.root / name).stat().st_mtime_ns for name in ("data", "models", "reports")}
+    before = {name: (of_0_1.root / name).stat().st_mtime_ns for name in ("data", "models", "reports/evaluation")}
     done = of_0_1.run("migrate")
     assert done.code == 0, done.err
     assert "finetune.dpo.eval_every -> eval_steps: 5" in done.out
     assert "recipe: sample_world, because the sample world was on" in done.out
     assert "the next run runs it" not in done.out
+    assert "stage lengths: made; params set every length, so nothing was sampled" in done.out
     assert {name: (of_0_1.root / name).stat().st_mtime_ns for name in before} == before
     ours, theirs = load_params(of_0_1.root)[0], load_params(trained.root)[0]
     assert ours == theirs

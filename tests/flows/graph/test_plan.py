@@ -12,7 +12,7 @@ import pytest
 from plumbline.flows.graph.stages import STAGES
 from tests.flows.conftest import Done, Trained, Workspace, write_hh_pairs
 
-AFTER_CURATION = ["reward", "finetune", "evaluate", "gate"]
+AFTER_CURATION = ["lengths", "reward", "finetune", "evaluate", "gate"]
 
 
 def _plan(workspace: Workspace, *settings: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_a_changed_param_is_named_with_both_values_and_what_follows(trained: Tra
     [
         ("gate.min_prompts=17", ["gate"], []),
         ("curation.contradictions.resolve=keep_latest", ["curate"], AFTER_CURATION),
-        ("reference.sft.data=curated", ["reference"], ["finetune", "evaluate", "gate"]),
+        ("reference.sft.data=curated", ["reference"], ["lengths", "finetune", "evaluate", "gate"]),
         ("services.prefect_port=4321", [], []),
     ],
 )

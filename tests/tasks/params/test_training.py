@@ -8,6 +8,8 @@ import pytest
 from plumbline.data_contracts.errors import ParamsError
 from plumbline.flows.graph.stages import STAGES
 from plumbline.flows.graph.variants import validated_variants
+from plumbline.tasks.params.layers import load_layers
+from plumbline.tasks.params.section import flatten
 from plumbline.tasks.params.training import METHODS, TrainingParams
 from plumbline.tasks.params.validation import validate_params
 from plumbline.tasks.params.whole import Params
@@ -25,9 +27,74 @@ def sections(of: Params) -> dict[str, Any]:
 
 
 def test_what_is_shared_recurs_in_three_sections_and_is_of_the_same_type() -> None:
+    """The longest completion is that of evaluations as well."""
     trained = sections(Params())
-    for name in TrainingParams.model_fields:
+    for name in TrainingParams.model_fields.keys() - {"max_completion_length"}:
         assert sum(name in type(section).model_fields for section in trained.values()) >= 3, name
+
+
+def lengths(of: Params) -> dict[str, int | None]:
+    """Every longest completion, by its dotted key."""
+    flat = flatten(of.model_dump(mode="json", exclude={"training"}))
+    return {key: value for key, value in flat if key.endswith(("max_new_tokens", "max_completion_length"))}
+
+
+def test_the_longest_completion_is_that_of_everything_that_samples() -> None:
+    """An evaluation while training for each of six methods, two methods that sample, the evaluation, self-play."""
+    assert len(lengths(Params())) == 10
+    assert set(lengths(Params()).values()) == {None}
+    assert set(lengths(params(training={"max_completion_length": 32})).values()) == {32}
+
+
+def test_a_length_of_its_own_comes_before_the_shared_one() -> None:
+    own = {
+        "finetune": {"ppo": {"max_completion_length": 8, "validation": {"max_new_tokens": None}}},
+        "evaluation": {"max_new_tokens": 9},
+    }
+    found = lengths(params(training={"max_completion_length": 32}, **own))
+    assert found.pop("finetune.ppo.max_completion_length") == 8
+    assert found.pop("finetune.ppo.validation.max_new_tokens") is None
+    assert found.pop("evaluation.max_new_tokens") == 9
+    assert set(found.values()) == {32}
+
+
+@pytest.mark.parametrize(
+    ("document", "measured"),
+    [
+        ({}, True),
+        ({"training": {"max_completion_length": 32}}, False),
+        ({"training": {"max_completion_length": 32}, "self_play": {"max_new_tokens": None}}, True),
+        ({"evaluation": {"max_new_tokens": 32}}, True),
+    ],
+)
+def test_lengths_are_measured_unless_all_are_set(document: dict[str, Any], measured: bool) -> None:
+    assert params(**document).derived.measures_lengths == measured
+
+
+def test_what_is_judged_together_is_what_the_judge_and_grpo_take() -> None:
+    both = {"reward": {"max_length": 64}, "finetune": {"grpo": {"max_length": 32}}}
+    assert params(**both).derived.longest_sequence == 64
+    both["finetune"]["methods"] = ["grpo"]  # type: ignore[assignment]
+    assert params(**both).derived.longest_sequence == 32
+
+
+def test_a_change_of_the_shared_length_runs_again_what_samples() -> None:
+    def changed(before: Params, after: Params) -> set[str]:
+        return {name for name, stage in STAGES.items() if declared(stage, before) != declared(stage, after)}
+
+    at_32, at_64 = (params(training={"max_completion_length": length}) for length in (32, 64))
+    assert changed(at_32, at_64) == {"finetune", "evaluate"}
+    assert changed(params(), at_32) == {"lengths", "finetune", "evaluate"}
+    assert changed(params(), params(evaluation={"max_new_tokens": 32})) == {"evaluate"}
+
+
+def test_the_place_of_a_length_is_that_of_the_shared_key(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("training:\n  max_completion_length: 32\nself_play:\n  max_new_tokens: 8\n")
+    found = load_layers(tmp_path)
+    for key in ("finetune.dpo.validation.max_new_tokens", "finetune.ppo.max_completion_length"):
+        assert found.place_of(key.split(".")) == f"{tmp_path / 'params.yaml'}:2"
+    assert found.place_of(["evaluation", "max_new_tokens"]) == f"{tmp_path / 'params.yaml'}:2"
+    assert found.place_of(["self_play", "max_new_tokens"]) == f"{tmp_path / 'params.yaml'}:4"
 
 
 def test_nothing_is_shared_by_default() -> None:

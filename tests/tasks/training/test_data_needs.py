@@ -100,7 +100,12 @@ def test_a_held_out_judge_needs_a_cluster_of_its_own() -> None:
 
 def test_few_validation_pairs_make_figures_coarse_and_stop_nothing() -> None:
     """A share of 25 pairs is known to ±1.96 · 0.5 / 5 = 0.20. Only GRPO asks a judge in training."""
-    needs = _needs(_params(finetune={"methods": ["grpo"]}), _split(300), _split(25), _split(300))
+    needs = _needs(
+        _params(finetune={"methods": ["grpo"]}, training={"max_completion_length": 20}),
+        _split(300),
+        _split(25),
+        _split(300),
+    )
     judge = needs["judge.calibration_pairs"]
     assert (judge.found, judge.needed, judge.stops) == (25, 256, False)
     assert "±0.20" in judge.text

@@ -42,7 +42,7 @@ def test_what_is_read_and_trained_on() -> None:
 def test_what_is_sampled() -> None:
     """PPO: 128 answers of 4 tokens; each 19 tokens are trained on by two models and read by four."""
     ppo = {"total_episodes": 128, "episodes_per_update": 64, "max_completion_length": 4, "num_ppo_epochs": 1}
-    found = _seconds(finetune={"methods": ["ppo"], "ppo": ppo})
+    found = _seconds(finetune={"methods": ["ppo"], "ppo": ppo}, evaluation={"max_new_tokens": 5})
     assert found["finetune"] == pytest.approx(128 * (4 * 0.02 + 19 * (2 * 0.03 + 4 * 0.01)))
 
 

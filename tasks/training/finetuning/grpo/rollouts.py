@@ -29,6 +29,7 @@ from plumbline.tasks.models.chat import encode_prompts
 from plumbline.tasks.models.judging import Completions, Floats, GainFunction, Judge, Prompt, Reward, settle
 from plumbline.tasks.models.sampling import Completion, sample_ids, stop_token_ids
 from plumbline.tasks.params.grpo import GrpoParams
+from plumbline.tasks.params.lengths import settled
 from plumbline.tasks.training.finetuning.grpo.groups import advantages, unjudged, without_spread
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class JudgedRollouts:
         if self.params.use_vllm:
             return self._sample_vllm(trainer, heads)
         # a row's draws are its own, so that neither batch size nor neighbours change a completion
-        draws = torch.as_tensor(draw.random((len(heads), self.params.max_completion_length), dtype=np.float32))
+        draws = torch.as_tensor(draw.random((len(heads), settled(self.params.max_completion_length)), dtype=np.float32))
         with trainer.autocast():
             return sample_ids(
                 trainer.model,

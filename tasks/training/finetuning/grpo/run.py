@@ -27,6 +27,7 @@ from plumbline.tasks.models.judging import Completions, GainFunction, Judge, Pro
 from plumbline.tasks.models.sampling import sample
 from plumbline.tasks.models.trainer_args import trainer_config
 from plumbline.tasks.params.grpo import GrpoParams
+from plumbline.tasks.params.lengths import settled
 from plumbline.tasks.training.finetuning.adapters import lora_config
 from plumbline.tasks.training.finetuning.arena import Arena
 from plumbline.tasks.training.finetuning.grpo.monitoring import WatchForHacking
@@ -173,7 +174,7 @@ def _fitting_prompts(opened: TrainingRun, params: GrpoParams) -> tuple[list[Prom
     limits = [params.max_length, opened.context]
     if params.reward_weight and inputs.reward is not None and inputs.reward.max_length is not None:
         limits.append(inputs.reward.max_length - 1)  # an end token behind a completion that did not reach its own
-    room = min(limits) - params.max_completion_length
+    room = min(limits) - settled(params.max_completion_length)
     distinct: list[Prompt] = list(dict.fromkeys(pair.prompt for pair in inputs.train))
     heads = encode_prompts(opened.tokenizer, distinct)
     fitting = [prompt for prompt, head in zip(distinct, heads, strict=True) if len(head) <= room]
@@ -207,7 +208,7 @@ def _calibrate(rollouts: JudgedRollouts, reference: PreTrainedModel, prompts: Se
         reference,
         rollouts.tokenizer,
         some,
-        max_new_tokens=rollouts.params.max_completion_length,
+        max_new_tokens=settled(rollouts.params.max_completion_length),
         temperature=rollouts.params.temperature,
         top_p=rollouts.params.top_p,
         seed=rollouts.seed,
