@@ -1,4 +1,4 @@
-"""Keys of params that had another name before 0.2, when they took the names of transformers, TRL and peft, or are gone.
+"""Keys of params that had another name before 0.2, most when they took those of transformers, TRL and peft, or are gone.
 
 `renamed` rewrites a document, `moved` is what to say of an old key.
 """
@@ -91,6 +91,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "lora.alpha": "lora.lora_alpha",
         "lora.dropout": "lora.lora_dropout",
     },
+    "promotion": {"min_win_rate_vs_reference_low": "min_win_rate_low"},
 }
 """Section -> old key -> new key, each dotted from its section; `trainer_args.X` is `X` in all but tiny_model."""
 
