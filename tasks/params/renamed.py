@@ -1,4 +1,4 @@
-"""Keys of params that had another name before 0.2, most when they took those of transformers, TRL and peft, or are gone.
+"""Keys of params that are gone or had another name before 0.2: most took those of transformers, TRL and peft then.
 
 `renamed` rewrites a document, `moved` is what to say of an old key.
 """

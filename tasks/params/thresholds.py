@@ -1,4 +1,4 @@
-"""The thresholds that a model is held to twice: by the gate at registration, and before an alias that answers people."""
+"""The thresholds that a model is held to twice: by the gate at registration and before an alias that serves people."""
 
 from __future__ import annotations
 
