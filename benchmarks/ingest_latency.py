@@ -1,14 +1,12 @@
-"""From a file of feedback to a running flow run, on a real Prefect server with a warm worker.
+"""From a file of feedback to a running flow run, on a real Prefect server with a worker.
 
 `python -m benchmarks.ingest_latency --json`. A workspace of its own with services on free ports; no quiet time is
 waited for (`trigger.debounce_s=0`). Each round drops a new file into the watched inbox, or ingests it, and waits
 until the server calls the run of `retrain-on-fresh` RUNNING. The run then ends at once, on a base model that is not
-there. One round before is not counted. Warm: a round begins when a process waits for the next run
-(`flows.deployment.standby`), which after a run takes its imports and three seconds; `--standbys 0` measures runs that
-start cold.
+there. One round before is not counted.
 
 1. `announced`: until the server has the flow run: file noticed, stored, versioned, outbox, event, trigger.
-2. `started`: from there until RUNNING: the worker's poll, and the run's process and its imports where it starts cold.
+2. `started`: from there until RUNNING: the worker's poll, and the run's process with its imports.
 3. `cpu`: seconds of CPU that command, watcher, server, worker and run used meanwhile; on a busy machine they say more.
 """
 
@@ -55,13 +53,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def services(root: Path, standbys: int) -> Iterator[str]:
+def services(root: Path) -> Iterator[str]:
     """The URL of the API of a server with a worker."""
     port = free_port()
     settings = (
         f"services.prefect_port={port}",
         "services.mlflow=false",
-        f"services.worker_standbys={standbys}",
         "trigger.debounce_s=0",
         "trigger.min_new_records=1",
         "trigger.max_runs_per_week=1000",
@@ -131,27 +128,10 @@ def until_running(url: str, before: set[str], began: float) -> dict[str, float]:
     raise SystemExit(f"no run of retrain-on-fresh within {DEADLINE_S:g} s")
 
 
-def at_rest(root: Path, url: str, standbys: int) -> None:
-    """Wait until no run is under way and the standbys have done their imports, so that rounds do not meet."""
+def at_rest(url: str) -> None:
+    """Wait until no run is under way, so that rounds do not meet."""
     ends = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
     until(lambda: all(run["state_type"] in ends for run in runs(url).values()))
-    until(lambda: idle(root, standbys))
-
-
-def idle(root: Path, standbys: int) -> bool:
-    """True if as many processes wait as there should be, and used no CPU for three seconds."""
-    before = {process.pid: seconds(process) for process in waiting(root)}
-    time.sleep(3)
-    return len(before) == standbys and before == {process.pid: seconds(process) for process in waiting(root)}
-
-
-def waiting(root: Path) -> list[psutil.Process]:
-    """The processes that wait for a run."""
-    return [
-        process
-        for process in marked(services_folder(root))
-        if "plumbline.flows.deployment.standby" in process.cmdline()
-    ]
 
 
 def seconds(process: psutil.Process) -> float:
@@ -191,16 +171,16 @@ def cpu(root: Path, watching: psutil.Process) -> dict[int, float]:
     return {process.pid: seconds(process) for process in (*marked(services_folder(root)), watching)}
 
 
-def measure(rounds: int, standbys: int) -> dict[str, Any]:
+def measure(rounds: int) -> dict[str, Any]:
     """Both ways in, `rounds` times each."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "workspace"
         subprocess.run([PROGRAM, "init", root, "--sample-world"], check=True, capture_output=True)
         taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        with services(root, standbys) as url, watcher(root) as watching:
+        with services(root) as url, watcher(root) as watching:
             for number in range(rounds + 1):
                 for way, found in taken.items():
-                    at_rest(root, url, standbys)
+                    at_rest(url)
                     phases = one_round(root, url, way, watching)
                     if number:
                         found.append(phases)
@@ -208,7 +188,6 @@ def measure(rounds: int, standbys: int) -> dict[str, Any]:
     return {
         "benchmark": "ingest_latency",
         "rounds": rounds,
-        "standbys": standbys,
         "load": os.getloadavg()[0],
         "seconds": {
             way: {name: _spread([round_[name] for round_ in found]) for name in found[0]}
@@ -226,9 +205,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--standbys", type=int, default=1, help="0: runs start cold")
     args = parser.parse_args(argv)
-    result = measure(args.rounds, args.standbys)
+    result = measure(args.rounds)
     if args.json:
         print(json.dumps(result))
     else:

@@ -83,10 +83,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file atomically: temporary name in the same folder, fsync, rename."""
     handle, scratch = new_file(path.parent, f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(handle, data)
         os.replace(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
@@ -96,12 +93,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_read_only(path: Path, data: bytes) -> None:
     """Write a file of an append-only folder, whole or not at all, that nobody is to change."""
     handle, scratch = new_file(path.parent, INCOMING)
+    write_synced(handle, data)
+    scratch.chmod(scratch.stat().st_mode & 0o444)
+    scratch.rename(path)
+
+
+def write_synced(handle: int, data: bytes) -> None:
+    """Write a new file to its descriptor, down to the disk, and close it."""
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    scratch.chmod(scratch.stat().st_mode & 0o444)
-    scratch.rename(path)
 
 
 def new_file(folder: Path, prefix: str) -> tuple[int, Path]:

@@ -41,17 +41,19 @@ def retrain(
     once: Sequence[str] = (),
     trigger: Mapping[str, Any] | None = None,
     wait_s: float = 0.0,
+    ingest: bool = True,
 ) -> Settled:
     """Bring every stage up to date and register the model; independent stages run side by side.
 
     `root` is a workspace made by `plumbline init`; `overlays`, `settings` and `once` are as on the
     command line; `trigger` is what started the run, for the manifest; `wait_s` is how long to wait
-    for a workspace in which another run is under way. Whoever calls it gets what was registered; at the server the
-    state of a run whose model the gate turned down is called `REJECTED`. Raises the first stage's `PlumblineError`.
+    for a workspace in which another run is under way; `ingest` is false if the caller has just taken in the feedback
+    that params name. Whoever calls it gets what was registered; at the server the state of a run whose model the gate
+    turned down is called `REJECTED`. Raises the first stage's `PlumblineError`.
     """
     workspace = Path(root).resolve()
     with exclusive_run(workspace, wait_s):
-        registered = _retrain(workspace, (overlays, settings, once), trigger or _deployed())
+        registered = _retrain(workspace, (overlays, settings, once), trigger or _deployed(), ingest)
     if registered.passed:
         return registered
     told = f"{registered.model_uri} (rejected by the gate)"
@@ -64,13 +66,16 @@ def _deployed() -> dict[str, Any] | None:
 
 
 def _retrain(
-    workspace: Path, given: tuple[Sequence[str], Sequence[str], Sequence[str]], trigger: Mapping[str, Any] | None
+    workspace: Path,
+    given: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    trigger: Mapping[str, Any] | None,
+    ingest: bool,
 ) -> Settled:
     params, _ = settle_params(workspace, *given)
     settle_resolved(workspace, params, passing=bool(given[-1]))
     refuse_early(workspace, params.registry, params.operations)
     warm_up()
-    for source, path, columns in params.feedback.to_ingest():
+    for source, path, columns in params.feedback.to_ingest() if ingest else ():
         ingest_feedback(workspace, source, [path], params.feedback.limits(), columns=columns)
     with fixed_raw(workspace), open_run(workspace, params.registry, flow_run_id=str(flow_run.id)) as run:
         records = bring_up_to_date(STAGES.values(), Session(workspace, params, run), params)

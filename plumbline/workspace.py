@@ -81,7 +81,7 @@ class Workspace:
         `quarantine_path`. `stopped` says why a run would stop, and is None where it would not.
         """
         from plumbline.flows.cli.feedback import require_source
-        from plumbline.tasks.data.dry_run import dry_run
+        from plumbline.tasks.data.dry_run import try_files
         from plumbline.tasks.data.feedback.mapping import check_map
 
         if source is not None:
@@ -89,7 +89,7 @@ class Workspace:
         check_map(columns)
         with borrowed_process(self.root):
             params = self.params(settings=settings)
-            return dry_run(
+            tried = try_files(
                 self.root,
                 source,
                 _paths(files),
@@ -99,6 +99,7 @@ class Workspace:
                 columns=columns,
                 trust_remote_code=params.reference.trust_remote_code,
             )
+        return tried.report
 
     def ingest(self, files: Paths, source: str | None = None, *, columns: Columns = _NO_COLUMNS) -> TakenFeedback:
         """Take files into the append-only raw store, version and announce them; `plumbline ingest`.

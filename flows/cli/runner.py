@@ -51,7 +51,7 @@ def _run_retrain(root: Path, output: Output, once: Sequence[str]) -> Settled:
         from plumbline.flows.retrain import retrain
 
     with output.display(list(STAGES.values())), naming_its_end():
-        return retrain(root=str(root), once=list(once))
+        return retrain(root=str(root), once=list(once), ingest=False)  # `up_to_date` did
 
 
 def compare_here(

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from plumbline.data_contracts.artifact import write_synced
 from plumbline.data_contracts.errors import UsageError
 
 
@@ -34,10 +35,7 @@ def _draft(path: Path, data: bytes) -> Path:
     path.parent.chmod(0o700)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(handle, data)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

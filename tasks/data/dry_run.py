@@ -44,24 +44,6 @@ class DryRun:
     feedback_bytes: int
 
 
-def dry_run(
-    root: Path,
-    source: str | None,
-    paths: list[str],
-    feedback: FeedbackParams,
-    curation: CurationParams,
-    seed: int,
-    *,
-    columns: Mapping[str, str] = MappingProxyType({}),
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """The report of `try_files`."""
-    tried = try_files(
-        root, source, paths, feedback, curation, seed, columns=columns, trust_remote_code=trust_remote_code
-    )
-    return tried.report
-
-
 def try_files(
     root: Path,
     source: str | None,

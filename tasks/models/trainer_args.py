@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.data_contracts.errors import ParamsError
@@ -43,12 +44,16 @@ def same_named(config_class: type, params: TrainerSection) -> dict[str, Any]:
     return {name: getattr(params, name) for name in type(params).model_fields if name in names}
 
 
-def trainer_config(config_class: type[TrainingArguments], where: str, params: Optimisation, **own: Any) -> Any:
-    """Build TRL's config from params; `own` are the arguments of one method.
+def trainer_config(
+    config_class: type[TrainingArguments], where: str, params: Optimisation, folder: Path, seed: int, **own: Any
+) -> Any:
+    """Build TRL's config of a run in `folder` from params; `own` are the arguments of one method.
 
     Raises `ParamsError` naming `where` for an argument that TRL refuses.
     """
     arguments = same_named(config_class, params) | _shared(params)
+    # without data_seed the order of examples would hang on the global generator at `train()`
+    arguments |= {"output_dir": str(folder), "seed": seed, "data_seed": seed}
     if isinstance(params, EvaluatedOptimisation):
         arguments |= _evaluated(params)
     if "max_length" in {field.name for field in fields(config_class)}:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from plumbline.tasks.params.lengths import FOLLOWS, MOST
 from plumbline.tasks.params.section import Section
+from plumbline.tasks.params.thresholds import Thresholds
 
 
 class EvaluationParams(Section):
@@ -45,51 +46,17 @@ class EvaluationParams(Section):
     )
 
 
-class GateParams(Section):
+class GateParams(Thresholds):
     """What a model must reach to pass; null turns a check off."""
 
     min_prompts: int | None = Field(
         200, ge=1, description="Fewest prompts behind the judge's win rate: below it no interval is worth a decision."
-    )
-    min_win_rate_low: float | None = Field(
-        0.5, ge=0, le=1, description="Lower end of the interval of the judge's win rate over the reference policy."
     )
     min_gold_win_rate_low: float | None = Field(
         0.5, ge=0, le=1, description="Lower end of the gold win rate; not applicable in a world without a gold reward."
     )
     min_length_controlled_win_rate: float | None = Field(
         0.5, ge=0, le=1, description="The judge's win rate at equal length: refuses a policy that wins by length alone."
-    )
-    min_finished_share: float | None = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Share of the policy's answers that end by themselves, before evaluation.max_new_tokens. A win "
-        "rate over answers that were cut says little of what people would read.",
-    )
-    max_finished_drop: float | None = Field(
-        0.1, ge=0, le=1, description="Most that this share may lie below that of the reference policy."
-    )
-    min_preference_accuracy: float | None = Field(
-        0.5, ge=0, le=1, description="Accuracy of the implied reward on held-out preference pairs; chance is 0.5."
-    )
-    max_ece: float | None = Field(
-        0.25, ge=0, le=1, description="Expected calibration error of the implied probabilities, in [0, 1]."
-    )
-    max_kl_nats_per_token: float | None = Field(
-        0.5,
-        ge=0,
-        description="KL divergence from the reference policy, in nats per token. PPO's usual targets are 0.05-0.2; "
-        "a collapsed policy shows above 1.",
-    )
-    min_refusal_accuracy: float | None = Field(
-        0.5, ge=0, le=1, description="Share of requests to refuse that are refused; needs a gold reward."
-    )
-    max_over_refusal: float | None = Field(
-        0.2, ge=0, le=1, description="Share of harmless requests that are refused; needs a gold reward."
-    )
-    require_reward_audit: bool = Field(
-        True, description="The reward model that judges must have passed its own audit on held-out pairs."
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Keys of params that had another name before 0.2, when they took the names of transformers, TRL and peft.
+"""Keys of params that are gone or had another name before 0.2: most took those of transformers, TRL and peft then.
 
 `renamed` rewrites a document, `moved` is what to say of an old key.
 """
@@ -91,8 +91,14 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "lora.alpha": "lora.lora_alpha",
         "lora.dropout": "lora.lora_dropout",
     },
+    "promotion": {"min_win_rate_vs_reference_low": "min_win_rate_low"},
 }
 """Section -> old key -> new key, each dotted from its section; `trainer_args.X` is `X` in all but tiny_model."""
+
+GONE: Mapping[str, Mapping[str, str]] = {
+    "services": {"worker_standbys": "no process waits for the next flow run"},
+}
+"""Section -> key that is gone -> why."""
 
 _VALUES: Mapping[str, Callable[[Any, int], Any]] = {
     "group_by_length": lambda value, _: "group_by_length" if value is True else "random" if value is False else value,
@@ -122,10 +128,12 @@ def new_name(key: str) -> str | None:
 
 
 def moved(key: str) -> str | None:
-    """Return what to say of an old dotted key that was found; None for a key that was never renamed."""
+    """Return what to say of an old dotted key that was found; None for a key that never was."""
     new = new_name(key)
     if new is None:
-        return None
+        section, _, last = key.rpartition(".")
+        why = GONE.get(section, {}).get(last)
+        return f"it is gone since 0.2, because {why}; `plumbline migrate` leaves it out." if why else None
     told = f"its arguments stand beside the other keys of {new}" if key == f"{new}.{_FURTHER}" else f"it is {new}"
     return f"{told} since 0.2; `plumbline migrate` rewrites params.yaml."
 
@@ -138,6 +146,7 @@ def renamed(document: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
         place = _at(copy, section.split("."))
         if place is not None:
             lines += [f"{section}.{line}" for line in _rename_section(place, table)]
+    lines += [f"{section}.{line}" for section, table in GONE.items() for line in _leave_out(copy, section, table)]
     variants = _at(copy, ["compare", "variants"])
     for name, settings in (variants or {}).items():
         if isinstance(settings, MutableMapping):
@@ -155,6 +164,17 @@ def _rename_section(section: MutableMapping[str, Any], table: Mapping[str, str])
         if section.get(emptied) == {}:
             del section[emptied]
     return lines
+
+
+def _leave_out(document: MutableMapping[str, Any], section: str, table: Mapping[str, str]) -> list[str]:
+    """Delete the keys of a section that are gone, and a section that is then empty; return a line for each key."""
+    place = _at(document, [section]) or {}
+    found = [key for key in table if key in place]
+    for key in found:
+        del place[key]
+    if found and not place:
+        del document[section]
+    return [f"{key}: left out, because {table[key]}" for key in found]
 
 
 def _move(section: MutableMapping[str, Any], old: str, new: str, accumulation: int) -> list[str]:

@@ -27,13 +27,6 @@ class ServicesParams(Section):
     )
     worker: bool = Field(default=True, description="Start a worker of the process pool `plumbline`.")
     worker_limit: int = Field(default=4, ge=1, le=256, description="Flow runs that the worker runs at once.")
-    worker_standbys: int = Field(
-        default=1,
-        ge=0,
-        le=16,
-        description="Processes that wait, everything imported, to become the next flow run, which then starts without "
-        "seconds of imports; each takes about 170 MB. 0: every run starts cold.",
-    )
     mlflow: bool = Field(
         default=True,
         description="Start MLflow's server and UI on the registry, unless registry.tracking_uri is a server.",

@@ -17,7 +17,7 @@ from plumbline.tasks.registry.versions.registered import StoredFiles, resolve
 
 LENIENT = (
     "promotion.min_win_rate_vs_champion_low=0.0",
-    "promotion.min_win_rate_vs_reference_low=0.0",
+    "promotion.min_win_rate_low=0.0",
     "promotion.min_preference_accuracy=0.0",
     "promotion.min_finished_share=0.0",
     "promotion.max_finished_drop=1.0",
@@ -99,7 +99,7 @@ def test_the_flow_promotes_and_fails_where_a_gate_says_no(two: Any) -> None:
 
     with temporary_settings({PREFECT_API_URL: two.server}):
         done = promote(str(two.root), "models:/assistant/2", "challenger", reason="canary", actor="night shift")
-        two.set_params("promotion.min_win_rate_vs_reference_low=1.0")
+        two.set_params("promotion.min_win_rate_low=1.0")
         with pytest.raises(CheckFailed, match="win_rate_vs_reference"):
             promote(str(two.root), "models:/assistant/1", "challenger", reason="canary")
         two.set_params(*LENIENT)

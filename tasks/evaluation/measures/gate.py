@@ -271,8 +271,7 @@ CHECKS = (
         "min_win_rate_vs_champion_low",
     ),
     Check("min_prompts", "prompts judged", _prompts, "≥", _REGISTRATION, "min_prompts"),
-    _figure("win_rate_low", "min_win_rate_low", "≥", "win_rate.judge", "low", before=_REGISTRATION),
-    _figure("win_rate_vs_reference", "min_win_rate_vs_reference_low", "≥", "win_rate.judge", "low", before=_ANSWERING),
+    _figure("win_rate_vs_reference", "min_win_rate_low", "≥", "win_rate.judge", "low"),
     _figure(
         "length_controlled_win_rate",
         "min_length_controlled_win_rate",

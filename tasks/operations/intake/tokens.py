@@ -19,6 +19,7 @@ from pathlib import Path
 
 import orjson
 
+from plumbline.data_contracts.artifact import write_synced
 from plumbline.data_contracts.errors import UsageError
 
 VARIABLE = "PLUMBLINE_INTAKE_TOKENS"
@@ -157,10 +158,7 @@ def _write(path: Path, grants: Sequence[Grant]) -> None:
     """Replace the file; it is never readable by others, not for a moment."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(prefix=".tokens-", dir=path.parent)  # mode 0600
-    with os.fdopen(handle, "wb") as file:
-        file.write(orjson.dumps([asdict(grant) for grant in grants], option=orjson.OPT_INDENT_2))
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(handle, orjson.dumps([asdict(grant) for grant in grants], option=orjson.OPT_INDENT_2))
     os.replace(name, path)
 
 

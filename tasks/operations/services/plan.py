@@ -184,11 +184,11 @@ def _own(params: ServicesParams) -> dict[str, str]:
 
 
 def _worker(root: Path, params: ServicesParams, api_url: str) -> Service:
-    options = ("--limit", str(params.worker_limit), "--standbys", str(params.worker_standbys))
+    limit = ("--limit", str(params.worker_limit))
     shared = () if params.prefect else ("--shared",)
     return Service(
         "worker",
-        (sys.executable, "-m", "plumbline.flows.deployment.worker", "--name", worker_name(root), *options, *shared),
+        (sys.executable, "-m", "plumbline.flows.deployment.worker", "--name", worker_name(root), *limit, *shared),
         "worker",
         api_url,
         environment=_prefect_environment(root, api_url),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plumbline.data_contracts.artifact import write_synced
 from plumbline.data_contracts.errors import SignatureError, SigningError
 
 if TYPE_CHECKING:
@@ -158,10 +159,7 @@ def _write_key(pem: bytes, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # O_EXCL, mode 0600
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(handle, pem)
             os.link(scratch, path)
         except FileExistsError:
             return

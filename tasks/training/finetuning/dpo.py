@@ -108,10 +108,8 @@ def _config(params: DpoParams, seed: int, folder: Path) -> DPOConfig:
         DPOConfig,
         WHERE,
         params,
-        output_dir=str(folder),
-        seed=seed,
-        # without it the order of the pairs would hang on the global generator, and a resumed run on its luck
-        data_seed=seed,
+        folder,
+        seed,
         loss_type=list(losses),
         loss_weights=list(losses.values()) if len(losses) > 1 else None,
         precompute_ref_log_probs=True,

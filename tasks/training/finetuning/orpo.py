@@ -126,9 +126,8 @@ def _config(params: OrpoParams, seed: int, folder: Path) -> ORPOConfig:
         ORPOConfig,
         WHERE,
         params,
-        output_dir=str(folder),
-        seed=seed,
-        data_seed=seed,
+        folder,
+        seed,
         # cuts nothing, because pairs come as tokens; without it TRL warns of a default
         max_length=params.max_length,
         remove_unused_columns=False,

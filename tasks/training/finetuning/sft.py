@@ -246,9 +246,8 @@ def _config(params: SftParams | ImitationParams, seed: int, folder: Path) -> SFT
         SFTConfig,
         where,
         params,
-        output_dir=str(folder),
-        seed=seed,
-        data_seed=seed,
+        folder,
+        seed,
         # conversations come as ids and labels
         dataset_kwargs={"skip_prepare_dataset": True},
         # goes into the saved config.json; the trainer passes use_cache=False to each forward itself

@@ -143,9 +143,8 @@ def _config(params: RewardParams, seed: int, folder: Path) -> RewardConfig:
         RewardConfig,
         WHERE,
         params,
-        output_dir=str(folder),
-        seed=seed,
-        data_seed=seed,
+        folder,
+        seed,
         metric_for_best_model="accuracy",
         # each pair is two sequences
         per_device_eval_batch_size=max(1, params.per_device_eval_batch_size // 2),

@@ -72,7 +72,7 @@ def ready(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Workspa
 @contextmanager
 def _working(server: str, folder: Path, log: Path) -> Iterator[None]:
     """A worker of a workspace, as `plumbline up` starts it on a server of the user. It ends by itself when told to."""
-    options = ("--name", log.stem, "--limit", "4", "--standbys", "0", "--shared")  # they wait in test_worker.py
+    options = ("--name", log.stem, "--limit", "4", "--shared")
     command = [sys.executable, "-m", "plumbline.flows.deployment.worker", *options]
     environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     with log.open("wb") as said:

@@ -1,4 +1,4 @@
-"""The warm worker on a real server: one worker for all tests, the last of which kills it."""
+"""The worker on a real server: one worker for all tests, the last of which kills it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,11 @@ class Worker:
     process: psutil.Process
     client: SyncPrefectClient
 
-    def standby(self, other_than: int = 0) -> psutil.Process:
-        """The process that waits, when the one that waited before and ran has gone; there is one at a time."""
-
-        def waiting() -> psutil.Process | None:
-            found = [child for child in self.process.children() if _is_standby(child) and child.pid != other_than]
-            return found[0] if len(found) == 1 else None
-
-        found: psutil.Process = _until(waiting)
+    def process_of(self, run: FlowRun) -> psutil.Process:
+        """The process of a run that is under way: the worker's only child, with a session of its own."""
+        (found,) = self.process.children()
+        assert self.client.read_flow_run(run.id).infrastructure_pid == str(found.pid)
+        assert os.getsid(found.pid) == found.pid
         return found
 
     def start(self, name: str, **options: Any) -> FlowRun:
@@ -59,13 +56,6 @@ class Worker:
         return found
 
 
-def _is_standby(process: psutil.Process) -> bool:
-    try:
-        return "plumbline.flows.deployment.standby" in process.cmdline()
-    except psutil.Error:  # it has just ended
-        return False
-
-
 def _until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
     until = time.monotonic() + seconds
     while not (found := condition()):
@@ -76,13 +66,13 @@ def _until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
 
 @pytest.fixture(scope="module")
 def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    workspace = Workspace(tmp_path_factory.mktemp("warm"), server)
+    workspace = Workspace(tmp_path_factory.mktemp("worker"), server)
     assert workspace.run("init", ".").code == 0
     workspace.set_params("schedule.poll_cron='0 0 1 1 *'", "schedule.monitor_cron='0 0 1 1 *'")
     assert workspace.run("deploy").code == 0
     for name in ("plumbline", "tasks", "random"):  # a user's own modules, which take no one's place
         (workspace.root / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
-    options = ("--name", "warm", "--limit", "2", "--standbys", "1", "--shared")
+    options = ("--name", "one", "--limit", "2", "--shared")
     environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     with (workspace.root / "worker.log").open("wb") as log:
         process = subprocess.Popen(
@@ -99,16 +89,12 @@ def worker(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     process.wait(60)
 
 
-def test_a_run_becomes_the_standby_and_another_waits(worker: Worker) -> None:
-    first = worker.standby()
-    run = worker.until(worker.start("poll-freshness"), fresh.NOT_STARTED)
-    assert run.infrastructure_pid == str(first.pid)
-    assert worker.standby(other_than=first.pid).is_running()
+def test_a_run_imports_no_file_of_the_folder(worker: Worker) -> None:
+    worker.until(worker.start("poll-freshness"), fresh.NOT_STARTED)
 
 
 def test_work_of_another_workspace_on_a_shared_server_is_left_to_it(worker: Worker) -> None:
     """Its deployment has the id of another workspace in its name; a worker of that workspace would take it."""
-    first = worker.standby()
     name = deployment_name("poll-freshness", workspace_id(worker.workspace.root))
     mine = worker.client.read_deployment_by_name(f"poll-freshness/{name}")
     theirs = worker.client.create_deployment(
@@ -119,40 +105,32 @@ def test_work_of_another_workspace_on_a_shared_server_is_left_to_it(worker: Work
     found = worker.client.read_flow_run(left.id)
     assert found.state is not None and found.state.is_scheduled()
     worker.client.delete_flow_run(left.id)
-    worker.standby(other_than=first.pid)
 
 
 def test_a_killed_run_has_crashed(worker: Worker) -> None:
-    first = worker.standby()
     with exclusive_run(worker.workspace.root):
         run = worker.until(worker.start("retrain-on-fresh"), "Running")
-        first.kill()
+        worker.process_of(run).kill()
         crashed = worker.until(run, "Crashed")
     assert crashed.state is not None
     assert "-9" in str(crashed.state.message)
 
 
 def test_a_cancelled_run_ends_as_cancelled(worker: Worker) -> None:
-    first = worker.standby()
     with exclusive_run(worker.workspace.root):
         run = worker.until(worker.start("retrain-on-fresh"), "Running")
+        process = worker.process_of(run)
         worker.client.set_flow_run_state(run.id, Cancelling())
         worker.until(run, "Cancelled")
-    psutil.wait_procs([first], 30)
-    assert not first.is_running()
+    psutil.wait_procs([process], 30)
+    assert not process.is_running()
 
 
-def test_a_standby_that_was_killed_is_no_harm(worker: Worker) -> None:
-    first = worker.standby()
-    first.send_signal(signal.SIGTERM)  # as `plumbline down` does
-    psutil.wait_procs([first], 30)
-    run = worker.until(worker.start("poll-freshness"), fresh.NOT_STARTED)
-    assert run.infrastructure_pid != str(first.pid)
-    assert worker.standby().is_running()
-
-
-def test_standbys_end_with_a_worker_that_is_killed(worker: Worker) -> None:
-    first = worker.standby()
-    worker.process.kill()
-    _, alive = psutil.wait_procs([first], 60)
-    assert alive == []
+def test_a_terminated_run_is_recorded_and_its_worker_ends(worker: Worker) -> None:
+    """As `plumbline down` does: SIGTERM to the run first. Its state is recorded, and the worker ends by itself."""
+    with exclusive_run(worker.workspace.root):
+        run = worker.until(worker.start("retrain-on-fresh"), "Running")
+        worker.process_of(run).send_signal(signal.SIGTERM)
+        worker.until(run, "Crashed")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(60) == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from plumbline.tasks.data.feedback.batches import store_batch
 from plumbline.tasks.operations import settle_champion
 from plumbline.tasks.operations.settle_champion import Settled
 from plumbline.tasks.params.layers import load_params
-from tests.flows.conftest import Trained, Workspace, write_hh_pairs
+from tests.flows.conftest import Done, Trained, Workspace, write_hh_pairs
 
 NOWHERE = "http://127.0.0.1:9/api"
 _RETRAIN = """
@@ -110,6 +112,21 @@ def test_a_file_that_params_name_is_read_each_time(copy: Workspace, tmp_path: Pa
     write_hh_pairs(feedback, 4, seed=9)
     assert _look(copy) is None
     assert copy.hashes()["data/raw"] != raw
+
+
+def test_a_run_that_follows_does_not_read_the_file_again(copy: Workspace, tmp_path: Path) -> None:
+    """A pipe can be read once: a second look at it would wait for a writer without end."""
+    rows = write_hh_pairs(tmp_path / "first.jsonl", 24, seed=1).read_bytes()  # the batch that is there
+    pipe = tmp_path / "own.jsonl"
+    os.mkfifo(pipe)
+    settings = ("--set", f"feedback.path={pipe}", "--json")
+    with copy.start("plumbline", "retrain", *settings, stdout=subprocess.PIPE) as run:
+        pipe.write_bytes(rows)
+        try:
+            out, _ = run.communicate(timeout=300)
+        finally:
+            run.kill()
+    assert Done(run.returncode, out.decode(), "").redone == ["validate"]
 
 
 def test_a_version_that_is_to_be_the_first_champion_is_something_to_do(

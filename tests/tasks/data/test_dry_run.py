@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from plumbline.tasks.data.dry_run import BASE, dry_run
+from plumbline.tasks.data.dry_run import BASE, try_files
 from plumbline.tasks.models.loading import save_model
 from plumbline.tasks.params.curation import CurationParams
 from plumbline.tasks.params.feedback import FeedbackParams
@@ -36,13 +36,13 @@ def test_rows_are_read_under_the_template_of_the_base(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(b"\n".join(orjson.dumps(row) for row in _rows()))
     given = (tmp_path, "human_pairs", [str(file)], FeedbackParams(on_single_label="warn"), CurationParams(), 1)
-    before = dry_run(*given)
+    before = try_files(*given).report
     assert before["stopped"] is None
     assert not {"control_tokens", "refused_by_template"} & before.keys()
     tokenizer = byte_level()
     tokenizer.chat_template = REFUSING + MARKED
     save_model(build_model(len(tokenizer)), tokenizer, tmp_path / BASE)
-    after = dry_run(*given)
+    after = try_files(*given).report
     assert after["refused_by_template"] == {"No system turns": 1}
     assert after["control_tokens"] == {"rows": 1, "tokens": {"<|end|>": 1, "<|tool|>": 1}}
     assert {name: after[name] for name in before} == before

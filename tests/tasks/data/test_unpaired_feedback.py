@@ -11,7 +11,7 @@ import pytest
 from plumbline.data_contracts.artifact import writing
 from plumbline.data_contracts.records import CuratedPair, Merged, Quarantined, UnpairedResponse, load_jsonl
 from plumbline.tasks.data.curate_preferences import curate_preferences
-from plumbline.tasks.data.dry_run import dry_run
+from plumbline.tasks.data.dry_run import try_files
 from plumbline.tasks.data.validate_feedback import validate_feedback
 from plumbline.tasks.params.curation import CurationParams
 from plumbline.tasks.params.feedback import FeedbackParams
@@ -118,7 +118,7 @@ def test_a_dry_run_of_single_responses_alone(tmp_path: Path) -> None:
     file = tmp_path / "thumbs.jsonl"
     rows = [thumb(1), thumb(1, id="again"), thumb(2, thumb=None)]
     file.write_bytes(b"\n".join(orjson.dumps(row) for row in rows))
-    counts = dry_run(tmp_path, "unpaired_responses", [str(file)], LENIENT, CurationParams(), 1)
+    counts = try_files(tmp_path, "unpaired_responses", [str(file)], LENIENT, CurationParams(), 1).report
     assert counts["stopped"] is None
     assert (counts["read"], counts["accepted"], counts["merged"], counts["quarantined"]) == (3, 1, 1, 1)
     assert counts["reasons"] == {"no_opinion": 1}

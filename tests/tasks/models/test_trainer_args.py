@@ -15,7 +15,7 @@ def test_an_argument_that_trl_refuses_is_refused() -> None:
 
     params = in_world(DpoParams, lr_scheduler_kwargs={}, optim="no_such_optimiser")
     with pytest.raises(ParamsError, match=r"finetune\.dpo: TRL refuses these arguments.*no_such_optimiser"):
-        trainer_config(DPOConfig, "finetune.dpo", params, output_dir="unused")
+        trainer_config(DPOConfig, "finetune.dpo", params, Path("unused"), seed=0)
 
 
 def test_fields_and_further_arguments_reach_trl_and_cpu_defaults_are_off(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_fields_and_further_arguments_reach_trl_and_cpu_defaults_are_off(tmp_pat
         DpoParams, learning_rate=3e-4, warmup_steps=7, eval_steps=40, logging_steps=10, max_grad_norm=0.25
     )
     assert params.groups_by_length
-    config = trainer_config(DPOConfig, "finetune.dpo", params, output_dir=str(tmp_path))
+    config = trainer_config(DPOConfig, "finetune.dpo", params, tmp_path, seed=0)
     assert (config.learning_rate, config.warmup_steps, config.get_warmup_steps(100)) == (3e-4, 7, 7)
     assert (config.eval_steps, config.save_steps, config.logging_steps) == (40, 40, 10)
     assert config.max_grad_norm == 0.25

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from plumbline.tasks.params.renamed import RENAMED, moved, new_name, renamed
+from plumbline.tasks.params.renamed import GONE, RENAMED, moved, new_name, renamed
 from plumbline.tasks.params.section import flatten
 from plumbline.tasks.params.whole import Params
 
@@ -21,6 +21,7 @@ def test_every_new_key_is_a_key_and_no_old_one_is() -> None:
     for section, table in RENAMED.items():
         assert {f"{section}.{new}" for new in table.values()} <= known
         assert not {f"{section}.{old}" for old in table} & known
+    assert not {f"{section}.{key}" for section, table in GONE.items() for key in table} & known
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,16 @@ def test_an_old_key_is_told_with_its_new_name_and_the_cure() -> None:
     )
     assert "its arguments stand beside the other keys of reward since 0.2" in (moved("reward.trainer_args") or "")
     assert moved("finetune.dpo.beta") is None
+    assert moved("services.worker_standbys") == (
+        "it is gone since 0.2, because no process waits for the next flow run; `plumbline migrate` leaves it out."
+    )
+
+
+def test_a_key_that_is_gone_is_left_out_and_said() -> None:
+    line = "services.worker_standbys: left out, because no process waits for the next flow run"
+    assert renamed({"seed": 1, "services": {"worker_standbys": 2}}) == ({"seed": 1}, [line])
+    assert renamed({"services": {"worker_standbys": 2, "mlflow": False}}) == ({"services": {"mlflow": False}}, [line])
+    assert renamed({"services": {"mlflow": False}}) == ({"services": {"mlflow": False}}, [])
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,8 @@ def _config(params: GrpoParams, seed: int, folder: Path) -> GRPOConfig:
         GRPOConfig,
         WHERE,
         params,
-        output_dir=str(folder),
-        seed=seed,
-        data_seed=seed,
+        folder,
+        seed,
         # the dataset holds the prompts of all epochs in their order (`_order`): TRL's sampler would go on from the
         # first epoch's order where a run resumes in a later one
         num_train_epochs=1,
