@@ -13,6 +13,7 @@ from plumbline.flows.cli import (
     audit,
     backup,
     deployments,
+    export,
     feedback,
     intake,
     keys,
@@ -30,7 +31,7 @@ from plumbline.flows.graph import environment
 
 AREAS = {
     "Start": (workspace, params),
-    "Feedback": (feedback, intake),
+    "Feedback": (feedback, export, intake),
     "Train": (training,),
     "Promote": (promotion, keys),
     "Serve": (serving, monitoring),
