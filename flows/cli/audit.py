@@ -185,7 +185,7 @@ def _trace(root: Path, params: Params, kind: str, key: str, output: Output) -> N
     if kind == "record":
         used = trace_lineage.audit_record(root, key, params.registry)
         output.result(asdict(used), lambda: trace_lineage.render_record(used))
-        if not used.found:
+        if not used.found and not used.erased:
             raise CheckFailed(f"record {key}: no dataset of any registered model has it ({used.searched} searched).")
         return
     report = trace_lineage.trace(root, cast("Thing", kind), key, params.registry)

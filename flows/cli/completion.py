@@ -22,6 +22,13 @@ def sources() -> list[str]:
     return list(SOURCES)
 
 
+def shapes() -> list[str]:
+    """Shapes of other tools that feedback is written in."""
+    from plumbline.tasks.data.feedback.shapes import SHAPES
+
+    return list(SHAPES)
+
+
 def recipes() -> list[str]:
     """Recipes that a workspace can start from."""
     from plumbline.flows.graph.workspaces import recipes as names

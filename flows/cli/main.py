@@ -13,6 +13,8 @@ from plumbline.flows.cli import (
     audit,
     backup,
     deployments,
+    erase,
+    export,
     feedback,
     intake,
     keys,
@@ -30,7 +32,7 @@ from plumbline.flows.graph import environment
 
 AREAS = {
     "Start": (workspace, params),
-    "Feedback": (feedback, intake),
+    "Feedback": (feedback, erase, export, intake),
     "Train": (training,),
     "Promote": (promotion, keys),
     "Serve": (serving, monitoring),

@@ -22,17 +22,21 @@ from types import MappingProxyType
 from filelock import FileLock, Timeout
 
 from plumbline.data_contracts.artifact import INCOMING, sha256_file
-from plumbline.data_contracts.errors import PlumblineError
+from plumbline.data_contracts.errors import PlumblineError, UsageError, WorkspaceBusy
 from plumbline.tasks.data.feedback.batches import Batch, BatchChoices, changed_batch, store_batch
 from plumbline.tasks.data.feedback.places import expand
 from plumbline.tasks.data.feedback.validate import NamedBatch, raw_batches
 from plumbline.tasks.data.feedback.withdrawals import Withdrawal, Withdrawals, keep_withdrawal, load_withdrawals
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.params.feedback_limits import LIMITS, Limits
+from plumbline.tasks.storage.versioning.tombstones import load_tombstones
 from plumbline.tasks.storage.versioning.workspace import Versions
 
 ARRIVED = ".plumbline/arrived"
 """Accepted batches on their way into the raw store, in the folders that they will have there."""
+
+ERASURE = ".plumbline/erasure.json"
+"""The journal of an erasure that has not ended: until it has, the raw store may be half of what it will be."""
 
 _logger = logging.getLogger("plumbline.ingest")
 
@@ -92,6 +96,7 @@ def fixed_raw(root: Path) -> Iterator[None]:
 
     Raises `VersioningError` if a batch was changed or removed by hand.
     """
+    _require_erased(root)
     reading = FileLock(_reading(root))
     with one_writer(root):
         _bring_in(root)
@@ -101,6 +106,25 @@ def fixed_raw(root: Path) -> Iterator[None]:
     finally:
         reading.release()
         _bring_in_after(root)
+
+
+@contextmanager
+def raw_to_change(root: Path) -> Iterator[None]:
+    """Keep the raw store for one erasure: nobody reads it, and what has arrived is in it, unless one was cut off.
+
+    Raises `WorkspaceBusy` while a run reads it.
+    """
+    with one_writer(root):
+        try:
+            held = FileLock(_reading(root), timeout=0).acquire()
+        except Timeout:
+            raise WorkspaceBusy(
+                f"{root}: a run reads the raw store. Nothing was erased. Wait for it to end, then run again."
+            ) from None
+        with held:
+            if not (root / ERASURE).exists():
+                Versions(root).track(RAW, before=partial(_move_in, root))
+            yield
 
 
 def arrived_batches(root: Path) -> list[NamedBatch]:
@@ -121,6 +145,7 @@ def count_rows(batches: Sequence[Batch]) -> dict[str, int]:
 
 def _accept(root: Path, source: str | None, path: str | Path, intake: BatchChoices) -> Batch:
     batch = store_batch(path, source, root / ARRIVED, intake=intake)
+    _refuse_erased(root, batch)
     final = root / RAW / batch.source / batch.path.name
     if not final.exists():
         return replace(batch, path=final)
@@ -130,8 +155,30 @@ def _accept(root: Path, source: str | None, path: str | Path, intake: BatchChoic
     return replace(batch, path=final, new=False)
 
 
+def _refuse_erased(root: Path, batch: Batch) -> None:
+    """Raise `UsageError` for a batch of which rows were erased, and keep nothing of it."""
+    erased = {each.old_sha256: tombstone for tombstone in load_tombstones(root) for each in tombstone.batches}
+    if batch.digest not in erased:
+        return
+    for path in batch.path.parent.glob(f".{batch.path.stem.partition('.')[0]}.*"):
+        path.unlink()
+    batch.path.unlink()
+    raise UsageError(
+        f"{batch.given}: expected feedback that was not erased, found a batch with rows that were "
+        f"{erased[batch.digest].text} Nothing of it was kept; give a file without those rows."
+    )
+
+
+def _require_erased(root: Path) -> None:
+    if (root / ERASURE).exists():
+        raise WorkspaceBusy(
+            f"{root}: an erasure was cut off, or found texts that are left. `plumbline erase --resume` completes it."
+        )
+
+
 def _bring_in(root: Path) -> None:
     """Move what arrived into the raw store and version that, unless a run reads it. Only for the one writer."""
+    _require_erased(root)
     try:
         with FileLock(_reading(root), timeout=0):
             Versions(root).track(RAW, before=partial(_move_in, root))

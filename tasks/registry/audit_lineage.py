@@ -27,6 +27,7 @@ from plumbline.tasks.registry.lineage.build import DescribedVersion, build_graph
 from plumbline.tasks.registry.lineage.graph import SCHEMA, SCHEMA_VERSION, Graph
 from plumbline.tasks.registry.lineage.in_use import in_use
 from plumbline.tasks.registry.lineage.tree import render_graph, render_timeline
+from plumbline.tasks.registry.signing.keys import verifying_key
 from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.store.lookup import registered_at
 from plumbline.tasks.registry.versions.manifest import all_paths, broken_links
@@ -37,6 +38,7 @@ from plumbline.tasks.storage.database.location import find_location
 from plumbline.tasks.storage.database.outbox_tables import METADATA, OUTBOX
 from plumbline.tasks.storage.versioning.git import why_unsound
 from plumbline.tasks.storage.versioning.objects import ObjectStore
+from plumbline.tasks.storage.versioning.tombstones import load_tombstones
 
 LEDGER = "promotion ledger"
 RECORD = "record in MLflow"
@@ -115,7 +117,9 @@ def audit_version(
     moved, notes = _moved(outside, version.number if timeline else None)
     shown.problems += moved
     if rehash:
-        checks += _check_everything(root, stored, manifest)
+        found, erased = _apart(_check_everything(root, stored, manifest), _tombstones(root, params))
+        checks += found
+        notes += erased
     about = _describe(store, version, timeline, [*checks, _record_row(shown.problems)] if rehash else [])
     about = replace(about, trigger=_trigger(root, operations or OperationsParams(), manifest))
     problems = [check.problem() for check in checks if not check.ok] + shown.problems + broken_links(manifest)
@@ -156,6 +160,25 @@ def _check_everything(root: Path, stored: StoredFiles, manifest: Mapping[str, An
     for path, digest in all_paths(manifest).items():
         checks += objects.check_path(digest, path, "data") + objects.check_workspace(digest, path, "data")
     return checks
+
+
+def _tombstones(root: Path, params: RegistryParams) -> dict[str, str]:
+    """Hashes of erased objects, each with the erasure in words; of signed tombstones alone."""
+    if not load_tombstones(root):
+        return {}
+    signed = load_tombstones(root, verifying_key(root, params).accepts)
+    return {digest: tombstone.text for tombstone in signed for digest in tombstone.objects}
+
+
+def _apart(checks: Iterable[HashCheck], erased: Mapping[str, str]) -> tuple[list[HashCheck], list[str]]:
+    """Checks of what should be there, and a note for each object that was erased, and is missing for that reason."""
+    kept, notes = [], dict[str, None]()
+    for check in checks:
+        if check.found is None and check.hash in erased:
+            notes[f"{check.name}: {erased[check.hash]}"] = None
+        else:
+            kept.append(check)
+    return kept, list(notes)
 
 
 def _check_texts(manifest: Mapping[str, Any]) -> Iterator[HashCheck]:

@@ -34,6 +34,7 @@ from plumbline.tasks.registry.store.client import Store
 from plumbline.tasks.registry.versions.listing import live_aliases
 from plumbline.tasks.storage.versioning.lock import current_hashes
 from plumbline.tasks.storage.versioning.objects import ObjectStore
+from plumbline.tasks.storage.versioning.tombstones import load_tombstones, record_name
 
 Thing = Literal["batch", "annotator", "token", "judge_prompt", "dataset", "reward_model", "commit"]
 USES = {
@@ -48,7 +49,10 @@ _FILE_USES = {**USES, "quarantine": "not used: quarantined"}
 
 @dataclass(frozen=True, slots=True)
 class RecordReport:
-    """Every dataset and model version that a record reached, used or set aside, and where it was read."""
+    """Every dataset and model version that a record reached, used or set aside, and where it was read.
+
+    `erased`: erasures of it in words; it is in no dataset after those.
+    """
 
     record: str
     found: bool
@@ -57,6 +61,7 @@ class RecordReport:
     versions: list[dict[str, Any]]
     searched: int
     problems: list[str] = field(default_factory=list)
+    erased: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +229,7 @@ def audit_record(root: Path, record: str, params: RegistryParams) -> RecordRepor
         versions=[use for row in rows for use in _uses(row, users[row["md5"]], params.model_name, aliases)],
         searched=len(datasets),
         problems=problems,
+        erased=[each.text for each in load_tombstones(root) if record_name(record) in each.records],
     )
 
 
@@ -256,7 +262,7 @@ def _fates(root: Path, objects: ObjectStore, digest: str, record: str) -> Iterat
     if not places:
         return
     with objects.local_files(digest, {place.file for place in places}) as files:
-        for place in places:
+        for place in (place for place in places if place.file in files):  # others were erased
             try:
                 entry = read_line(files[place.file], place, record)
             except orjson.JSONDecodeError as error:
@@ -302,9 +308,11 @@ def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def render_record(report: RecordReport) -> RenderableType:
     """A record's datasets and versions as a table for a terminal."""
+    erased = "".join(f" It was {text}" for text in report.erased)
     if not report.found:
-        return f"Record {report.record}: in none of the {report.searched} datasets of this workspace and its models."
-    table = Table("where", "hash or alias", "outcome", box=None, title=f"Record {escape(report.record)}")
+        where = f"in none of the {report.searched} datasets of this workspace and its models"
+        return escape(f"Record {report.record}: {where}.{erased}")
+    table = Table("where", "hash or alias", "outcome", box=None, title=escape(f"Record {report.record}.{erased}"))
     for origin in report.origins:
         senders = ", ".join(origin.get("senders", ()))
         sent = f"read here, sent with token {senders}" if senders else "read here"

@@ -155,7 +155,7 @@ def label_studio(row: Row) -> Row:
     votes = list(_selected(row["annotations"]))
     if not votes:
         raise Defect("no_pair", "annotations", "an annotation of type pairwise", excerpt(row["annotations"]))
-    people = {vote["annotator"] for vote in votes}
+    people = {vote["annotator"] for vote in votes if vote["annotator"] is not None}
     return {
         **{name: value for name, value in data.items() if name not in (prompt, *sides)},
         **{name: row[name] for name in ("id", "project") if name in row},
@@ -181,10 +181,10 @@ def _selected(annotations: Any) -> Any:
                 yield {"annotator": _person(annotation.get("completed_by")), "label": value.get("selected")}
 
 
-def _person(value: Any) -> str:
+def _person(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("email") or value.get("id")
-    return str(value)
+    return None if value is None else str(value)
 
 
 def _placed(row: Row, column: str, beside: str) -> list[dict[str, Any]]:

@@ -270,11 +270,21 @@ def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     metadata: dict[str, Any] = {}
     for field in ("meta", "metadata"):
-        value = row.get(field, {})
+        value = _object(row.get(field, {}))
         if not isinstance(value, dict):
             raise Defect("wrong_type", field, "an object", excerpt(value))
         metadata.update(value)
     return metadata | with_margin({name: row[name] for name in EXTRAS if name in row})
+
+
+def _object(value: Any) -> Any:
+    """The value, or the object that a text spells: a table has no column for what differs from row to row."""
+    if not isinstance(value, str) or not value.startswith("{") or deeper_than(value.encode(), MAX_LEVELS):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
 
 
 def with_margin(facts: dict[str, Any]) -> dict[str, Any]:

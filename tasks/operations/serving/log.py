@@ -27,6 +27,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
+    delete,
     insert,
     or_,
     select,
@@ -141,6 +142,22 @@ def some_interactions(engine: Engine, ids: Sequence[str]) -> list[tuple[Interact
             part = select(INTERACTIONS).where(INTERACTIONS.c.id.in_(ids[start : start + _PAGE]))
             found += _complete(connection, connection.execute(part).mappings().all())
     return sorted(found, key=lambda item: (item[0].received_at, item[0].id))
+
+
+def remove(engine: Engine, ids: Sequence[str]) -> None:
+    """Delete interactions with their answers and feedback, for an erasure. Repeating it is free."""
+    with writing(engine) as connection:
+        for start in range(0, len(ids), _PAGE):
+            part = ids[start : start + _PAGE]
+            for table in (ANSWERS, FEEDBACK):
+                connection.execute(delete(table).where(table.c.request_id.in_(part)))
+            connection.execute(delete(INTERACTIONS).where(INTERACTIONS.c.id.in_(part)))
+
+
+def remove_feedback_of(engine: Engine, annotator: str) -> None:
+    """Delete what this person thought of answers, for an erasure. Repeating it is free."""
+    with writing(engine) as connection:
+        connection.execute(delete(FEEDBACK).where(FEEDBACK.c.annotator == annotator))
 
 
 def stamp(moment: datetime) -> str:

@@ -23,7 +23,7 @@ from plumbline.tasks.params.operations import OperationsParams
 from plumbline.tasks.registry.signing.key_files import SigningKey, VerifyingKey
 from plumbline.tasks.storage.database import open_database, read_database, reading
 
-Action = Literal["promote", "rollback", "assign", "override", "retry", "delete", "anchor", "keys"]
+Action = Literal["promote", "rollback", "assign", "override", "retry", "delete", "anchor", "keys", "erase"]
 GENESIS = "0" * 64  # what stands for the line before the first
 _MAX_TEXT = 4000  # characters of an actor or a reason
 
@@ -83,7 +83,7 @@ for _dialect, _statements in _TRIGGERS.items():
 class LedgerEntry:
     """One line: `alias` of `model` went from `previous` to `version` (None: no version).
 
-    A deletion, an anchor and a change of keys have no alias.
+    A deletion, an anchor, a change of keys and an erasure have no alias.
     """
 
     seq: int
@@ -106,7 +106,7 @@ class LedgerEntry:
         what = (
             f"{self.alias} {self.previous or 'none'} -> {self.version or 'none'}"
             if self.alias
-            else self.version or ("keys" if self.action == "keys" else "head")
+            else self.version or {"keys": "keys", "erase": "feedback"}.get(self.action, "head")
         )
         return f"line {self.seq} ({self.action} {what} by {self.actor} at {self.at:%Y-%m-%d %H:%M:%S} UTC)"
 

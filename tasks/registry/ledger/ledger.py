@@ -42,6 +42,7 @@ from plumbline.tasks.registry.signing.trust import TRUSTED, load_trust
 from plumbline.tasks.registry.store.client import Store, refusals
 from plumbline.tasks.registry.store.lookup import registered
 from plumbline.tasks.storage.database import writing
+from plumbline.tasks.storage.versioning.tombstones import RAW, Tombstone, load_tombstones
 
 __all__ = [
     "ALIASES",
@@ -59,6 +60,7 @@ __all__ = [
     "moved_outside",
     "open_ledger",
     "read_ledger",
+    "record_erasure",
     "record_keys",
     "settle",
     "verify_chain",
@@ -106,11 +108,23 @@ def _missing_statements(store: Store, rows: Sequence[Mapping[str, Any]]) -> list
     trust = load_trust(store.root)
     there = {statement.digest for statement in trust.statements} if trust is not None else set()
     told = [(row["seq"], orjson.loads(row["evidence"]).get("statement")) for row in rows if row["action"] == "keys"]
-    return [
+    return _missing_tombstones(store, rows) + [
         f"ledger line {seq}: {TRUSTED} lacks the change of keys that it records: it was cut or put back to an older "
         f"state. Put it back from a backup."
         for seq, statement in told
         if statement not in there
+    ]
+
+
+def _missing_tombstones(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Erasures that lines record and the raw store has no tombstone of."""
+    told = [(row["seq"], orjson.loads(row["evidence"]).get("tombstone")) for row in rows if row["action"] == "erase"]
+    there = {tombstone.digest for tombstone in load_tombstones(store.root)} if told else set()
+    return [
+        f"ledger line {seq}: {RAW} lacks the record of the erasure that it names. `dvc pull` or `plumbline doctor "
+        f"--fix` brings it back."
+        for seq, tombstone in told
+        if tombstone not in there
     ]
 
 
@@ -230,12 +244,26 @@ def record_keys(
     engine: Engine, store: Store, evidence: Mapping[str, Any], *, actor: str, reason: str
 ) -> LedgerEntry | None:
     """Add a line for a change of keys, so that it cannot be undone unseen; None if there is no model."""
+    return _record(engine, store, "keys", evidence, actor, reason)
+
+
+def record_erasure(engine: Engine, store: Store, tombstone: Tombstone) -> LedgerEntry | None:
+    """Add a line for an erasure, unless there is one, so that its tombstone cannot be removed unseen."""
+    entries = history(engine, store.params.model_name)
+    found = (each for each in entries if each.evidence.get("tombstone") == tombstone.digest)
+    evidence = {"tombstone": tombstone.digest}
+    return next(found, None) or _record(engine, store, "erase", evidence, tombstone.by, tombstone.reason)
+
+
+def _record(
+    engine: Engine, store: Store, action: Action, evidence: Mapping[str, Any], actor: str, reason: str
+) -> LedgerEntry | None:
     name = store.params.model_name
     with ledger_lock(engine):
         if registered(store, name) is None:
             return None
         _settle(engine, store, name)
-        (entry,) = _append(engine, store, [Line("", None, None, evidence)], "keys", actor, reason)
+        (entry,) = _append(engine, store, [Line("", None, None, evidence)], action, actor, reason)
         _settle(engine, store, name)
     return entry
 

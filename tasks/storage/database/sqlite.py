@@ -144,3 +144,20 @@ def _stamps(path: Path) -> dict[str, tuple[int, int, int]]:
             state = file.stat()
             found[side] = (state.st_ino, state.st_size, state.st_mtime_ns)
     return found
+
+
+def compact(path: Path) -> None:
+    """Rewrite a database without what its deleted rows left in free pages and in the log beside it.
+
+    Raises `OperationsError` while another process has it in use.
+    """
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)) as connection:
+            connection.execute("VACUUM")
+            busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        raise OperationsError(f"{path}: cannot be compacted: {error}. Stop what uses it (`plumbline down`).") from error
+    if busy:
+        raise OperationsError(
+            f"{path}: another process reads it. Stop what uses it (`plumbline down`), then run again."
+        )

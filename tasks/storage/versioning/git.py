@@ -204,3 +204,8 @@ def program_identity() -> dict[str, str | None]:
         "source_sha256": digest.hexdigest(),
         "git_commit": head_commit(home) if (home / ".git").exists() else None,
     }
+
+
+def read_git_objects(root: Path) -> bytes:
+    """The content of everything in git's store, history included, one object after the other."""
+    return read_git(root, "cat-file", "--batch", "--batch-all-objects", "--unordered").encode("utf-8", "replace")

@@ -15,8 +15,13 @@ _DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 def require_digest(digest: str) -> None:
     """Raise `VersioningError` for what is no hash: it would be taken for a path."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise VersioningError(f"{digest[:80]!r}: expected an md5 of DVC, found something else.")
+
+
+def is_digest(digest: str) -> bool:
+    """True for an md5 of DVC, of a file or of a folder."""
+    return _DIGEST.fullmatch(digest) is not None
 
 
 def require_inner(names: Iterable[object], digest: str) -> None:

@@ -23,10 +23,11 @@ import orjson
 from plumbline.data_contracts.errors import VersioningError
 from plumbline.data_contracts.verification import HashCheck
 from plumbline.tasks.storage.database.location import REMOTE, local_path
-from plumbline.tasks.storage.versioning.listings import require_digest, require_inner
+from plumbline.tasks.storage.versioning.listings import is_digest, require_digest, require_inner
 from plumbline.tasks.storage.versioning.lock import current_hashes
 from plumbline.tasks.storage.versioning.remote import default_remote, read_config
 from plumbline.tasks.storage.versioning.silence import silence
+from plumbline.tasks.storage.versioning.tombstones import load_tombstones
 
 _CHUNK = 1 << 20
 _DIR = ".dir"
@@ -34,7 +35,7 @@ _LAYOUT = Path("files") / "md5"
 _OTHER_LAYOUTS = {"worktree", "version_aware"}  # DVC's own settings: such a remote has files under their names
 
 
-class _Place(Protocol):
+class Place(Protocol):
     """One store of objects by hash."""
 
     @property
@@ -43,6 +44,12 @@ class _Place(Protocol):
 
     def open(self, digest: str) -> IO[bytes] | None:
         """The stored bytes, or None if there is no such object."""
+
+    def digests(self) -> list[str]:
+        """The hash of every object in it, sorted."""
+
+    def remove(self, digest: str) -> None:
+        """Delete an object for good. One that is not there is removed already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,13 @@ class _Objects:
             return self.path(digest).open("rb")
         return None
 
+    def digests(self) -> list[str]:
+        found = (path.parent.name + path.name for path in self.folder.glob("[0-9a-f][0-9a-f]/*") if path.is_file())
+        return sorted(digest for digest in found if is_digest(digest))
+
+    def remove(self, digest: str) -> None:
+        self.path(digest).unlink(missing_ok=True)
+
 
 @dataclass(frozen=True, slots=True)
 class _Remote:
@@ -76,18 +90,32 @@ class _Remote:
             return stream
         return None
 
+    def digests(self) -> list[str]:
+        return sorted(str(digest) for digest in self.odb.all())
+
+    def remove(self, digest: str) -> None:
+        require_digest(digest)
+        with suppress(FileNotFoundError):
+            self.odb.fs.remove(self.odb.oid_to_path(digest))
+
 
 class ObjectStore:
-    """Cache and default remote of one workspace, read-only."""
+    """Cache and default remote of one workspace, to read; an erasure removes objects by `places`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
 
     @property
-    def _places(self) -> Iterator[_Place]:
+    def places(self) -> Iterator[Place]:
+        """The cache, then the remote if there is one. Raises `VersioningError` if that cannot be opened."""
         yield self._cache
         if self._remote[0] is not None:
             yield self._remote[0]
+
+    @cached_property
+    def erased(self) -> dict[str, str]:
+        """Hashes of objects that an erasure deleted, each with the erasure in words."""
+        return {digest: each.text for each in load_tombstones(self.root) for digest in each.objects}
 
     @property
     def remote_url(self) -> str | None:
@@ -106,14 +134,14 @@ class ObjectStore:
         return _find_cache(self.root)
 
     @cached_property
-    def _remote(self) -> tuple[_Place | None, str | None]:
+    def _remote(self) -> tuple[Place | None, str | None]:
         """The remote and its URL, opened by the first question that the cache does not answer: it takes long."""
         return _open_default_remote(self.root)
 
     def check(self, digest: str, name: str, kind: str) -> list[HashCheck]:
         """Re-hash every copy of one object; one failed check if there is none at all."""
         checks = []
-        for place in self._places:
+        for place in self.places:
             stream = place.open(digest)
             if stream is not None:
                 with stream:
@@ -156,14 +184,14 @@ class ObjectStore:
 
     def read(self, digest: str) -> bytes:
         """Bytes of an intact copy. Raises `VersioningError` when there is none."""
-        for place in self._places:
+        for place in self.places:
             stream = place.open(digest)
             if stream is not None:
                 with stream:
                     data = stream.read()
                 if hashlib.md5(data, usedforsecurity=False).hexdigest() == _bare(digest):
                     return data
-        raise _lost(digest)
+        raise self._lost(digest)
 
     @property
     def cache_folder(self) -> Path:
@@ -176,11 +204,14 @@ class ObjectStore:
 
     @contextmanager
     def local_files(self, digest: str, names: Collection[str]) -> Iterator[dict[str, Path]]:
-        """Readable files of a folder, those of `names` that it has: in the cache, or fetched for the while."""
+        """Readable files of a folder, those of `names` that it has: in the cache, or fetched for the while.
+
+        Without those that were erased.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             files = {}
             for name, file in self.listing(digest).items():
-                if name in names:
+                if name in names and not (file in self.erased and not self._has(file)):
                     files[name] = self.cache_path(file)
                     if not files[name].is_file():
                         files[name] = Path(scratch) / name
@@ -190,7 +221,7 @@ class ObjectStore:
     def fetch(self, digest: str, target: Path) -> None:
         """Write an intact copy of one object to `target`. Raises `VersioningError` when there is none."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        for place in self._places:
+        for place in self.places:
             stream = place.open(digest)
             if stream is None:
                 continue
@@ -200,7 +231,18 @@ class ObjectStore:
                 if _md5(file) == _bare(digest):
                     return
             target.unlink()
-        raise _lost(digest)
+        raise self._lost(digest)
+
+    def _has(self, digest: str) -> bool:
+        return any(place.open(digest) is not None for place in self.places)
+
+    def _lost(self, digest: str) -> VersioningError:
+        if digest in self.erased:
+            return VersioningError(f"{digest}: {self.erased[digest]} Nothing brings it back.")
+        return VersioningError(
+            f"{digest}: no intact copy in cache or remote. If another clone has it, `dvc push` there and run "
+            f"again; `plumbline restore-workspace BACKUP DIR` brings back a backup."
+        )
 
     def reachable(self, digest: str) -> Iterator[str]:
         """The hash itself and, of a folder, those of all its files."""
@@ -241,7 +283,7 @@ def _find_cache(root: Path) -> _Objects:
     return _Objects(Path(root, ".dvc", settings.get("dir") or "cache") / _LAYOUT)
 
 
-def _open_default_remote(root: Path) -> tuple[_Place | None, str | None]:
+def _open_default_remote(root: Path) -> tuple[Place | None, str | None]:
     """The default remote and its URL. A folder is read as it is, without DVC's locks and databases."""
     found = default_remote(root)
     if found is None:
@@ -292,10 +334,3 @@ def md5_of(path: Path) -> str:
 
 def _bare(digest: str) -> str:
     return digest.removesuffix(_DIR)
-
-
-def _lost(digest: str) -> VersioningError:
-    return VersioningError(
-        f"{digest}: no intact copy in cache or remote. If another clone has it, `dvc push` there and run "
-        f"again; `plumbline restore-workspace BACKUP DIR` brings back a backup."
-    )

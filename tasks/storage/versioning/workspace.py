@@ -219,6 +219,22 @@ class Versions:
 
         return self._locked(add)
 
+    def retrack(self, path: str, change: Callable[[], None]) -> str:
+        """Change an append-only folder under the repository's lock and version what it then is; return its DVC hash.
+
+        Only for an erasure, which signs what it changed. Raises `VersioningError` while somebody reads the folder by a
+        `dvc` command, before anything was changed.
+        """
+
+        def add(repo: Repo) -> str:
+            if is_read(repo, self.root / path):
+                raise VersioningError(f"{path}: a dvc command reads it. Wait for it to end, then run again.")
+            change()
+            (stage,) = repo.add(os.fspath(self.root / path))
+            return str(stage.outs[0].hash_info.value)
+
+        return self._locked(add)
+
     def changed_tracked(self, path: str) -> list[str]:
         """Recorded files of an append-only folder that changed or vanished, for whoever may read: it takes no lock."""
         entry = read_tracked(self.root).get(path)

@@ -1,0 +1,1 @@
+"""Erasure: the texts to look for, every place that may hold them, and what is removed there."""
