@@ -19,10 +19,14 @@ CURATION: Mapping[str, str] = {
 WITHDRAWN = "withdrawn"
 """Reason: a person took the row out of all later runs. It counts neither as a defect nor as read."""
 
+PERSONAL_DATA = "personal_data"
+"""Reason: a text holds personal data, and params set such rows aside."""
+
 REASONS: Mapping[str, str] = {
     **preference_pair.REASONS,
     **unpaired_response.REASONS,
     **CURATION,
+    PERSONAL_DATA: "a text holds personal data, and feedback.personal_data is quarantine",
     WITHDRAWN: "a person took the row out of all later runs, on record",
 }
 """All reasons and their meaning."""

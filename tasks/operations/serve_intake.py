@@ -19,6 +19,7 @@ from plumbline.data_contracts.errors import PlumblineError, UsageError
 from plumbline.data_contracts.records import Feedback, Quarantined
 from plumbline.tasks.access.requests import checked
 from plumbline.tasks.data.feedback import SOURCES
+from plumbline.tasks.data.feedback.personal_data import Protect, keep, protection
 from plumbline.tasks.data.feedback.validate import check_rows
 from plumbline.tasks.data.ingest_feedback import ingest_feedback
 from plumbline.tasks.operations.announce import announce_batches
@@ -61,7 +62,9 @@ class Intake:
                 f"{self._root}: another `plumbline intake serve` runs in this workspace. One is enough; end it first."
             ) from None
         self.engine = spool.open_spool(self._folder)
-        self._writer = SpoolWriter(self.engine, partial(validate_rows, limits=self._params.feedback.limits()))
+        feedback = self._params.feedback
+        verdicts = partial(validate_rows, limits=feedback.limits(), protect=protection(feedback))
+        self._writer = SpoolWriter(self.engine, verdicts)
         self._writer.start()
         self._sealing.start()
         self.app = self._application(grants)
@@ -172,12 +175,15 @@ def _land(root: Path, params: Params, engine: Engine, seal: Seal, server: str | 
     return batch
 
 
-def validate_rows(source: str, rows: Sequence[bytes], limits: Limits = LIMITS) -> list[Mapping[str, Any]]:
+def validate_rows(
+    source: str, rows: Sequence[bytes], limits: Limits = LIMITS, protect: Protect = keep
+) -> list[Mapping[str, Any]]:
     """A verdict for each row, by the reading and the contract that a run applies, over all rows at once.
 
     Where a later run finds that another batch gave an id to other content, the record goes by its content's id.
+    `protect`: what params do with personal data, so that the id is that of the record.
     """
-    return [_verdict(outcome) for outcome in check_rows(source, rows, "request", limits)]
+    return [_verdict(outcome) for outcome in check_rows(source, rows, "request", limits, protect)]
 
 
 def _verdict(outcome: Feedback | Quarantined) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator
 from plumbline.data_contracts.quarantine_reasons import REASONS
 from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 from plumbline.tasks.params.feedback_rules import MAP_NAMES, ListPairs, Rules
+from plumbline.tasks.params.personal_data import KINDS, Handling, Kind
 from plumbline.tasks.params.section import Section
 
 
@@ -98,6 +100,23 @@ class FeedbackParams(Section):
         "refused. A file of one megabyte can hold many gigabytes. Files without compression have no limit.",
     )
 
+    personal_data: Handling = Field(
+        default="keep",
+        description="What to do with personal data in texts, before anything but the raw store holds it: keep, look "
+        "for nothing; mask, put placeholders such as <EMAIL_1> in its place; quarantine, set the row aside.",
+    )
+    personal_data_kinds: tuple[Kind, ...] = Field(
+        default=KINDS,
+        min_length=1,
+        description="Kinds to look for: email, phone, card (payment cards), iban, ip (public addresses), secret (API "
+        "keys and tokens).",
+    )
+    personal_data_regions: tuple[str, ...] = Field(
+        default=("US",),
+        description="Regions (two letters, as US or DE) whose phone numbers count without a country code too, if "
+        "written in groups. With a country code (+49 …) numbers of all regions count.",
+    )
+
     @field_validator("quarantine_thresholds")
     @classmethod
     def _known_reasons(cls, thresholds: dict[str, float]) -> dict[str, float]:
@@ -107,6 +126,14 @@ class FeedbackParams(Section):
             if not 0.0 <= share <= 1.0:
                 raise ValueError(f"{reason}: {share} is no share; choose one of 0 to 1")
         return thresholds
+
+    @field_validator("personal_data_regions")
+    @classmethod
+    def _two_letters(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        for region in regions:
+            if not re.fullmatch(r"[A-Z]{2}", region):
+                raise ValueError(f"{region!r} is no region; write its two letters, as US")
+        return regions
 
     @field_validator("map", mode="before")
     @classmethod

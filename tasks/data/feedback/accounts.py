@@ -16,6 +16,7 @@ from plumbline.tasks.data.feedback.implied_prompts import ImpliedPrompts, object
 from plumbline.tasks.data.feedback.rows import ReadRow
 from plumbline.tasks.data.feedback.shares import too_many
 from plumbline.tasks.params.feedback import FeedbackParams
+from plumbline.tasks.params.personal_data import Handling
 
 Report = dict[str, Any]
 
@@ -39,6 +40,8 @@ class FileAccount:
     examples: dict[tuple[str, str], list[Quarantined]] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    personal: Counter[str] = field(default_factory=Counter)
+    personal_rows: int = 0
     noted: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
     implied: ImpliedPrompts = field(default_factory=ImpliedPrompts)
     skipped: str | None = None
@@ -49,6 +52,8 @@ class FileAccount:
         if row.label is not None:
             self.labels[row.label] += 1
         self.unknown.update(row.unknown)
+        self.personal.update(row.personal)
+        self.personal_rows += bool(row.personal)
         for note in row.notes:
             kind = (note.field, note.kind)
             self.notes[kind] += 1
@@ -105,7 +110,7 @@ class FeedbackAccounts:
         """Rows read so far, over all files."""
         return sum(entry.read for entry in self.entries)
 
-    def report(self, *, single_label_rows: int) -> Report:
+    def report(self, *, single_label_rows: int, personal_data: Handling = "keep") -> Report:
         """The whole account as JSON.
 
         `reasons`, `formats` and `label_counts` map a name to its rows; `reasons` add up to `quarantined` and
@@ -114,7 +119,8 @@ class FeedbackAccounts:
         in which files prompts were merely the first words of responses. `unknown_fields` counts
         the rows of every field that no format knows; `notes` lists what was left out of rows that were read all the
         same; `skipped` the files that cannot be read, and why. If there are files of single responses, `unpaired` is
-        their part of the account.
+        their part of the account. `personal_data`: what params do with it, the records that held some, and the values
+        by kind; nothing is looked for with keep.
         """
         entries = self.entries
         accepted = sum(entry.accepted for entry in entries)
@@ -134,6 +140,11 @@ class FeedbackAccounts:
             "implied_prompts": [entry.implied.text(entry.file) for entry in entries if entry.implied.doubtful],
             "unknown_fields": _ordered(sum((entry.unknown for entry in entries), Counter[str]())),
             "notes": self._notes(),
+            "personal_data": {
+                "handling": personal_data,
+                "rows": sum(entry.personal_rows for entry in entries),
+                "values": dict(sorted(sum((entry.personal for entry in entries), Counter[str]()).items())),
+            },
             "skipped": [{"file": entry.file, "why": entry.skipped} for entry in entries if entry.skipped is not None],
             "checks": self._checks(),
             "batches": [entry.account() for entry in entries],

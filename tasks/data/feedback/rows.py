@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as field_
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
@@ -50,7 +51,7 @@ class ReadRow:
 
     `format` is the row's format by the name of its source, or "unrecognised". `label` is the row's own a, b or tie, or
     up or down; null for formats without a label. `notes` say what was left out of a row that was read all the same;
-    `unknown` are all its fields that no format knows.
+    `unknown` are all its fields that no format knows; `personal` counts the values of personal data by kind.
     """
 
     line: int
@@ -60,6 +61,7 @@ class ReadRow:
     label: str | None = None
     notes: tuple[Note, ...] = ()
     unknown: tuple[str, ...] = ()
+    personal: Mapping[str, int] = field_(default_factory=dict)
 
 
 class RowReading(Protocol):

@@ -32,6 +32,7 @@ from plumbline.data_contracts.unpaired_response import check_unpaired
 from plumbline.tasks.data.feedback import SOURCES, UNPAIRED
 from plumbline.tasks.data.feedback.accounts import FeedbackAccounts, FileAccount, Report, describe, objections
 from plumbline.tasks.data.feedback.defects import ID_REUSED, Note
+from plumbline.tasks.data.feedback.personal_data import Protect, keep, protection
 from plumbline.tasks.data.feedback.rows import ReadRow
 from plumbline.tasks.data.feedback.withdrawals import NONE, Withdrawals
 from plumbline.tasks.params.feedback import FeedbackParams
@@ -98,15 +99,15 @@ def validate(
 
 
 def check_rows(
-    source: str, rows: Sequence[bytes], origin: str, limits: Limits = LIMITS
+    source: str, rows: Sequence[bytes], origin: str, limits: Limits = LIMITS, protect: Protect = keep
 ) -> list[Feedback | Quarantined]:
     """The verdict on each row, given as its JSON text: `validate` for a few rows, without files.
 
     A row that gives several pairs is accepted if one of them is. The contract is checked by its plain equivalent: the
-    same verdicts in microseconds. A run validates the rows anew.
+    same verdicts in microseconds. A run validates the rows anew. `protect`: what params do with personal data.
     """
     found: dict[int, Feedback | Quarantined] = {}
-    for row, outcome in _check(list(SOURCES[source](rows, origin, limits)), KnownIds(), plainly=True):
+    for row, outcome in _check(list(map(protect, SOURCES[source](rows, origin, limits))), KnownIds(), plainly=True):
         if row.line not in found or (isinstance(found[row.line], Quarantined) and not isinstance(outcome, Quarantined)):
             found[row.line] = outcome
     return [found[line] for line in sorted(found)]
@@ -125,7 +126,7 @@ def sort_rows(
 
     No rule on whole data sets is applied: a part of one may hold single responses or one label alone.
     """
-    accounts, known = FeedbackAccounts(), KnownIds()
+    accounts, known, protect = FeedbackAccounts(), KnownIds(), protection(params)
     with ExitStack() as files:
         accepted, quarantine = (
             files.enter_context((folder / name).open("wb")) for name in ("accepted.jsonl", "quarantine.jsonl")
@@ -137,12 +138,12 @@ def sort_rows(
             entry = accounts.open_batch(origin, source, unpaired=source in UNPAIRED)
             rows = SOURCES[_known_source(source, path)](path, origin, params.limits().of_stored(), params.rules())
             while piece := _next_piece(rows, entry, skip=skip_unreadable):
-                for row, outcome in _check([_unless_withdrawn(row, withdrawn) for row in piece], known):
+                for row, outcome in _check([protect(_unless_withdrawn(row, withdrawn)) for row in piece], known):
                     entry.count(row, outcome)
                     _write(quarantine if isinstance(outcome, Quarantined) else kept[entry.unpaired], outcome)
                 progress(done, len(batches), f"{accounts.read:,} rows read")
             progress(done + 1, len(batches), f"{accounts.read:,} rows read")
-    return accounts.report(single_label_rows=params.single_label_rows)
+    return accounts.report(single_label_rows=params.single_label_rows, personal_data=params.personal_data)
 
 
 def _next_piece(rows: Iterator[ReadRow], entry: FileAccount, *, skip: bool) -> list[ReadRow]:
