@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from plumbline.flows.cli import (
     audit,
     backup,
+    clinic,
     deployments,
     feedback,
     intake,
@@ -30,7 +31,7 @@ from plumbline.flows.graph import environment
 
 AREAS = {
     "Start": (workspace, params),
-    "Feedback": (feedback, intake),
+    "Feedback": (feedback, clinic, intake),
     "Train": (training,),
     "Promote": (promotion, keys),
     "Serve": (serving, monitoring),
