@@ -28,7 +28,7 @@ from plumbline.tasks.params.feedback import FeedbackParams
 Label = Literal["chosen", "rejected", "tie"]
 """The response that a vote prefers: that in the record's `chosen`, that in `rejected`, or neither."""
 
-_COUNTED = ("votes_a", "votes_b", "votes_tie")
+_COUNTS = "vote_counts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ def read_votes(batches: Sequence[NamedBatch], params: FeedbackParams, withdrawn:
                 found.ties += 1
             else:
                 found.pairs.append(pair)
-            votes = _votes(pair, "tie" if tie else row.label)
+            listed = pair.metadata.get("votes") or _numbers(row, path, params)
+            votes = _votes(pair, "tie" if tie else row.label, listed)
             found.votes += [vote for vote in votes if not _withdrawn(vote, withdrawn)]
     return found
 
@@ -91,29 +92,37 @@ def _pair(
         return outcome
     if not isinstance(outcome, Quarantined) or outcome.reason != "tie" or READER[row.format].kind != "pair":
         return None
-    read = parsed([(row.line, row.raw.encode())], columns_of(path), params.limits().of_stored())
     origin = Origin(file=outcome.file, line=row.line, senders=outcome.senders)
     try:
-        pair = pair_of(tied_content(READER[row.format], read[0]), origin, source)
-    except (Defect, IndexError):
+        pair = pair_of(tied_content(READER[row.format], _parsed(row, path, params)), origin, source)
+    except Defect:
         return None
     return pair if pair.chosen.split() != pair.rejected.split() else None
 
 
-def _votes(pair: PreferencePair, label: str | None) -> Iterator[Vote]:
+def _parsed(row: ReadRow, path: Path, params: FeedbackParams) -> dict[str, Any]:
+    """The columns of a row that was read, under the names of its map."""
+    (found,) = parsed([(row.line, row.raw.encode())], columns_of(path), params.limits().of_stored())
+    return found
+
+
+def _numbers(row: ReadRow, path: Path, params: FeedbackParams) -> dict[str, Any] | None:
+    """The numbers of votes of a row that has a column for each of a, b and tie; None for other rows."""
+    if row.format != _COUNTS:
+        return None
+    columns = _parsed(row, path, params)
+    return {side: columns[f"votes_{side}"] for side in ("a", "b", "tie") if f"votes_{side}" in columns}
+
+
+def _votes(pair: PreferencePair, label: str | None, listed: object) -> Iterator[Vote]:
     """The votes that a row lists; else one, of its annotator. `label` is the row's own, a, b or tie."""
     known = label in ("a", "b", "tie")
     chosen_first = label != "b" if known else None
-    listed = votes_in(_listed(pair.metadata), {}) if known else []
-    for annotator, side in listed:
+    several = votes_in(listed, {}) if known else []
+    for annotator, side in several:
         yield Vote(pair, _label(side, chosen_first is not False), annotator, chosen_first)
-    if not listed:
+    if not several:
         yield Vote(pair, "tie" if label == "tie" else "chosen", pair.annotator, chosen_first)
-
-
-def _listed(metadata: dict[str, Any]) -> object:
-    counts = {name.removeprefix("votes_"): metadata[name] for name in _COUNTED if name in metadata}
-    return metadata.get("votes", counts or None)
 
 
 def _label(side: Side, chosen_first: bool) -> Label:
