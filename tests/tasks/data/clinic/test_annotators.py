@@ -26,7 +26,9 @@ def crowd(judged: Make, seed: int, pairs: int, faults: dict[str, Callable[[str, 
     rows = []
     for n in range(pairs):
         better = rng.choice("ab")
-        longer = {"response_a": "long " * 30 + f"x{n}"} if rng.random() < 0.5 else {"response_b": "long " * 30 + f"x{n}"}
+        longer = (
+            {"response_a": "long " * 30 + f"x{n}"} if rng.random() < 0.5 else {"response_b": "long " * 30 + f"x{n}"}
+        )
         for name in ("ann", "bob", "cat", "dan", "eve", "zed"):
             row = judged(n, better, name, **longer)
             if rng.random() < 0.5:  # each sees their own order
@@ -66,9 +68,9 @@ def test_shares_by_hand(group: Group, judged: Make) -> None:
         ("position", lambda label, row, rng: "a" if rng.random() < 0.5 else label),
         (
             "length",
-            lambda label, row, rng: label
-            if rng.random() < 0.5
-            else ("a" if len(row["response_a"]) > len(row["response_b"]) else "b"),
+            lambda label, row, rng: (
+                label if rng.random() < 0.5 else ("a" if len(row["response_a"]) > len(row["response_b"]) else "b")
+            ),
         ),
     ],
 )

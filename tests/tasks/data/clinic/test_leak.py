@@ -10,7 +10,7 @@ import pytest
 from plumbline.tasks.data.clinic.leak import leak
 from plumbline.tasks.data.clinic.surface import NAMES, differences
 
-WORDS = [f"word{n}" for n in range(400)]
+WORDS = [f"word{n}" for n in range(100, 500)]
 
 
 def texts(rng: Random, n: int, words: int = 12) -> list[str]:
@@ -45,13 +45,13 @@ def test_a_planted_leak_is_found_and_named(wins: str) -> None:
         elif wins == "bullets":
             two[side][place] = "- " + two[side][place].replace(" ", "\n- ", 3)
         elif wins == "word":
-            two[side][place] += " certainly"
+            two[side][place] = two[side][place].rpartition(" ")[0] + " certain"  # as long as the words here
         else:
             first[place] = side
     found = leak(left, right, label, first, [f"c{k}" for k in range(n)], 0)
     assert found["accuracy"]["value"] > 0.95
     assert found["auc"] > 0.95
-    names = {"longer": "words", "bullets": "list items", "first": "shown first", "word": "“certainly”"}
+    names = {"longer": "words", "bullets": "list items", "first": "shown first", "word": "“certain”"}
     assert names[wins] in [row["feature"] for row in found["telling"][:4]]
     assert all(row["prefers"] == "more" for row in found["telling"] if row["feature"] == names[wins])
 

@@ -33,7 +33,11 @@ def planted_rows(judged: Make, seed: int, pairs: int = 400) -> list[dict[str, An
 
 def naive_dawid_skene(units: Units, rounds: int) -> tuple[np.ndarray, np.ndarray]:
     """EM in loops: posteriors from the majority, then priors and confusion matrices, then posteriors again."""
-    U, J, votes = len(units.pairs), len(units.annotators), list(zip(units.unit, units.annotator, units.side, strict=True))
+    U, J, votes = (
+        len(units.pairs),
+        len(units.annotators),
+        list(zip(units.unit, units.annotator, units.side, strict=True)),
+    )
     posterior = units.counts()[:, :2] / units.counts()[:, :2].sum(axis=1, keepdims=True)
     for _ in range(rounds):
         prior = posterior.mean(axis=0)
