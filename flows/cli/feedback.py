@@ -64,7 +64,7 @@ def validate(
 
     output = Output(json)
     root, read = loaded_or_default(workspace, output, params, settings)
-    source, files = _source_and_files(words)
+    source, files = source_and_files(words)
     with output.working("validating and curating"):
         tried = try_files(
             root,
@@ -90,7 +90,7 @@ def validate(
         raise CheckFailed("a run with this file and model cannot pass:\n" + "\n".join(stopping(fit)))
 
 
-def _source_and_files(words: list[str]) -> tuple[str | None, list[str]]:
+def source_and_files(words: list[str]) -> tuple[str | None, list[str]]:
     """The source that was named, if any, and the files. A first word that is no file is a source misspelt."""
     from plumbline.tasks.data.feedback import SOURCES
 
@@ -151,7 +151,7 @@ def ingest(words: Words, columns: Map = None, workspace: Directory = HERE, json:
     from plumbline.tasks.data.feedback.mapping import parse_map
     from plumbline.tasks.operations.take_feedback import take_feedback
 
-    source, files = _source_and_files(words)
+    source, files = source_and_files(words)
     named = parse_map(columns or [])
     output = Output(json)
     root, params = loaded(workspace)

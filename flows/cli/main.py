@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from plumbline.flows.cli import (
     audit,
     backup,
+    clinic,
     deployments,
     erase,
     export,
@@ -32,7 +33,7 @@ from plumbline.flows.graph import environment
 
 AREAS = {
     "Start": (workspace, params),
-    "Feedback": (feedback, erase, export, intake),
+    "Feedback": (feedback, clinic, erase, export, intake),
     "Train": (training,),
     "Promote": (promotion, keys),
     "Serve": (serving, monitoring),

@@ -88,19 +88,7 @@ class _PairReading:
             yield ReadRow(row.line, raw, reader.name, outcome)
 
     def _pair(self, content: RowContent, origin: Origin) -> PreferencePair:
-        told = about(_plain(content.row, content.facts), self.source)
-        told["metadata"] = with_margin({**told["metadata"], **content.facts})
-        given = identifier(content.row, "id")
-        if given is not None and content.part:
-            given = f"{given}#{content.part}"
-        return PreferencePair(
-            id=given or content_id(content.prompt, content.chosen, content.rejected),
-            prompt=content.prompt,
-            chosen=content.chosen,
-            rejected=content.rejected,
-            origin=origin,
-            **told,
-        )
+        return pair_of(content, origin, self.source)
 
     def _hold(self, reader: Reader, row: Mapping[str, Any], origin: Origin) -> Iterable[Feedback | Defect]:
         """Keep a judged response until the others to its prompt are there; refuse one that cannot be compared."""
@@ -111,6 +99,23 @@ class _PairReading:
             raise Defect("no_pair", reader.response, expected, "a row by itself")
         self.groups.add(reader.name, *held)
         return ()
+
+
+def pair_of(content: RowContent, origin: Origin, source: str) -> PreferencePair:
+    """The record of one comparison; `source` is its source where the row names none. Raises `Defect`."""
+    told = about(_plain(content.row, content.facts), source)
+    told["metadata"] = with_margin({**told["metadata"], **content.facts})
+    given = identifier(content.row, "id")
+    if given is not None and content.part:
+        given = f"{given}#{content.part}"
+    return PreferencePair(
+        id=given or content_id(content.prompt, content.chosen, content.rejected),
+        prompt=content.prompt,
+        chosen=content.chosen,
+        rejected=content.rejected,
+        origin=origin,
+        **told,
+    )
 
 
 def _plain(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

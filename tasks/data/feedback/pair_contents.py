@@ -52,6 +52,14 @@ def pair_content(reader: Reader, row: Row, numbers: Numbers) -> RowContent:
     return RowContent(prompt, first, second, facts, row)
 
 
+def tied_content(reader: Reader, row: Row) -> RowContent:
+    """The comparison of a row whose verdict is a tie, its responses in the order of the columns; raises `Defect`."""
+    row = reader.flat(row)
+    _check_types(reader, row)
+    prompt, first, second = _parts(reader, row)
+    return RowContent(prompt, first, second, reader.kept(row), row)
+
+
 def prompt_turns(reader: Reader, row: Row) -> tuple[Message, ...]:
     """The turns of a prompt column, with the system turn and the history that stand beside it."""
     column = _column(reader.prompt)

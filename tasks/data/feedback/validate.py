@@ -113,6 +113,19 @@ def check_rows(
     return [found[line] for line in sorted(found)]
 
 
+def checked_rows(
+    batch: NamedBatch, params: FeedbackParams, known: KnownIds, withdrawn: Withdrawals = NONE
+) -> Iterator[tuple[ReadRow, Feedback | Quarantined]]:
+    """Each row of a batch and its outcome, streamed; the contract is checked by its plain equivalent.
+
+    `known` carries the ids of earlier batches. Raises `UsageError` for a file that cannot be read.
+    """
+    source, origin, path = batch
+    rows = SOURCES[_known_source(source, path)](path, origin, params.limits().of_stored(), params.rules())
+    while piece := list(islice(rows, _PIECE)):
+        yield from _check([_unless_withdrawn(row, withdrawn) for row in piece], known, plainly=True)
+
+
 def sort_rows(
     batches: Sequence[NamedBatch],
     params: FeedbackParams,

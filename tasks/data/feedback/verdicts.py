@@ -166,6 +166,22 @@ def read_side(value: object, numbers: Numbers) -> Side | None:
     return _SIDES.get(bare) or (numbers.get(float(bare)) if bare.isdecimal() and len(bare) < 3 else None)
 
 
+def votes_in(votes: object, numbers: Numbers) -> list[tuple[str | None, Side]]:
+    """Each vote of a column with several, and who gave it (None if it does not say): a list, or an object of counts.
+
+    No votes at all for a column that cannot be read whole.
+    """
+    try:
+        if isinstance(votes, dict):
+            return [(None, side) for side, count in _counted(votes, "votes").items() for _ in range(count)]
+        _voted(votes, "votes", numbers)
+    except Defect:
+        return []
+    assert isinstance(votes, list)
+    found = [(_voter_of(vote), read_side(_label_of(vote), numbers)) for vote in votes]
+    return [(voter, side) for voter, side in found if side is not None]
+
+
 def numbers_of(labels: Iterable[object]) -> Numbers:
     """The meaning of the numbers in a file's labels: 1 and 2 are a and b if both occur and no other does; else none."""
     found = {_digit(label) for label in labels} - {None}
@@ -215,6 +231,13 @@ def _label_of(vote: object) -> object:
     if not isinstance(vote, dict):
         return vote
     return next((vote[name] for name in ("label", "vote", "winner", "preference", "choice") if name in vote), None)
+
+
+def _voter_of(vote: object) -> str | None:
+    if not isinstance(vote, dict):
+        return None
+    named = next((vote[name] for name in ("annotator", "worker", "user", "rater") if name in vote), None)
+    return str(named) if isinstance(named, (str, int)) and not isinstance(named, bool) else None
 
 
 def _counted(votes: Mapping[str, Any], column: str) -> Counter[Side]:
