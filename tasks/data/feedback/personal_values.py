@@ -83,7 +83,7 @@ class PersonalValue:
 
 @dataclass(frozen=True, slots=True)
 class Recogniser:
-    """What to look for: the kinds, and the regions whose phone numbers count without a country code."""
+    """The kinds to look for, and the regions whose phone numbers count without a country code."""
 
     kinds: Sequence[Kind] = KINDS
     regions: Sequence[str] = ()
@@ -156,7 +156,7 @@ def _phones(text: str, recogniser: Recogniser) -> Iterator[PersonalValue]:
     for run in _numbers(text):
         for start, end in _parts(text, *run):
             written = text[start:end]
-            if _DATE.match(written) or _libraries()[3].is_valid(written):
+            if _DATE.match(written) or _IPV4.fullmatch(written) or _libraries()[3].is_valid(written):
                 break
             if (number := _phone(written, recogniser.regions)) is not None:
                 yield PersonalValue("phone", start, end, number)
