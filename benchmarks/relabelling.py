@@ -153,12 +153,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     rows = [measure(seed, asked.pairs, asked.looked) for seed in asked.seeds]
-    found = {"seeds": rows, "mean": summary(rows)}
+    mean = summary(rows)
     if asked.json:
-        print(json.dumps(found))
+        print(json.dumps({"seeds": rows, "mean": mean}))
         return
-    for row in [*rows, {"seed": "mean", **found["mean"]}]:
-        shares = "  ".join(f"{name} {row[name]['gold_accuracy']:.3f}" for name in found["mean"])
+    for row in [*rows, {"seed": "mean", **mean}]:
+        shares = "  ".join(f"{name} {row[name]['gold_accuracy']:.3f}" for name in mean)
         caught = "".join(
             f"  {name} found {row[name]['found']}" for name in ("clinic", "random") if "found" in row[name]
         )

@@ -34,7 +34,10 @@ _CUT_TAIL = re.compile(r"[\d\s().+/-]*\S*…$")
 
 
 def protection(params: FeedbackParams) -> Protect:
-    """The handling of personal data that params choose, as a function over rows. Raises `UsageError` if its libraries are missing."""
+    """The handling of personal data that params choose, as a function over rows.
+
+    Raises `UsageError` if its libraries are missing.
+    """
     if params.personal_data == "keep":
         return keep
     require_libraries()

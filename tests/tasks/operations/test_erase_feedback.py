@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -303,10 +304,8 @@ def test_a_kill_between_files_of_the_raw_store_is_completed(
         patch.setattr(erase_feedback, "keep_tombstone", counted(erase_feedback.keep_tombstone))
         patch.setattr(erase_feedback, "remove_objects", counted(erase_feedback.remove_objects))
         patch.setattr(removal.Path, "unlink", counted(Path.unlink))
-        try:
+        with suppress(Killed):
             run(root)
-        except Killed:
-            pass
     done = resume(root, load_params(root)[0]) if (root / ERASURE).exists() else run(root)
     assert (done.done, places_of(root, SECRET)) == (True, [])
     assert len(load_tombstones(root)) == 1
@@ -337,7 +336,7 @@ def test_a_remote_that_cannot_be_reached_is_said_before_and_completed_after(root
 
 def test_an_erased_batch_does_not_come_back(root: Path, tmp_path: Path) -> None:
     run(root)
-    with pytest.raises(UsageError, match="found a batch with rows that were erased on .* by officer"):
+    with pytest.raises(UsageError, match=r"found a batch with rows that were erased on .* by officer"):
         ingest_feedback(root, "human_pairs", [tmp_path / "one.jsonl"])
     assert places_of(root, SECRET) == []
 
