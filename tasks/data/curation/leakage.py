@@ -16,6 +16,7 @@ from itertools import takewhile
 from typing import Literal
 
 from plumbline.data_contracts.records import Feedback, Message, PreferencePair, Quarantined, UnpairedResponse
+from plumbline.tasks.data.curation.leak_words import could_leak, plain_words
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, quarantine, shorten
 
 REASON = "leaked_label"
@@ -30,6 +31,9 @@ _STATE = r"(?:chosen|rejected|preferred|dispreferred|non-?preferred)"
 _TAG = rf"(?:label\s*[:=]\s*)?{_STATE}(?:\s+{_NOUN})?"
 _LETTERS_IN_PROMPT = r"\b\w+\s+(?-i:[AB])\b|\b(?-i:[AB])\s*[).:]|\b(?-i:[AB])\s+(?:or|and|vs)\b"
 _COMPARES = rf"\b{_NOUN}s?\s+(?-i:[AB12])\b|\b(?:which|first|second|both|two)\b[^.?!\n]{{0,40}}\b{_NOUN}s?\b"
+_NOUNS = ("response", "answer", "completion", "output", "reply", "assistant")
+_STATES = ("chosen", "rejected", "preferred")
+_THE_STATES = tuple(f"the {state}" for state in (*_STATES, "dispreferred", "non", "winning", "losing"))
 _ASKS_LABEL = r"\b(?:label|preference|preferred|winner|verdict|judge?ment)\b"
 
 
@@ -39,64 +43,92 @@ class Pattern:
 
     `cut`: `match` cuts what the expression matches; `sentence` cuts the sentence that holds it, and
     cannot where the sentence says something else first; `opening` is as `sentence`, and no leak elsewhere.
-    `unless_prompt`: no leak in a response when the prompt matches this.
+    `unless_prompt`: no leak in a response when the prompt matches this. `needs`: what a match holds, one text of each
+    group, in lower case with single spaces: what lacks it is passed without a search.
     """
 
     name: str
     regex: re.Pattern[str]
     cut: Literal["match", "sentence", "opening"]
+    needs: tuple[tuple[str, ...], ...]
     unless_prompt: re.Pattern[str] | None = None
 
 
 def _pattern(
-    name: str, regex: str, cut: Literal["match", "sentence", "opening"], unless_prompt: str | None = None
+    name: str,
+    regex: str,
+    cut: Literal["match", "sentence", "opening"],
+    needs: tuple[tuple[str, ...], ...],
+    unless_prompt: str | None = None,
 ) -> Pattern:
     guard = re.compile(unless_prompt, re.IGNORECASE) if unless_prompt else None
-    return Pattern(name, re.compile(regex, re.IGNORECASE), cut, guard)
+    return Pattern(name, re.compile(regex, re.IGNORECASE), cut, needs, guard)
 
 
 PATTERNS: tuple[Pattern, ...] = (
-    _pattern("bracket_tag", rf"\s*(?:\[\s*/?{_TAG}\s*\]|<\s*/?{_TAG}\s*>)[ \t]*:?", "match"),
+    _pattern("bracket_tag", rf"\s*(?:\[\s*/?{_TAG}\s*\]|<\s*/?{_TAG}\s*>)[ \t]*:?", "match", (("[", "<"), _STATES)),
     _pattern(
         "annotator_note",
         r"\s*[\[(]\s*(?:annotator|labell?er|rater|label)\s*[:=]"
         r"[^\])\n]*\b(?:better|worse|preferred|chosen|rejected)\b[^\])\n]*[\])]",
         "match",
+        (("[", "("), ("annotator", "label", "rater"), (":", "=")),
     ),
-    _pattern("parenthesis_tag", rf"\A\s*\(\s*{_TAG}\s*\)\s*:?|\s*\(\s*{_TAG}\s*\)[\s.]*\Z", "match"),
-    _pattern("label_prefix", rf"\A\s*\**{_STATE}(?:\s+{_NOUN})?\**\s*:\**(?=\s|\Z)", "match"),
+    _pattern(
+        "parenthesis_tag",
+        rf"\A\s*\(\s*{_TAG}\s*\)\s*:?|\s*\(\s*{_TAG}\s*\)[\s.]*\Z",
+        "match",
+        (("(",), _STATES),
+    ),
+    _pattern("label_prefix", rf"\A\s*\**{_STATE}(?:\s+{_NOUN})?\**\s*:\**(?=\s|\Z)", "match", ((":",), _STATES)),
     _pattern(
         "preferred_prefix",
         rf"\A\s*(?:(?:here|this)\s+is\s+)?the\s+(?:{_STATE}|winning|losing)\s+{_NOUN}(?:\s+is)?\s*:",
         "match",
+        ((":",), _THE_STATES),
     ),
     _pattern(
         "label_suffix",
         rf"(?:\A|\s+)[\[(]?\b(?:human\s+)?(?:label|preference|verdict|winner)\s*[:=]\s*"
         rf"(?:{_STATE}|(?:{_NOUN}\s+)?(?-i:[AB]))[\])]?[.\s]*\Z",
         "match",
+        (("label", "preference", "verdict", "winner"), (":", "=")),
         _ASKS_LABEL,
     ),
-    _pattern("order_mark", r"(?:\A|(?<=\n))\s*(?-i:A\s*(?:>+|≻)\s*B|B\s*(?:>+|≻)\s*A)[ \t]*(?:\Z|(?=\n))", "match"),
+    _pattern(
+        "order_mark",
+        r"(?:\A|(?<=\n))\s*(?-i:A\s*(?:>+|≻)\s*B|B\s*(?:>+|≻)\s*A)[ \t]*(?:\Z|(?=\n))",
+        "match",
+        (("a>", "a >", "a≻", "a ≻", "b>", "b >", "b≻", "b ≻"),),
+    ),
     _pattern(
         "letter_verdict",
         rf"\b(?-i:[AB])\s+(?:is|was)\s+{_ADVERB}(?:(?:the\s+)?(?:preferred|chosen|rejected|dispreferred)\b"
         r"|(?:better|worse)\s+(?:than\s+(?-i:[AB])\b|because\b))",
         "opening",
+        (("a is", "a was", "b is", "b was"), ("better", "worse", *_STATES)),
         _LETTERS_IN_PROMPT,
     ),
-    _pattern("response_verdict", rf"\b{_NOUN}\s+{_SLOT}\s+{_BE}\s+{_ADVERB}{_RATED}{_VERDICT}", "sentence", _COMPARES),
+    _pattern(
+        "response_verdict",
+        rf"\b{_NOUN}\s+{_SLOT}\s+{_BE}\s+{_ADVERB}{_RATED}{_VERDICT}",
+        "sentence",
+        (_NOUNS, ("better", "best", "wors", "superior", "inferior", "winner", "loser", *_STATES)),
+        _COMPARES,
+    ),
     _pattern(
         "ordinal_verdict",
         rf"\bthe\s+(?:first|second|former|latter)\s+{_NOUN}\s+{_BE}\s+{_ADVERB}{_RATED}"
         r"(?:preferred|better|worse|chosen|rejected)\b",
         "sentence",
+        (("the first ", "the second ", "the former ", "the latter "), _NOUNS),
         _COMPARES,
     ),
     _pattern(
         "preferred_is",
         rf"\bthe\s+(?:{_STATE}|winning|losing)\s+{_NOUN}\s+(?:is|was)\b",
         "sentence",
+        (_THE_STATES, _NOUNS),
         _COMPARES,
     ),
     _pattern(
@@ -105,11 +137,13 @@ PATTERNS: tuple[Pattern, ...] = (
         rf"(?:(?:the\s+)?(?:preferred|dispreferred|rejected|chosen)\b(?!\s+(?:to|name|pronoun))"
         r"|(?:rated|ranked|labell?ed|marked)\s+(?:higher|lower|better|worse|as\s+(?:chosen|rejected|preferred)))",
         "sentence",
+        (tuple(f"this {noun}" for noun in _NOUNS), ("rated", "ranked", "label", "marked", *_STATES)),
     ),
     _pattern(
         "comparison",
         rf"\b(?:(?:it|this(?:\s+one)?|that)\s+(?:is|was)\s+{_ADVERB})?(?:better|worse)\s+than\s+(?:the\s+other\s+{_NOUN}\b|{_NOUN}\s+{_SLOT})",
         "sentence",
+        (("better than", "worse than"), _NOUNS),
         _COMPARES,
     ),
     _pattern(
@@ -118,21 +152,17 @@ PATTERNS: tuple[Pattern, ...] = (
         r"(?:preferred|chose|rejected|favou?red|picked|selected|rated)\s+"
         rf"(?:this|it\b|the\s+(?:first|second|other)|{_NOUN}\b|(?-i:[AB])\b)",
         "sentence",
+        (("annotator", "labeler", "labeller", "rater", "crowd"),),
     ),
     _pattern(
         "stated_choice",
         rf"\bI\s+(?:would\s+)?(?:prefer|preferred|chose|choose|pick|picked)\s+{_NOUN}\s+{_SLOT}",
         "sentence",
+        (("i prefer", "i chose", "i choose", "i pick", "i would "), _NOUNS),
         _COMPARES,
     ),
 )
 
-# Every pattern holds one of these; most texts hold none and are passed at once.
-_HINT = re.compile(
-    r"prefer|chosen|reject|better|worse|best|worst|superior|inferior|winn|lose|losing|label|verdict|annotator|rater"
-    r"|crowd|choose|chose|pick|rated|ranked|[AB]\s*(?:>|≻)",
-    re.IGNORECASE,
-)
 _SENTENCE_START = re.compile(r"[.!?][\"'”\u2019)\]]*\s+|[}\])\"”]\s+(?=[A-Z])|\n")
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”\u2019)\]*]*(?=\s|\Z)|(?=\n)|\Z")
 _LEAD = re.compile(
@@ -178,9 +208,10 @@ def clean_response(record: UnpairedResponse) -> UnpairedResponse | Quarantined:
 
 def find_leak(text: str, prompt: str = "") -> tuple[str, int, int] | None:
     """The first leak in a text: pattern name and the span to cut; a span of (-1, -1) cannot be cut alone."""
-    if not _HINT.search(text):
-        return None
-    for pattern in PATTERNS:
+    plain = plain_words(text) if could_leak(text) else None
+    for pattern in PATTERNS if plain is not None else ():
+        if not all(any(part in plain for part in group) for group in pattern.needs):
+            continue
         if pattern.unless_prompt is not None and pattern.unless_prompt.search(prompt):
             continue
         for match in pattern.regex.finditer(text):
@@ -203,7 +234,7 @@ def _sentence(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _clean_pair(pair: PreferencePair) -> tuple[PreferencePair, tuple[str, ...]] | Quarantined:
-    if not any(_HINT.search(text) for text in (pair.chosen, pair.rejected, *(m.content for m in pair.prompt))):
+    if not could_leak("\n".join((pair.chosen, pair.rejected, *(m.content for m in pair.prompt)))):
         return pair, ()
     cuts: list[str] = []
     try:

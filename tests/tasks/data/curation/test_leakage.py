@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
 
+from plumbline.tasks.data.curation.leak_words import could_leak, plain_words
 from plumbline.tasks.data.curation.leakage import PATTERNS, clean_leaks, find_leak
 from plumbline.tasks.data.curation.verdicts import Item
 
@@ -117,3 +120,17 @@ def test_no_false_positive_on_public_sets(read_shared, name):
     outcome = clean_leaks([Item.of(pair, place) for place, pair in enumerate(read_shared(name))])
     assert outcome.quarantined == []
     assert [item.cleaned for item in outcome.kept if item.cleaned] == []
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+@settings(max_examples=60, phases=(Phase.explicit, Phase.generate))
+@given(data=st.data())
+def test_what_a_pattern_matches_is_never_passed_unsearched(pattern, data):
+    """Any match, in any of the letters that a search without case takes for the same, holds what the pattern needs."""
+    text = data.draw(st.from_regex(pattern.regex))
+    for letter, other in data.draw(st.sampled_from([(), (("s", "\u017f"),), (("i", "\u0131"), ("I", "\u0130"))])):
+        text = text.replace(letter, other)
+    assume(pattern.regex.search(text))
+    assert could_leak(text)
+    plain = plain_words(text)
+    assert all(any(part in plain for part in group) for group in pattern.needs), plain
