@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,19 +27,22 @@ from typing import Any
 import numpy as np
 import orjson
 
-_PLAIN = """the of and to in a is that for it as was with be by on not he his but at are this have from or had an they
-which one you were all her she there would their we him been has when who will no more if out so said what up its about
-into than them can only other time new some could these two may first then do any my now such like our over man me even
-most made after also did many before must through years where much your way well down should because each just those
-people how too little state good very make world still see own work here better best choose prefer answer""".split()
+_PLAIN = (
+    "the of and to in a is that for it as was with be by on not he his but at are this have from or had "
+    "an they which one you were all her she there would their we him been has when who will no more if "
+    "out so said what up its about into than them can only other time new some could these two may first "
+    "then do any my now such like our over man me even most made after also did many before must through "
+    "years where much your way well down should because each just those people how too little state good "
+    "very make world still see own work here better best choose prefer answer "
+)
 _LETTERS = np.array(list("etaoinshrdlucmfwypvbgkqjxz"))
 
 
 def vocabulary(size: int = 20_000) -> list[str]:
     """Common English words, then made-up ones of 4 to 10 letters, by falling frequency."""
-    draw = np.random.default_rng(7)
+    draw, common = np.random.default_rng(7), _PLAIN.split()
     lengths = draw.integers(4, 11, size)
-    return [*_PLAIN, *("".join(draw.choice(_LETTERS, length)) for length in lengths[len(_PLAIN) :])]
+    return [*common, *("".join(draw.choice(_LETTERS, length)) for length in lengths[len(common) :])]
 
 
 class Writer:
@@ -65,7 +69,7 @@ def rows(count: int, seed: int) -> Iterator[bytes]:
     recent: list[dict[str, Any]] = []
     for number in range(count):
         kind = draw.random()
-        row = {
+        row: dict[str, Any] = {
             "id": f"row-{seed}-{number}",
             "prompt": writer.text(45) if kind > 0.1 else f"{draw.choice(templates)} {writer.text(4)}",
             "response_a": writer.text(85),
@@ -143,7 +147,9 @@ def with_polars(file: Path, folder: Path) -> dict[str, Any]:
     """Exact duplicates by polars."""
     import polars as pl
 
-    kept = pl.read_ndjson(gzip.open(file).read(), ignore_errors=True).unique(("prompt", "response_a", "response_b"))
+    with gzip.open(file) as lines:
+        read = pl.read_ndjson(lines.read(), schema_overrides={"prompt": pl.String}, ignore_errors=True)
+    kept = read.unique(("prompt", "response_a", "response_b"))
     kept.write_ndjson(folder / "polars.jsonl")
     return {"kept": len(kept)}
 
@@ -158,7 +164,7 @@ def with_rensa(file: Path, folder: Path) -> dict[str, Any]:
         for number, line in enumerate(lines):
             words = str(orjson.loads(line)["prompt"]).split()
             signature = RMinHash(num_perm=125, seed=42)
-            signature.update([f"{one} {other}" for one, other in zip(words, words[1:], strict=False)])
+            signature.update([" ".join(two) for two in pairwise(words)])
             kept += found.add(str(number), signature)
     return {"kept": kept}
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from plumbline.data_contracts.errors import StageError
 from plumbline.data_contracts.plain_checks import Blamed, Columns, blame_plainly
-from plumbline.data_contracts.records import Feedback, Message, Origin
+from plumbline.data_contracts.records import Feedback
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -34,6 +34,10 @@ READING_REASONS = {
     "tool_calls": "the row calls tools, or offers some, for which a record has no place",
 }
 
+Fields = Mapping[str, Any]
+"""The fields of a record, as in JSON."""
+
+_DIGEST = 16  # bytes
 _EXCERPT = 80  # characters of a value shown in a report
 
 
@@ -57,30 +61,51 @@ class KnownIds:
     """
 
     def __init__(self) -> None:
-        self._first: dict[str, tuple[bytes, Origin]] = {}
-        self._file = ""
-        self._own: dict[str, tuple[bytes, Origin]] = {}  # of the present file
+        self._files: list[str] = []
+        self._first: dict[str, bytes] = {}  # id -> digest, number of its file (4 bytes), line (8 bytes)
+        self._own: dict[str, bytes] = {}  # of the present file
 
     def settle(self, record: Feedback) -> Feedback:
         """The record, under its content's id where an earlier file gave its id to other content."""
-        known, where = self._first.setdefault(record.id, (_digest(record), record.origin))
-        if known == _digest(record) or where.file == record.origin.file:
+        content = record.content_id()
+        if not self.is_taken(record.id, digest_of(content), record.origin.file, record.origin.line):
             return record
-        return record.model_copy(update={"id": record.content_id(), "given_id": record.id})
+        return record.model_copy(update={"id": content, "given_id": record.id})
 
     def conflict(self, record: Feedback) -> str:
         """The place at which the id was given to other content, else an empty string. The id is known from now on."""
-        if record.origin.file != self._file:
-            self._file, self._own = record.origin.file, {}
-        given, mine = record.given_id or record.id, (_digest(record), record.origin)
-        for known, where in (self._own.setdefault(given, mine), self._first.setdefault(record.id, mine)):
-            if known != mine[0]:
-                return f"{shorten(given)} has other content in {where.file} line {where.line}"
+        digest, origin = digest_of(record.content_id()), record.origin
+        return self.conflict_of(record.id, record.given_id, digest, origin.file, origin.line)
+
+    def is_taken(self, name: str, digest: bytes, file: str, line: int) -> bool:
+        """True if an earlier file gave the id to other content."""
+        mine = self._packed(digest, file, line)
+        known = self._first.setdefault(name, mine)
+        return known[:_DIGEST] != digest and self._place(known)[0] != file
+
+    def conflict_of(self, name: str, given: str | None, digest: bytes, file: str, line: int) -> str:
+        """`conflict`, of the ids, digest and place of a record."""
+        mine, given = self._packed(digest, file, line), given or name
+        for known in (self._own.setdefault(given, mine), self._first.setdefault(name, mine)):
+            if known is not mine and known[:_DIGEST] != digest:
+                where, at = self._place(known)
+                return f"{shorten(given)} has other content in {where} line {at}"
         return ""
 
+    def _packed(self, digest: bytes, file: str, line: int) -> bytes:
+        if not self._files or self._files[-1] != file:
+            self._files.append(file)
+            self._own = {}
+        return digest + (len(self._files) - 1).to_bytes(4, "big") + line.to_bytes(8, "big")
 
-def _digest(record: Feedback) -> bytes:
-    return hashlib.blake2b(record.content_id().encode(), digest_size=16).digest()
+    def _place(self, packed: bytes) -> tuple[str, int]:
+        file = int.from_bytes(packed[_DIGEST : _DIGEST + 4], "big")
+        return self._files[file], int.from_bytes(packed[_DIGEST + 4 :], "big")
+
+
+def digest_of(content: str) -> bytes:
+    """The digest of a content's id, 16 bytes."""
+    return hashlib.blake2b(content.encode(), digest_size=_DIGEST).digest()
 
 
 def excerpt(value: object) -> str:
@@ -108,15 +133,20 @@ class Contract:
         return SUITES / f"{self.name}.v{self.version}.json"
 
 
-def feedback_columns(records: Sequence[Feedback], known: KnownIds) -> dict[str, list[Any]]:
-    """The columns that every contract of feedback checks. `known` carries the ids of earlier calls."""
+def feedback_columns(records: Sequence[Fields], conflicts: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns that every contract of feedback checks; `conflicts` says where each id has other content."""
     return {
-        "id": [record.id for record in records],
-        "prompt_roles": [" ".join(turn.role for turn in record.prompt) for record in records],
-        "prompt_blank_turns": [blank_turns(record.prompt) for record in records],
-        "timestamp": [record.timestamp for record in records],
-        "id_conflicts_with": [known.conflict(record) for record in records],
+        "id": [record["id"] for record in records],
+        "prompt_roles": [" ".join([turn["role"] for turn in record["prompt"]]) for record in records],
+        "prompt_blank_turns": [blank_turns(record["prompt"]) for record in records],
+        "timestamp": [record["timestamp"] for record in records],
+        "id_conflicts_with": list(conflicts),
     }
+
+
+def fields_of(records: Sequence[Feedback]) -> list[Fields]:
+    """The fields of records, as in JSON."""
+    return [record.model_dump(mode="json") for record in records]
 
 
 def check(
@@ -143,19 +173,18 @@ def read_suite(file: Path) -> Mapping[str, Any]:
     return suite
 
 
-def blank_turns(prompt: Sequence[Message]) -> str:
+def blank_turns(prompt: Sequence[Mapping[str, str]]) -> str:
     """The turns without a visible character, `turn 2 (assistant)`; empty if there is none."""
     if not prompt:
         return "no turns"
-    blank = (f"turn {n} ({turn.role})" for n, turn in enumerate(prompt, 1) if not turn.content.strip())
-    return ", ".join(blank)
+    blank = [(n, turn) for n, turn in enumerate(prompt, 1) if not turn["content"] or turn["content"].isspace()]
+    return ", ".join([f"turn {n} ({turn['role']})" for n, turn in blank])
 
 
 def _run_suite(definition: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
     """Validate a data frame against a suite; returns one result (as JSON) an expectation."""
     from plumbline.data_contracts import expectations  # noqa: F401, I001  (registers the custom expectations; keep first)
     import great_expectations as gx
-    import pandas as pd
     from great_expectations.core import ExpectationSuite
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
@@ -164,13 +193,20 @@ def _run_suite(definition: Mapping[str, Any], columns: Columns) -> list[dict[str
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("records").add_dataframe_asset("records")
-    frame = pd.DataFrame(columns, dtype=object)
+    frame = _frame(columns)
     batch = asset.add_batch_definition_whole_dataframe("records").get_batch({"dataframe": frame})
     suite = ExpectationSuite(
         name=definition["name"], expectations=list(definition["expectations"]), meta=dict(definition["meta"])
     )
     validation = batch.validate(suite, result_format={"result_format": "COMPLETE"})
     return [result.to_json_dict() for result in validation.results]
+
+
+def _frame(columns: Columns) -> Any:
+    import pandas as pd
+
+    # texts in Arrow's memory: with Python objects every expectation copies them anew
+    return pd.DataFrame({name: pd.array(values, dtype="str") for name, values in columns.items()})
 
 
 def _blame(contract: Contract, suite: Mapping[str, Any], columns: Columns) -> Iterator[Blamed]:

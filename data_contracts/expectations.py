@@ -21,7 +21,7 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     column_pair_condition_partial,
 )
 
-from plumbline.data_contracts.plain_checks import is_iso8601, normalise_whitespace
+from plumbline.data_contracts.plain_checks import is_iso8601, say_the_same
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,9 @@ class ColumnValuesIso8601(ColumnMapMetricProvider):  # type: ignore[misc]
 
     @column_condition_partial(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
     def _pandas(cls, column: pd.Series[str], **kwargs: object) -> pd.Series[bool]:
-        return column.map(is_iso8601)
+        import pandas as pd
+
+        return pd.Series([is_iso8601(value) for value in column], index=column.index, dtype=bool)
 
 
 class ExpectColumnValuesToBeIso8601(ColumnMapExpectation):  # type: ignore[misc]
@@ -61,7 +63,10 @@ class ColumnPairTextsDiffer(ColumnPairMapMetricProvider):  # type: ignore[misc]
 
     @column_pair_condition_partial(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
     def _pandas(cls, column_A: pd.Series[str], column_B: pd.Series[str], **kwargs: object) -> pd.Series[bool]:
-        return column_A.map(normalise_whitespace) != column_B.map(normalise_whitespace)
+        import pandas as pd
+
+        differ = [not say_the_same(one, other) for one, other in zip(column_A, column_B, strict=True)]
+        return pd.Series(differ, index=column_A.index, dtype=bool)
 
 
 class ExpectColumnPairTextsToDiffer(ColumnPairMapExpectation):  # type: ignore[misc]

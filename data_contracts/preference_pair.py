@@ -20,7 +20,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plumbline.data_contracts.contract_suite import READING_REASONS, Contract, check, feedback_columns
+from plumbline.data_contracts.contract_suite import (
+    READING_REASONS,
+    Contract,
+    Fields,
+    check,
+    feedback_columns,
+    fields_of,
+)
 from plumbline.data_contracts.contract_suite import KnownIds as KnownIds
 from plumbline.data_contracts.contract_suite import Violation as Violation
 from plumbline.data_contracts.contract_suite import excerpt as excerpt
@@ -69,11 +76,22 @@ def check_pairs(
     Raises `StageError` when an expectation itself fails to run: Great Expectations reports that as
     a mere lack of success, with no row to blame.
     """
-    if not pairs:
-        return []
-    return check(_CONTRACT, _columns(pairs, known if known is not None else KnownIds()), suite, plainly=plainly)
+    known = KnownIds() if known is None else known
+    return check_pair_fields(fields_of(pairs), [known.conflict(pair) for pair in pairs], suite, plainly=plainly)
 
 
-def _columns(pairs: Sequence[PreferencePair], known: KnownIds) -> Columns:
-    responses = {"chosen": [pair.chosen for pair in pairs], "rejected": [pair.rejected for pair in pairs]}
-    return feedback_columns(pairs, known) | responses
+def check_pair_fields(
+    pairs: Sequence[Fields],
+    conflicts: Sequence[str],
+    suite: Mapping[str, Any] | None = None,
+    *,
+    plainly: bool = False,
+) -> list[Violation]:
+    """`check_pairs` of pairs as in JSON, and where the id of each has other content (empty: nowhere)."""
+    return check(_CONTRACT, _columns(pairs, conflicts), suite, plainly=plainly) if pairs else []
+
+
+def _columns(pairs: Sequence[Fields], conflicts: Sequence[str]) -> Columns:
+    return feedback_columns(pairs, conflicts) | {
+        name: [pair[name] for pair in pairs] for name in ("chosen", "rejected")
+    }

@@ -9,7 +9,7 @@ line.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -138,8 +138,13 @@ def _without_nobody(dumped: dict[str, Any]) -> dict[str, Any]:
 
 def content_id(prompt: Iterable[Message], chosen: str, rejected: str) -> str:
     """SHA-256 (hex) of the canonical JSON of prompt, chosen and rejected."""
-    turns = [[message.role, message.content] for message in prompt]
-    return hashlib.sha256(orjson.dumps([turns, chosen, rejected])).hexdigest()
+    return content_id_of([{"role": message.role, "content": message.content} for message in prompt], chosen, rejected)
+
+
+def content_id_of(turns: Iterable[Mapping[str, str]], chosen: str, rejected: str) -> str:
+    """The same of turns as JSON objects with role and content."""
+    said = [[turn["role"], turn["content"]] for turn in turns]
+    return hashlib.sha256(orjson.dumps([said, chosen, rejected])).hexdigest()
 
 
 def dump_jsonl(path: Path, records: Iterable[BaseModel]) -> int:

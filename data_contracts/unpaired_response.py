@@ -13,10 +13,12 @@ from typing import Any
 from plumbline.data_contracts.contract_suite import (
     READING_REASONS,
     Contract,
+    Fields,
     KnownIds,
     Violation,
     check,
     feedback_columns,
+    fields_of,
 )
 from plumbline.data_contracts.plain_checks import Columns
 from plumbline.data_contracts.records import UnpairedResponse
@@ -51,10 +53,21 @@ def check_unpaired(
     plainly: bool = False,
 ) -> list[Violation]:
     """Run the contract over responses, as `preference_pair.check_pairs` does over pairs."""
-    if not responses:
-        return []
-    return check(_CONTRACT, _columns(responses, known if known is not None else KnownIds()), suite, plainly=plainly)
+    known = KnownIds() if known is None else known
+    conflicts = [known.conflict(each) for each in responses]
+    return check_response_fields(fields_of(responses), conflicts, suite, plainly=plainly)
 
 
-def _columns(responses: Sequence[UnpairedResponse], known: KnownIds) -> Columns:
-    return feedback_columns(responses, known) | {"response": [each.response for each in responses]}
+def check_response_fields(
+    responses: Sequence[Fields],
+    conflicts: Sequence[str],
+    suite: Mapping[str, Any] | None = None,
+    *,
+    plainly: bool = False,
+) -> list[Violation]:
+    """`check_unpaired` of responses as in JSON, and where the id of each has other content (empty: nowhere)."""
+    return check(_CONTRACT, _columns(responses, conflicts), suite, plainly=plainly) if responses else []
+
+
+def _columns(responses: Sequence[Fields], conflicts: Sequence[str]) -> Columns:
+    return feedback_columns(responses, conflicts) | {"response": [each["response"] for each in responses]}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from plumbline.data_contracts.contract_suite import read_suite
 from plumbline.data_contracts.errors import StageError
-from plumbline.data_contracts.plain_checks import is_iso8601, normalise_whitespace
+from plumbline.data_contracts.plain_checks import is_iso8601, say_the_same
 from plumbline.data_contracts.preference_pair import REASONS, SUITE, KnownIds, check_pairs, excerpt
 from plumbline.data_contracts.records import Message, Origin, PreferencePair
 
@@ -239,4 +239,5 @@ def test_great_expectations_is_imported_late_and_runs_quietly() -> None:
 def test_excerpts_are_bounded_and_on_one_line() -> None:
     assert excerpt("a\nb") == '"a\\nb"'
     assert len(excerpt("x" * 500)) == 80
-    assert normalise_whitespace(" a\n\u00a0b ") == "a b"
+    assert say_the_same(" a\n\u00a0b ", "a b")
+    assert not say_the_same("a b c d e", "a b c d f")

@@ -27,7 +27,7 @@ from plumbline.tasks.data.curation.exact import merge_exact
 from plumbline.tasks.data.curation.leakage import clean_leaks
 from plumbline.tasks.data.curation.limits import apply_limits
 from plumbline.tasks.data.curation.near_merge import KeptNear, merge_near
-from plumbline.tasks.data.curation.pair_texts import PairContent, Pools, build_pools, contents
+from plumbline.tasks.data.curation.pair_texts import Corpora, PairContent, Pools, contents
 from plumbline.tasks.data.curation.report import describe
 from plumbline.tasks.data.curation.split import assign_clusters, cluster_name, conversations
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item
@@ -90,13 +90,14 @@ def _match(
     ledger: CurationOutcome, params: CurationParams, seed: int, progress: Progress
 ) -> tuple[list[PairContent], Pools, list[dict[str, Any]], list[KeptNear]]:
     contradictions: list[dict[str, Any]] = []
+    corpora = Corpora(params.matching, seed)
     while True:
         progress(2, _STEPS, f"exact duplicates among {len(ledger.kept)} pairs")
         found = contents(ledger.kept, params.matching)
         changed = _apply(ledger, merge_exact(ledger.kept, found))
         found = contents(ledger.kept, params.matching) if changed else found
         progress(3, _STEPS, f"near duplicates among {len(ledger.kept)} pairs")
-        pools = build_pools(found, params.matching, seed)
+        pools = corpora.pools(found)
         outcome, near = merge_near(ledger.kept, found, pools)
         changed = _apply(ledger, outcome)
         progress(4, _STEPS, f"contradictions among {len(ledger.kept)} pairs")

@@ -27,6 +27,7 @@ from math import inf, log2
 import numpy as np
 
 from plumbline.tasks.data.curation.pair_texts import PairContent, Pool, Pools
+from plumbline.tasks.data.curation.shingles import U64
 from plumbline.tasks.data.curation.similarity import F64
 from plumbline.tasks.data.curation.verdicts import Item
 from plumbline.tasks.data.curation.wording import (
@@ -102,7 +103,6 @@ class EditEvidence:
             self._by_group[group].append((item, content))
         self._spread = _spread(contents, groups)
         self._groups = len(set(groups))
-        self._bits = _shingle_bits(pools.responses)
         self._contexts = _contexts(self._sides.values())
         self._slots: dict[Slot, set[Words]] = defaultdict(set)
         self._swaps: dict[tuple[int, frozenset[Words]], set[Slot]] = defaultdict(set)
@@ -227,22 +227,20 @@ class EditEvidence:
     def _shared(self, left: str, right: str, content: PairContent) -> float:
         """Bits of the shingles that two responses share."""
         responses, prompts = self._pools.responses, self._pools.prompts
-        columns = responses.columns(left)
+        shared = responses.shingles(left)
         if left != right:
-            columns = np.intersect1d(columns, responses.columns(right), assume_unique=True)
-        bits = self._bits[columns]
-        in_question = prompts.near.shingles.hashes[prompts.columns(content.prompt)]
-        in_prompt = np.isin(responses.near.shingles.hashes[columns], in_question)
+            shared = np.intersect1d(shared, responses.shingles(right), assume_unique=True)
+        bits = _bits(responses, shared)
+        in_prompt = np.isin(shared, prompts.shingles(content.prompt))
         total = float(np.where(in_prompt, np.minimum(bits, _PROMPT_BITS), bits).sum())
         spread = max(self._spread[left], self._spread[right])
         return min(total, log2(self._groups / spread)) if spread >= _CONTEXTS else total
 
 
-def _shingle_bits(pool: Pool) -> F64:
-    """The evidence of a shared shingle, in bits: (m,), by the number of other texts that hold it."""
-    shingles = pool.near.shingles
-    others = np.maximum(np.bincount(shingles.columns, minlength=len(shingles.hashes)) - 1, 1)
-    bits = np.log2(1 + max(shingles.texts, _FEWEST_TEXTS) / others)
+def _bits(pool: Pool, shingles: U64) -> F64:
+    """The evidence of shared shingles, in bits: (m,), by the number of other texts that hold each."""
+    others = np.maximum(pool.frequency(shingles) - 1, 1)
+    bits = np.log2(1 + max(len(pool), _FEWEST_TEXTS) / others)
     return np.asarray(np.minimum(bits, _SHINGLE_BITS), dtype=np.float64)
 
 

@@ -208,8 +208,10 @@ def clean_response(record: UnpairedResponse) -> UnpairedResponse | Quarantined:
 
 def find_leak(text: str, prompt: str = "") -> tuple[str, int, int] | None:
     """The first leak in a text: pattern name and the span to cut; a span of (-1, -1) cannot be cut alone."""
-    plain = plain_words(text) if could_leak(text) else None
-    for pattern in PATTERNS if plain is not None else ():
+    if not could_leak(text):
+        return None
+    plain = plain_words(text)
+    for pattern in PATTERNS:
         if not all(any(part in plain for part in group) for group in pattern.needs):
             continue
         if pattern.unless_prompt is not None and pattern.unless_prompt.search(prompt):

@@ -17,7 +17,7 @@ large are hashed again without its frame, which brings the copies together and p
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +42,7 @@ from plumbline.tasks.data.curation.similarity import (
     local_document_frequency,
     weighted_jaccard,
 )
+from plumbline.tasks.data.curation.sketches import Sketches, sketch
 from plumbline.tasks.params.curation import MatchingParams
 
 _RESEMBLES = 0.4  # estimated Jaccard that links bucket neighbours into a neighbourhood
@@ -53,49 +54,66 @@ _CONTENT_SHARE = 0.5  # a shingle that more than half of a neighbourhood holds i
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicates:
-    """Near duplicates among n distinct texts.
+    """Near duplicates among the texts `alive` of n distinct texts, which are known by number.
 
     `pairs` are the verified ones, `groups` their connected components (0-based, in order of first member),
     `neighbourhoods` the texts that resemble one another at all, `candidates` what was compared.
     """
 
-    texts: tuple[str, ...]
-    shingles: Shingles
+    sketches: Sketches
+    alive: I64
     candidates: Pairs  # (c, 2)
     pairs: Pairs  # (p, 2)
     groups: I64  # (n,)
     neighbourhoods: I64  # (n,)
     crowded: int
 
+    @property
+    def texts(self) -> Sequence[str]:
+        """All n texts."""
+        return self.sketches.texts
+
 
 def find_near_duplicates(texts: Sequence[str], params: MatchingParams, seed: int) -> NearDuplicates:
     """Near duplicates among distinct texts. Sort the texts first and the result does not depend on their order."""
-    # 1. sets
-    shingles = shingle(texts, params.shingle_words)
-    if not params.near or len(shingles.columns) == 0:
-        return _none(texts, shingles)
+    return near_duplicates_among(sketch(texts, params, seed), np.arange(len(texts)), params, seed)
+
+
+def near_duplicates_among(sketches: Sketches, alive: I64, params: MatchingParams, seed: int) -> NearDuplicates:
+    """Near duplicates among some of the texts that were sketched with the same params and seed."""
+    # 1. texts that share a bucket with another
+    members = alive[sketches.met[alive]]
+    if not params.near or not len(members):
+        return _none(sketches, alive)
+    shingles = sketches.shingles(members)
     # 2. candidates
     length = params.bands * params.rows
     signature = signatures(shingles.row_hashes(), shingles.offsets, length, seed % 2**32)
-    keys = _apart_when_empty(band_keys(signature, params.bands), shingles)
+    keys = np.ascontiguousarray(sketches.keys[:, members])
     neighbourhoods = _neighbourhoods(signature, keys)
     candidates, crowded = bucket_pairs(keys, params.bucket_texts, _WINDOW)
     if crowded:
         extra, still_crowded = _content_pairs(shingles, neighbourhoods, params, seed)
         candidates, crowded = distinct_pairs(np.concatenate([candidates, extra])), crowded + still_crowded
     # 3. verdicts
-    pairs = _verify(texts, shingles, neighbourhoods, candidates, params)
+    weights = inverse_document_frequency(shingles, sketches.frequency(alive), len(alive))
+    texts = [sketches.texts[number] for number in members.tolist()]
+    pairs = members[_verify(texts, shingles, weights, neighbourhoods, candidates, params)]
     # 4. components
-    return NearDuplicates(
-        tuple(texts), shingles, candidates, pairs, components(len(texts), pairs), neighbourhoods, crowded
-    )
+    size = len(sketches.texts)
+    joined = _spread_labels(neighbourhoods, members, size)
+    return NearDuplicates(sketches, alive, members[candidates], pairs, components(size, pairs), joined, crowded)
 
 
-def join_equal(near: NearDuplicates, keys: Sequence[Hashable]) -> NearDuplicates:
-    """The same with texts of one key as near duplicates, too: the first of each key with every other."""
-    first: dict[Hashable, int] = {}
-    found = [(first.setdefault(key, number), number) for number, key in enumerate(keys)]
-    extra = np.array([pair for pair in found if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)
+def join_equal(near: NearDuplicates, keys: U64) -> NearDuplicates:
+    """The same with texts of one key as near duplicates, too: the first of each key with every other.
+
+    `keys` (n,) holds one for each text.
+    """
+    order = near.alive[np.argsort(keys[near.alive], kind="stable")]
+    fresh = np.concatenate([[True], keys[order[1:]] != keys[order[:-1]]])
+    first = order[np.flatnonzero(fresh)][np.cumsum(fresh) - 1] if len(order) else order
+    extra = np.column_stack([first, order])[first != order]
     if not len(extra):
         return near
     pairs = distinct_pairs(np.concatenate([near.pairs, extra]))
@@ -112,21 +130,21 @@ def components(size: int, pairs: Pairs) -> I64:
 
 def content_weights(shingles: Shingles, neighbourhoods: I64) -> F64:
     """log(n / df) of each entry within its neighbourhood of n texts: 0 for what all share."""
-    sizes = np.bincount(neighbourhoods)[neighbourhoods[shingles.rows()]]
+    sizes = np.bincount(neighbourhoods, minlength=1)[neighbourhoods[shingles.rows()]]
     return np.asarray(np.log(sizes / local_document_frequency(shingles, neighbourhoods)), dtype=np.float64)
 
 
-def _none(texts: Sequence[str], shingles: Shingles) -> NearDuplicates:
+def _none(sketches: Sketches, alive: I64) -> NearDuplicates:
     no_pairs = np.zeros((0, 2), dtype=np.int64)
-    alone = np.arange(len(texts), dtype=np.int64)
-    return NearDuplicates(tuple(texts), shingles, no_pairs, no_pairs, alone, alone, 0)
+    alone = np.arange(len(sketches.texts), dtype=np.int64)
+    return NearDuplicates(sketches, alive, no_pairs, no_pairs, alone, alone, 0)
 
 
-def _apart_when_empty(keys: U64, shingles: Shingles) -> U64:
-    """Give texts without shingles keys of their own: empty sets share a signature, not a content."""
-    empty = np.flatnonzero(np.diff(shingles.offsets) == 0)
-    keys[:, empty] = empty.astype(np.uint64)
-    return keys
+def _spread_labels(labels: I64, members: I64, size: int) -> I64:
+    """The labels of members among `size` texts, each other text with a label of its own."""
+    found: I64 = np.arange(size, dtype=np.int64) + labels.max() + 1
+    found[members] = labels
+    return found
 
 
 def _neighbourhoods(signature: Signatures, keys: U64) -> I64:
@@ -136,9 +154,11 @@ def _neighbourhoods(signature: Signatures, keys: U64) -> I64:
 
 def _content_pairs(shingles: Shingles, neighbourhoods: I64, params: MatchingParams, seed: int) -> tuple[Pairs, int]:
     """Candidates within large neighbourhoods, by the shingles that are not their frame."""
-    sizes = np.bincount(neighbourhoods)[neighbourhoods[shingles.rows()]]
+    large = np.flatnonzero(np.bincount(neighbourhoods)[neighbourhoods] > params.bucket_texts)
+    shingles, neighbourhoods = shingles.take(large), neighbourhoods[large]
+    sizes = np.bincount(neighbourhoods, minlength=1)[neighbourhoods[shingles.rows()]]
     frequency = local_document_frequency(shingles, neighbourhoods)
-    content = (sizes > params.bucket_texts) & (frequency <= _CONTENT_SHARE * sizes)
+    content = frequency <= _CONTENT_SHARE * sizes
     counts = np.bincount(shingles.rows()[content], minlength=shingles.texts)
     members = np.flatnonzero(counts)
     if not len(members):
@@ -149,23 +169,40 @@ def _content_pairs(shingles: Shingles, neighbourhoods: I64, params: MatchingPara
     pairs, crowded = bucket_pairs(
         band_keys(signature, signature.shape[1] // _CONTENT_ROWS), params.bucket_texts, params.bucket_texts
     )
-    return members[pairs], crowded
+    return large[members[pairs]], crowded
 
 
 def _verify(
-    texts: Sequence[str], shingles: Shingles, neighbourhoods: I64, candidates: Pairs, params: MatchingParams
+    texts: Sequence[str],
+    shingles: Shingles,
+    weights: F64,
+    neighbourhoods: I64,
+    candidates: Pairs,
+    params: MatchingParams,
 ) -> Pairs:
     agree = shingles.decisive[candidates[:, 0]] == shingles.decisive[candidates[:, 1]]
     pairs = candidates[agree]
     sizes = np.bincount(neighbourhoods)
     label = neighbourhoods[pairs]
     templated = (label[:, 0] == label[:, 1]) & (sizes[label[:, 0]] >= params.template_texts)
-    plain, filled = pairs[~templated], pairs[templated]
-    plain = plain[weighted_jaccard(shingles, inverse_document_frequency(shingles), plain) >= params.threshold]
-    filled = filled[_held(shingles, neighbourhoods, filled) >= _CONTENT_ORDER]
-    filled = filled[_held(shingle(texts, 1, counted=True), neighbourhoods, filled) >= params.containment]
-    filled = filled[weighted_jaccard(shingles, np.ones(len(shingles.columns)), filled) >= params.threshold]
+    plain = pairs[~templated]
+    plain = plain[weighted_jaccard(shingles, weights, plain) >= params.threshold]
+    filled = _verify_filled(texts, shingles, neighbourhoods, pairs[templated], params)
     return distinct_pairs(np.concatenate([plain, filled]))
+
+
+def _verify_filled(
+    texts: Sequence[str], shingles: Shingles, neighbourhoods: I64, pairs: Pairs, params: MatchingParams
+) -> Pairs:
+    """The near duplicates among pairs within neighbourhoods of templates, which alone are looked at."""
+    chosen = np.zeros(neighbourhoods.max() + 1, dtype=bool)
+    chosen[neighbourhoods[pairs[:, 0]]] = True
+    rows = np.flatnonzero(chosen[neighbourhoods])
+    near, shingles, labels = np.searchsorted(rows, pairs), shingles.take(rows), neighbourhoods[rows]
+    near = near[_held(shingles, labels, near) >= _CONTENT_ORDER]
+    words = shingle([texts[row] for row in rows.tolist()], 1, counted=True)
+    near = near[_held(words, labels, near) >= params.containment]
+    return rows[near[weighted_jaccard(shingles, np.ones(len(shingles.columns)), near) >= params.threshold]]
 
 
 def _held(shingles: Shingles, neighbourhoods: I64, pairs: Pairs) -> F64:

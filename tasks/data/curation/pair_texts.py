@@ -9,11 +9,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+
+import numpy as np
 
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.data.curation.canonical import canonical
-from plumbline.tasks.data.curation.near_duplicates import NearDuplicates, find_near_duplicates, join_equal
-from plumbline.tasks.data.curation.shingles import I64
+from plumbline.tasks.data.curation.near_duplicates import NearDuplicates, join_equal, near_duplicates_among
+from plumbline.tasks.data.curation.shingles import I64, U64, gather
+from plumbline.tasks.data.curation.sketches import Sketches, sketch
 from plumbline.tasks.data.curation.verdicts import Item
 from plumbline.tasks.data.curation.wording import plain_request
 from plumbline.tasks.params.curation import MatchingParams
@@ -46,43 +51,73 @@ class PairContent:
 
 
 class Pool:
-    """Distinct texts of one field, sorted, with their near duplicates; texts are known by number."""
+    """Distinct texts of one field with their near duplicates, among the texts of a `Corpus`."""
 
-    def __init__(
-        self, texts: Sequence[str], params: MatchingParams, seed: int, same: Callable[[str], Hashable] | None = None
-    ) -> None:
-        """`same` gives one key to texts that are the same by another rule, and so are near duplicates in any case."""
-        self.texts = sorted(set(texts))
-        self._numbers = {text: number for number, text in enumerate(self.texts)}
-        self.near: NearDuplicates = find_near_duplicates(self.texts, params, seed)
-        if same is not None and params.near:
-            self.near = join_equal(self.near, [same(text) for text in self.texts])
-        self._pairs = {(int(left), int(right)) for left, right in self.near.pairs}
+    def __init__(self, sketches: Sketches, near: NearDuplicates) -> None:
+        self.sketches, self.near = sketches, near
+        self._pairs = {(left, right) for left, right in near.pairs.tolist()}
+        self._groups = np.full(len(sketches.texts), -1, dtype=np.int64)
+        self._groups[near.alive] = near.groups[near.alive]
 
     def alike(self, left: str, right: str) -> bool:
         """True if two texts are the same or verified near duplicates."""
         if left == right:
             return True
-        numbers = sorted((self._numbers[left], self._numbers[right]))
+        numbers = sorted((self.sketches.numbers[left], self.sketches.numbers[right]))
         return (numbers[0], numbers[1]) in self._pairs
 
     def group(self, text: str) -> int:
         """Number of the component of near duplicates that holds the text; -1 for a text outside the pool."""
-        number = self._numbers.get(text)
-        return -1 if number is None else int(self.near.groups[number])
+        number = self.sketches.numbers.get(text)
+        return -1 if number is None else int(self._groups[number])
 
-    def columns(self, text: str) -> I64:
-        """The shingles of a text, as columns of `near.shingles`."""
-        number = self._numbers[text]
-        shingles = self.near.shingles
-        return shingles.columns[shingles.offsets[number] : shingles.offsets[number + 1]]
+    def shingles(self, text: str) -> U64:
+        """The hashes of the shingles of a text, sorted."""
+        return self.sketches.row(self.sketches.numbers[text])
 
-    def members(self) -> dict[int, list[str]]:
-        """The texts of each component."""
-        found: dict[int, list[str]] = {}
-        for text in self.texts:
-            found.setdefault(self.group(text), []).append(text)
-        return found
+    @cached_property
+    def _ordered(self) -> U64:
+        return np.sort(gather(self.sketches.hashes, self.sketches.offsets, self.near.alive)[0])
+
+    def frequency(self, shingles: U64) -> I64:
+        """How many texts of the pool hold each of these shingles."""
+        left, right = (np.searchsorted(self._ordered, shingles, side=side) for side in ("left", "right"))
+        return np.asarray(right - left, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.near.alive)
+
+
+class Corpus:
+    """The texts of one field over the rounds of curation: what is known of each by itself is found once."""
+
+    def __init__(self, params: MatchingParams, seed: int, same: Callable[[str], str] | None = None) -> None:
+        """`same` gives one key to texts that are the same by another rule, and so are near duplicates in any case."""
+        self._params, self._seed, self._same = params, seed, same
+        self._sketches: Sketches | None = None
+        self._keys: U64 | None = None
+
+    def pool(self, texts: Iterable[str]) -> Pool:
+        """The near duplicates among these texts."""
+        wanted = set(texts)
+        if self._sketches is None or not wanted <= self._sketches.numbers.keys():
+            self._learn(sorted(wanted))
+        sketches = self._sketches
+        assert sketches is not None
+        numbers = np.fromiter(map(sketches.numbers.__getitem__, wanted), dtype=np.int64, count=len(wanted))
+        near = near_duplicates_among(sketches, np.sort(numbers), self._params, self._seed)
+        return Pool(sketches, near if self._keys is None else join_equal(near, self._keys))
+
+    def _learn(self, texts: list[str]) -> None:
+        self._sketches = sketch(texts, self._params, self._seed)
+        if self._same is not None and self._params.near:
+            self._keys = digests(map(self._same, texts))
+
+
+def digests(texts: Iterable[str]) -> U64:
+    """A hash of each text: (n,)."""
+    found = b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts])
+    return np.frombuffer(found, dtype="<u8").astype(np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +186,24 @@ def prompt_text(prompt: Iterable[Message], params: MatchingParams) -> tuple[str,
     return text, tuple((role, len(said)) for role, said in turns)
 
 
-def build_pools(found: Sequence[PairContent], params: MatchingParams, seed: int) -> Pools:
-    """Near duplicates among the distinct prompts, and among the responses that could matter.
+class Corpora:
+    """Prompts and responses over the rounds of curation."""
 
-    Two pairs are compared only where their prompts are alike, so the responses of a prompt that no other
-    pair shares stay out of the second pool.
-    """
-    prompts = Pool([content.prompt for content in found], params, seed, plain_request)
-    shared = Counter(prompts.group(content.prompt) for content in found)
-    rivals = [content for content in found if shared[prompts.group(content.prompt)] > 1]
-    responses = Pool([text for content in rivals for text in (content.chosen, content.rejected)], params, seed)
-    return Pools(prompts, responses)
+    def __init__(self, params: MatchingParams, seed: int) -> None:
+        self._prompts, self._responses = Corpus(params, seed, plain_request), Corpus(params, seed)
+
+    def pools(self, found: Sequence[PairContent]) -> Pools:
+        """Near duplicates among the distinct prompts, and among the responses that could matter.
+
+        Two pairs are compared only where their prompts are alike, so the responses of a prompt that no other
+        pair shares stay out of the second pool.
+        """
+        prompts = self._prompts.pool(content.prompt for content in found)
+        shared = Counter(prompts.group(content.prompt) for content in found)
+        rivals = [content for content in found if shared[prompts.group(content.prompt)] > 1]
+        return Pools(prompts, self._responses.pool(text for each in rivals for text in (each.chosen, each.rejected)))
+
+
+def build_pools(found: Sequence[PairContent], params: MatchingParams, seed: int) -> Pools:
+    """The pools of one set of pairs."""
+    return Corpora(params, seed).pools(found)

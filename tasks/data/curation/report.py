@@ -87,7 +87,7 @@ def _near(pool: Pool, params: CurationParams) -> dict[str, Any]:
     near = pool.near
     templates = template_table(near, params.matching)
     return {
-        "distinct_texts": len(near.texts),
+        "distinct_texts": len(pool),
         "candidate_pairs": len(near.candidates),
         "verified_pairs": len(near.pairs),
         "groups_of_several": int((np.bincount(near.groups, minlength=1) > 1).sum()),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +31,14 @@ _PAD = 0x9E3779B97F4A7C15
 class Shingles:
     """Distinct shingles of n texts, in compressed rows.
 
-    `columns[offsets[i]:offsets[i + 1]]` are text i's shingles as indices into `hashes`;
-    `decisive[i]` numbers the sequence of its numbers, operators and negations.
+    `columns[offsets[i]:offsets[i + 1]]` are text i's shingles as indices into `hashes`, which may hold more;
+    `decisive[i]` is a hash of the sequence of its numbers, operators and negations.
     """
 
     offsets: I64  # (n + 1,)
     columns: I64  # (nnz,) sorted within a row
     hashes: U64  # (m,) sorted
-    decisive: I64  # (n,)
+    decisive: U64  # (n,)
 
     @property
     def texts(self) -> int:
@@ -52,10 +53,30 @@ class Shingles:
         """The hash of each entry: (nnz,)."""
         return self.hashes[self.columns]
 
+    def take(self, rows: I64) -> Shingles:
+        """The shingles of some of the texts."""
+        columns, offsets = gather(self.columns, self.offsets, rows)
+        return Shingles(offsets, columns, self.hashes, self.decisive[rows])
+
 
 def words(text: str) -> list[str]:
     """The words of a text: letters, numbers (3.5 is one), single Han and kana characters, operators."""
     return _WORD.findall(text)
+
+
+class Vocabulary(dict[str, int]):
+    """Words by number, with the hash of each and whether it is decisive: a number, an operator or a negation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hashes: list[int] = []
+        self.decisive: list[bool] = []
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        self.hashes.append(_hash_word(word))
+        self.decisive.append(_is_decisive(word))
+        return number
 
 
 def shingle(texts: Sequence[str], size: int, *, counted: bool = False) -> Shingles:
@@ -63,7 +84,17 @@ def shingle(texts: Sequence[str], size: int, *, counted: bool = False) -> Shingl
 
     `counted` tells the k-th occurrence of a shingle in a text from the first: sets that stand for multisets.
     """
-    flat, lengths, decisive = _tokenise(texts)
+    counts, windows, decisive = distinct_windows(texts, size, Vocabulary(), counted=counted)
+    hashes, columns = np.unique(windows, return_inverse=True)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Shingles(offsets, columns.astype(np.int64), hashes, decisive)
+
+
+def distinct_windows(
+    texts: Sequence[str], size: int, vocabulary: Vocabulary, *, counted: bool = False
+) -> tuple[I64, U64, U64]:
+    """The number of shingles of each text, their hashes sorted within a text, and each text's decisive words."""
+    flat, lengths, decisive = _tokenise(texts, vocabulary)
     windows, owners = _windows(flat, lengths, size)
     order = np.lexsort((windows, owners))
     windows, owners = windows[order], owners[order]
@@ -77,15 +108,20 @@ def shingle(texts: Sequence[str], size: int, *, counted: bool = False) -> Shingl
         windows, owners = windows[order], owners[order]
     else:
         windows, owners = windows[fresh], owners[fresh]
-    hashes, columns = np.unique(windows, return_inverse=True)
-    counts = np.bincount(owners, minlength=len(texts))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Shingles(offsets, columns.astype(np.int64), hashes, decisive)
+    return np.bincount(owners, minlength=len(texts)), windows, decisive
+
+
+def gather(values: npt.NDArray[Any], offsets: I64, rows: I64) -> tuple[npt.NDArray[Any], I64]:
+    """Some rows of compressed rows, and their offsets."""
+    counts = np.diff(offsets)[rows]
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    place = np.arange(ends[-1]) + np.repeat(offsets[rows] - ends[:-1], counts)
+    return values[place], ends
 
 
 def windows_of(text: str, size: int) -> tuple[list[str], U64]:
     """Words of one text, and the hashes of all its windows in order: (words + size - 1,)."""
-    flat, lengths, _ = _tokenise([text])
+    flat, lengths, _ = _tokenise([text], Vocabulary())
     return words(text), _windows(flat, lengths, size)[0]
 
 
@@ -96,25 +132,31 @@ def mix(values: U64) -> U64:
     return values ^ (values >> np.uint64(31))
 
 
-def _tokenise(texts: Sequence[str]) -> tuple[U64, I64, I64]:
-    vocabulary: dict[str, int] = {}
-    tokens: list[int] = []
+def _tokenise(texts: Sequence[str], vocabulary: Vocabulary) -> tuple[U64, I64, U64]:
+    """The hashes of all words, the number of words of each text, and a hash of its decisive words, 0 without any."""
+    numbers: list[int] = []
     lengths = np.zeros(len(texts), dtype=np.int64)
-    sequences: dict[tuple[str, ...], int] = {}
-    decisive = np.zeros(len(texts), dtype=np.int64)
-    deciding: dict[str, bool] = {}
+    known = vocabulary.__getitem__
     for place, text in enumerate(texts):
         found = words(text)
         lengths[place] = len(found)
-        tokens.extend([vocabulary.setdefault(word, len(vocabulary)) for word in found])
-        for word in found:
-            if word not in deciding:
-                deciding[word] = _is_decisive(word)
-        signature = tuple(word for word in found if deciding[word])
-        decisive[place] = sequences.setdefault(signature, len(sequences))
-    table = np.array([_hash_word(word) for word in vocabulary], dtype=np.uint64)
-    flat = table[np.array(tokens, dtype=np.int64)] if tokens else np.zeros(0, dtype=np.uint64)
-    return flat, lengths, decisive
+        numbers.extend(map(known, found))
+    tokens = np.array(numbers, dtype=np.int64)
+    flat = np.array(vocabulary.hashes, dtype=np.uint64)[tokens]
+    decides = np.array(vocabulary.decisive, dtype=bool)[tokens]
+    return flat, lengths, _sequences(flat[decides], np.repeat(np.arange(len(texts)), lengths)[decides], len(texts))
+
+
+def _sequences(hashes: U64, owners: I64, texts: int) -> U64:
+    """A hash of each text's sequence of words, given the hashes of words and their texts in order."""
+    counts = np.bincount(owners, minlength=texts)
+    starts = np.cumsum(counts) - counts
+    place = (np.arange(len(owners)) - starts[owners] + 1).astype(np.uint64)
+    found = np.zeros(texts, dtype=np.uint64)
+    some = np.flatnonzero(counts)
+    if len(some):
+        found[some] = np.add.reduceat(mix(hashes ^ mix(place)), starts[some])
+    return found
 
 
 def _is_decisive(word: str) -> bool:

@@ -16,10 +16,15 @@ F64 = npt.NDArray[np.float64]
 _CHUNK = 20_000
 
 
-def inverse_document_frequency(shingles: Shingles) -> F64:
-    """Weight of each entry, log(1 + N / df) nats over N texts: (nnz,). Never 0, even where every text has it."""
-    frequency = np.bincount(shingles.columns, minlength=len(shingles.hashes))
-    return np.asarray(np.log1p(shingles.texts / frequency)[shingles.columns], dtype=np.float64)
+def inverse_document_frequency(shingles: Shingles, frequency: I64 | None = None, texts: int | None = None) -> F64:
+    """Weight of each entry, log(1 + N / df) nats over N texts: (nnz,). Never 0, even where every text has it.
+
+    `frequency` is df of each of `shingles.hashes` and `texts` is N, where they are those of a larger corpus.
+    """
+    if frequency is None:
+        frequency = np.bincount(shingles.columns, minlength=len(shingles.hashes))
+    ratio = (shingles.texts if texts is None else texts) / np.maximum(frequency, 1)
+    return np.asarray(np.log1p(ratio)[shingles.columns], dtype=np.float64)
 
 
 def local_document_frequency(shingles: Shingles, labels: I64) -> I64:

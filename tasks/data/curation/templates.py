@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from plumbline.tasks.data.curation.near_duplicates import NearDuplicates
-from plumbline.tasks.data.curation.shingles import windows_of
-from plumbline.tasks.data.curation.similarity import local_document_frequency
+from plumbline.tasks.data.curation.shingles import I64, windows_of
 from plumbline.tasks.params.curation import MatchingParams
 
 _BLANK = "…"
@@ -27,13 +26,12 @@ def template_table(near: NearDuplicates, params: MatchingParams) -> list[dict[st
         return []
     candidates = _count_within(near, near.candidates, len(sizes))
     verified = _count_within(near, near.pairs, len(sizes))
-    frequency = local_document_frequency(near.shingles, near.neighbourhoods)
     rows = []
     for label in large:
         members = np.flatnonzero(near.neighbourhoods == label)
         rows.append(
             {
-                "template": _frame(near, int(members[0]), frequency, int(sizes[label]), params.shingle_words),
+                "template": _frame(near, members, params.shingle_words),
                 "texts": int(sizes[label]),
                 "candidate_pairs": int(candidates[label]),
                 "verified_pairs": int(verified[label]),
@@ -48,12 +46,13 @@ def _count_within(near: NearDuplicates, pairs: np.ndarray[Any, Any], labels: int
     return np.bincount(left[left == right], minlength=labels)
 
 
-def _frame(near: NearDuplicates, text: int, frequency: np.ndarray[Any, Any], size: int, width: int) -> str:
-    """The words of a text that some shingle of the frame covers; runs of others as one blank."""
-    start, end = near.shingles.offsets[text : text + 2]
-    entries = frequency[start:end] > size / 2
-    frame = set(near.shingles.row_hashes()[start:end][entries].tolist())
-    words, windows = windows_of(near.texts[text], width)
+def _frame(near: NearDuplicates, members: I64, width: int) -> str:
+    """The words of the first of some texts that a shingle of their frame covers; runs of others as one blank."""
+    shingles = near.sketches.shingles(members)
+    columns, counts = np.unique(shingles.columns, return_counts=True)
+    first = np.intersect1d(columns[counts > len(members) / 2], shingles.columns[: shingles.offsets[1]])
+    frame = set(shingles.hashes[first].tolist())
+    words, windows = windows_of(near.texts[int(members[0])], width)
     # Padded by width - 1 on the left, word i lies in the windows i .. i + width - 1.
     covered = [any(int(window) in frame for window in windows[i : i + width]) for i in range(len(words))]
     shown: list[str] = []

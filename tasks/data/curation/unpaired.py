@@ -27,7 +27,7 @@ from plumbline.tasks.data.curation.curate import Curated
 from plumbline.tasks.data.curation.exact import REASON as DUPLICATE
 from plumbline.tasks.data.curation.leakage import clean_response
 from plumbline.tasks.data.curation.limits import check_response
-from plumbline.tasks.data.curation.pair_texts import Pool, prompt_text
+from plumbline.tasks.data.curation.pair_texts import Corpus, prompt_text
 from plumbline.tasks.data.curation.split import conversations
 from plumbline.tasks.data.curation.verdicts import examples, parse_time, quarantine, voters_of
 from plumbline.tasks.data.curation.wording import plain_request
@@ -150,7 +150,7 @@ def _clusters(records: Sequence[Feedback], params: MatchingParams, seed: int) ->
     if not records:
         return []
     texts = [prompt_text(each.prompt, params)[0] for each in records]
-    pool = Pool(texts, params, seed, plain_request)
+    pool = Corpus(params, seed, plain_request).pool(texts)
     joined = conversations([each.prompt for each in records], [pool.group(text) for text in texts], params)
     found: list[int] = joined.tolist()
     return found

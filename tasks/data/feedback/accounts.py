@@ -67,6 +67,13 @@ class FileAccount:
         if len(examples) < _EXAMPLES:
             examples.append(outcome)
 
+    def count_accepted(self, form: str, label: str | None) -> None:
+        """Enter a row that was accepted, of which there is nothing to note."""
+        self.formats[form] += 1
+        if label is not None:
+            self.labels[label] += 1
+        self.accepted += 1
+
     @property
     def read(self) -> int:
         """Rows read, whatever became of them."""

@@ -26,7 +26,9 @@ TOOLS = ("tools", "functions", "tool_calls", "function_call")
 """Columns that offer tools or call them."""
 
 _TEXTS = frozenset({"prompt", "chosen", "rejected", "completion", "messages", "conversations"})
-_ROLES = frozenset(get_args(Role))
+ROLES = frozenset(get_args(Role))
+"""Roles of a message."""
+
 _SPEAKERS: Mapping[str, Role] = {
     "human": "user",
     "user": "user",
@@ -189,7 +191,7 @@ def _message(item: object, place: str) -> Message:
     if isinstance(present.get("content"), list):
         present["content"] = _joined(present["content"])
     _check_message_fields(present, place)
-    if present["role"] not in _ROLES:
+    if present["role"] not in ROLES:
         expected = "system, user, assistant or tool"
         raise Defect("unknown_role", f"{place}.role", expected, excerpt(present["role"]))
     return Message(role=present["role"], content=present["content"])

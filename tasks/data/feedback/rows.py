@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -78,6 +78,11 @@ class RowReading(Protocol):
         """The outcome of rows that belong together, once all were read."""
 
 
+Usual = TypeVar("Usual")
+Quick = Callable[[bytes, int, tuple[str, ...]], Usual | None]
+"""A reading of the usual rows: text, line and senders of a row -> what it holds, or None for any other row."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileHead:
     """Facts about all rows of a file: the meaning of numbers in its labels.
@@ -90,11 +95,16 @@ class FileHead:
 
 
 def read_rows(
-    rows: Rows, origin: str, begin: Callable[[FileHead], RowReading], limits: Limits = LIMITS
-) -> Iterator[ReadRow]:
+    rows: Rows,
+    origin: str,
+    begin: Callable[[FileHead], RowReading],
+    limits: Limits = LIMITS,
+    usual: Callable[[FileHead], Quick[Usual]] = lambda _: lambda text, line, senders: None,
+) -> Iterator[ReadRow | Usual]:
     """Read every row, streamed, in order; `origin` names the file in records and quarantine.
 
-    `begin` makes the reading of a file from what its head says. Raises `UsageError` when the file cannot be read.
+    `begin` makes the reading of a file from what its head says; `usual` another one for rows in the usual shapes, tried
+    first where there is no map. Raises `UsageError` when the file cannot be read.
     """
     senders = senders_of(rows) if isinstance(rows, Path) else lambda line: ()
     numbered = iter(read_lines(rows, origin, limits) if isinstance(rows, Path) else enumerate(rows, 1))
@@ -102,8 +112,13 @@ def read_rows(
     columns = columns_of(rows) if isinstance(rows, Path) else {}
     # rows that came without a file may end up beside others, by which their numbers would mean something else
     numbers = meaning_of_numbers(parsed(head, columns, limits)) if isinstance(rows, Path) else {}
-    reading = begin(FileHead(numbers, isinstance(rows, Path)))
+    facts = FileHead(numbers, isinstance(rows, Path))
+    reading, quick = begin(facts), usual(facts)
     for line, text in chain(head, numbered):
+        found = None if columns or len(text) > limits.max_row_bytes else quick(text, line, senders(line))
+        if found is not None:
+            yield found
+            continue
         yield from read_row(text, Origin(file=origin, line=line, senders=senders(line)), reading, columns, limits)
     if damage is not None:
         raise damage
@@ -164,13 +179,16 @@ def _too_long(text: bytes, origin: Origin, limits: Limits) -> ReadRow:
     return ReadRow(origin.line, raw, UNRECOGNISED, set_aside(defect, origin, {}, raw))
 
 
-def about(row: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The fields that any record has: `source` (the given one if the row names none), annotator, time, metadata."""
+def about(row: Mapping[str, Any], source: str, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The fields that any record has: `source` (the given one if the row names none), annotator, time, metadata.
+
+    `metadata`: that of the row, if it is known.
+    """
     return {
         "source": _optional_text(row, "source") or source,
         "annotator": identifier(row, "annotator"),
         "timestamp": _timestamp(row),
-        "metadata": _metadata(row),
+        "metadata": metadata_of(row) if metadata is None else metadata,
     }
 
 
@@ -263,7 +281,7 @@ def _optional_text(row: Mapping[str, Any], field: str) -> str | None:
     raise Defect("wrong_type", field, "a string", excerpt(value))
 
 
-def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
+def metadata_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Fields `meta` and `metadata` as one, and the known extras beside their entries.
 
     Scores of chosen and rejected give a margin where the row names none.

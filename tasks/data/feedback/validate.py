@@ -7,7 +7,7 @@ Writes into a folder:
 - `quarantine.jsonl`: `Quarantined`, one per row that was set aside, with the row as read;
 - `report.json`: the account of `FeedbackAccounts.report`.
 
-Rows are read and checked 10,000 at a time, so memory holds one piece and a digest for each id.
+Rows are read and checked 40,000 at a time, so memory holds one piece and a digest for each id.
 """
 
 from __future__ import annotations
@@ -18,30 +18,34 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
 from plumbline.data_contracts.artifact import full_disk_as_stage_error, write_json
-from plumbline.data_contracts.contract_suite import KnownIds, Violation
+from plumbline.data_contracts.contract_suite import Fields, KnownIds, Violation
 from plumbline.data_contracts.errors import ContractViolation, UnreadableFile, UsageError
-from plumbline.data_contracts.preference_pair import check_pairs
+from plumbline.data_contracts.preference_pair import check_pair_fields
 from plumbline.data_contracts.progress import Progress, silent
-from plumbline.data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse
-from plumbline.data_contracts.unpaired_response import check_unpaired
-from plumbline.tasks.data.feedback import SOURCES, UNPAIRED
+from plumbline.data_contracts.records import Feedback, Quarantined, UnpairedResponse
+from plumbline.data_contracts.unpaired_response import check_response_fields
+from plumbline.tasks.data.feedback import QUICK, SOURCES, UNPAIRED
 from plumbline.tasks.data.feedback.accounts import FeedbackAccounts, FileAccount, Report, describe, objections
 from plumbline.tasks.data.feedback.defects import ID_REUSED, Note
 from plumbline.tasks.data.feedback.rows import ReadRow
-from plumbline.tasks.data.feedback.withdrawals import NONE, Withdrawals
+from plumbline.tasks.data.feedback.usual_pairs import UsualRow
+from plumbline.tasks.data.feedback.withdrawals import NONE, Withdrawals, named_in
 from plumbline.tasks.params.feedback import FeedbackParams
 from plumbline.tasks.params.feedback_limits import LIMITS, Limits
 
 NamedBatch = tuple[str, str, Path]
 """A kind of feedback, the name of a file in records, and the file itself."""
 
-_PIECE = 10_000  # rows checked at a time
+_PIECE = 40_000  # rows checked at a time
 _REPORT_FILES = ("report.json", "quarantine.jsonl")
+
+Row = ReadRow | UsualRow
+"""A row as read, with its record, or its record's fields alone."""
 
 
 def raw_batches(folder: Path, within: Path) -> list[NamedBatch]:
@@ -107,8 +111,10 @@ def check_rows(
     """
     found: dict[int, Feedback | Quarantined] = {}
     for row, outcome in _check(list(SOURCES[source](rows, origin, limits)), KnownIds(), plainly=True):
-        if row.line not in found or (isinstance(found[row.line], Quarantined) and not isinstance(outcome, Quarantined)):
-            found[row.line] = outcome
+        assert isinstance(row, ReadRow), "a source reads whole records"
+        verdict = outcome if isinstance(outcome, Quarantined) else row.outcome
+        if row.line not in found or (isinstance(found[row.line], Quarantined) and not isinstance(verdict, Quarantined)):
+            found[row.line] = verdict
     return [found[line] for line in sorted(found)]
 
 
@@ -135,19 +141,22 @@ def sort_rows(
             kept[True] = files.enter_context((folder / "unpaired.jsonl").open("wb"))
         for done, (source, origin, path) in enumerate(batches):
             entry = accounts.open_batch(origin, source, unpaired=source in UNPAIRED)
-            rows = SOURCES[_known_source(source, path)](path, origin, params.limits().of_stored(), params.rules())
+            rows = QUICK[_known_source(source, path)](path, origin, params.limits().of_stored(), params.rules())
             while piece := _next_piece(rows, entry, skip=skip_unreadable):
                 for row, outcome in _check([_unless_withdrawn(row, withdrawn) for row in piece], known):
-                    entry.count(row, outcome)
-                    _write(quarantine if isinstance(outcome, Quarantined) else kept[entry.unpaired], outcome)
+                    _count(entry, row, outcome)
+                    if isinstance(outcome, Quarantined):
+                        quarantine.write(_line(outcome.model_dump(mode="json")))
+                    else:
+                        kept[entry.unpaired].write(_line(outcome))
                 progress(done, len(batches), f"{accounts.read:,} rows read")
             progress(done + 1, len(batches), f"{accounts.read:,} rows read")
     return accounts.report(single_label_rows=params.single_label_rows)
 
 
-def _next_piece(rows: Iterator[ReadRow], entry: FileAccount, *, skip: bool) -> list[ReadRow]:
+def _next_piece(rows: Iterator[Row], entry: FileAccount, *, skip: bool) -> list[Row]:
     """The next rows of a file, none at its end; with `skip`, those before the place from which it cannot be read."""
-    piece: list[ReadRow] = []
+    piece: list[Row] = []
     try:
         for row in islice(rows, _PIECE):
             piece.append(row)
@@ -159,34 +168,56 @@ def _next_piece(rows: Iterator[ReadRow], entry: FileAccount, *, skip: bool) -> l
 
 
 def _check(
-    piece: Sequence[ReadRow], known: KnownIds, *, plainly: bool = False
-) -> Iterator[tuple[ReadRow, Feedback | Quarantined]]:
-    """Each row of a piece of one file and its outcome once its contract has run over the records."""
+    piece: Sequence[Row], known: KnownIds, *, plainly: bool = False
+) -> Iterator[tuple[Row, Fields | Quarantined]]:
+    """Each row of a piece of one file and its outcome once its contract has run over the records' fields."""
     piece = [_settle(row, known) for row in piece]
-    pairs = [row.outcome for row in piece if isinstance(row.outcome, PreferencePair)]
-    singles = [row.outcome for row in piece if isinstance(row.outcome, UnpairedResponse)]
-    assert not (pairs and singles), "a file holds records of one kind"
-    found = [*check_pairs(pairs, known, plainly=plainly), *check_unpaired(singles, known, plainly=plainly)]
-    grouped = groupby(found, key=lambda violation: violation.index)
+    sound = [row for row in piece if isinstance(row, UsualRow) or not isinstance(row.outcome, Quarantined)]
+    records = [_fields(row) for row in sound]
+    singles = any(isinstance(row, ReadRow) and isinstance(row.outcome, UnpairedResponse) for row in sound)
+    conflicts = [_conflict(row, known) for row in sound]
+    check = check_response_fields if singles else check_pair_fields
+    grouped = groupby(check(records, conflicts, plainly=plainly), key=lambda violation: violation.index)
     blamed = {index: list(violations) for index, violations in grouped}
-    position = 0
+    outcomes = (
+        _refuse(row, fields, blamed[index]) if index in blamed else fields
+        for index, (row, fields) in enumerate(zip(sound, records, strict=True))
+    )
     for row in piece:
-        if isinstance(row.outcome, Quarantined):
-            yield row, row.outcome
-        else:
-            violations = blamed.get(position)
-            position += 1
-            yield row, _refuse(row, row.outcome, violations) if violations else row.outcome
+        yield row, row.outcome if isinstance(row, ReadRow) and isinstance(row.outcome, Quarantined) else next(outcomes)
 
 
-def _unless_withdrawn(row: ReadRow, withdrawn: Withdrawals) -> ReadRow:
+def _fields(row: Row) -> Fields:
+    return row.fields if isinstance(row, UsualRow) else row.outcome.model_dump(mode="json")
+
+
+def _conflict(row: Row, known: KnownIds) -> str:
+    if isinstance(row, UsualRow):
+        return known.conflict_of(row.fields["id"], None, row.digest, row.fields["origin"]["file"], row.line)
+    assert not isinstance(row.outcome, Quarantined)
+    return known.conflict(row.outcome)
+
+
+def _unless_withdrawn(row: Row, withdrawn: Withdrawals) -> Row:
     """The row; one that was withdrawn has neither a record nor a label, so that it counts for nothing else."""
+    if not withdrawn.in_force:
+        return row
+    if isinstance(row, UsualRow):
+        origin = row.fields["origin"]
+        judges = named_in(row.fields["annotator"], row.fields["metadata"])
+        if withdrawn.covering(origin["file"], origin.get("senders", ()), judges) is None:
+            return row
+        row = row.as_read()
     outcome = withdrawn.apply(row.outcome, row.raw)
     return row if outcome is row.outcome else replace(row, outcome=outcome, label=None)
 
 
-def _settle(row: ReadRow, known: KnownIds) -> ReadRow:
+def _settle(row: Row, known: KnownIds) -> Row:
     """The row, with a note where an earlier file gave its id to other content, and it goes by its content's id."""
+    if isinstance(row, UsualRow):
+        if not known.is_taken(row.fields["id"], row.digest, row.fields["origin"]["file"], row.line):
+            return row
+        row = row.as_read()
     record = row.outcome
     if isinstance(record, Quarantined):
         return row
@@ -196,24 +227,34 @@ def _settle(row: ReadRow, known: KnownIds) -> ReadRow:
     return replace(row, outcome=settled, notes=(*row.notes, Note(ID_REUSED, "id", str(settled.given_id))))
 
 
-def _refuse(row: ReadRow, record: Feedback, violations: Sequence[Violation]) -> Quarantined:
+def _count(entry: FileAccount, row: Row, outcome: Fields | Quarantined) -> None:
+    if isinstance(row, ReadRow):
+        entry.count(row, outcome if isinstance(outcome, Quarantined) else row.outcome)
+    elif isinstance(outcome, Quarantined):
+        entry.count(row.as_read(), outcome)
+    else:
+        entry.count_accepted(row.format, row.label)
+
+
+def _refuse(row: Row, record: Fields, violations: Sequence[Violation]) -> Quarantined:
     first, *others = violations
+    origin = record["origin"]
     also = "".join(f"; also {other.field}: {other.reason}" for other in others)
     return Quarantined(
         reason=first.reason,
-        file=record.origin.file,
-        line=record.origin.line,
+        file=origin["file"],
+        line=origin["line"],
         field=first.field,
         expected=first.expected,
         found=first.found + also,
-        record_id=record.given_id or record.id,
-        raw=row.raw,
-        senders=record.origin.senders,
+        record_id=record["given_id"] or record["id"],
+        raw=row.raw if isinstance(row, ReadRow) else row.raw.decode(),
+        senders=origin.get("senders", ()),
     )
 
 
-def _write(file: IO[bytes], record: Feedback | Quarantined) -> None:
-    file.write(orjson.dumps(record.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS) + b"\n")
+def _line(record: Fields) -> bytes:
+    return orjson.dumps(record, option=orjson.OPT_SORT_KEYS) + b"\n"
 
 
 def _keep_report(folder: Path, report_to: Path | None) -> list[str]:

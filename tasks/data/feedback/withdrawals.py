@@ -9,7 +9,7 @@ its own. A sender's or annotator's name is meant for good: rows that still come 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -63,7 +63,10 @@ class Withdrawals:
         return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:12] if facts else ""
 
     def _covering(self, outcome: Feedback | Quarantined, raw: str) -> Withdrawal | None:
-        file, senders, annotators = _source_of(outcome, raw)
+        return self.covering(*_source_of(outcome, raw))
+
+    def covering(self, file: str, senders: Sequence[str], annotators: Sequence[str]) -> Withdrawal | None:
+        """The withdrawal in force that covers a row of this file, from these senders, judged by these people."""
         if (found := self.find("batch", file)) is not None:
             return found
         withdrawn = [self.find("token", sender) for sender in senders]
@@ -133,10 +136,15 @@ def annotators_of(outcome: Feedback | Quarantined, raw: str) -> tuple[str, ...]:
     if isinstance(outcome, Quarantined):
         name = annotator_in(raw)
         return () if name is None else (name,)
-    votes = outcome.metadata.get("votes")
+    return named_in(outcome.annotator, outcome.metadata)
+
+
+def named_in(annotator: str | None, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Everybody who judged, by the annotator and the metadata of a record."""
+    votes = metadata.get("votes")
     voters = [vote.get("annotator") for vote in votes if isinstance(vote, dict)] if isinstance(votes, list) else []
-    several = outcome.metadata.get("annotators")
-    names = [outcome.annotator, *voters, *(several if isinstance(several, list) else [])]
+    several = metadata.get("annotators")
+    names = [annotator, *voters, *(several if isinstance(several, list) else [])]
     return tuple(dict.fromkeys(str(name) for name in names if isinstance(name, str | int)))
 
 

@@ -312,10 +312,10 @@ def test_a_damaged_batch_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_stage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(file: object, record: object) -> None:
+    def refuse(record: object) -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_write", refuse)
+    monkeypatch.setattr(module, "_line", refuse)
     with pytest.raises(StageError, match="No space left on device"):
         run(tmp_path, [row(1)])
 
