@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks.curation_sets import SOUND, plant, sound
 from plumbline.data_contracts.records import Message, Origin, PreferencePair, load_jsonl
-from plumbline.tasks.data.curation.curate import Curated, curate
+from plumbline.tasks.data.curation.curate import curate
+from plumbline.tasks.data.curation.curated import Curated
 from plumbline.tasks.params.curation import CurationParams, LengthLimitParams, SplitParams
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -19,7 +19,7 @@ from plumbline.flows.cli.fit_view import fit_view, stopping
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
-    from plumbline.tasks.data.curation.curate import Curated
+    from plumbline.tasks.data.curation.curated import Curated
     from plumbline.tasks.data.feedback.withdrawals import Kind
     from plumbline.tasks.operations.take_feedback import TakenFeedback
     from plumbline.tasks.operations.withdraw_feedback import Withdrawn

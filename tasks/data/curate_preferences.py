@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,10 +19,12 @@ from plumbline.data_contracts.records import (
     dump_jsonl,
     load_jsonl,
 )
-from plumbline.tasks.data.curation.curate import Curated, curate
+from plumbline.tasks.data.curation.curate import curate_rows
+from plumbline.tasks.data.curation.curated import Curated, CuratedRows
+from plumbline.tasks.data.curation.pair_source import PairLines
 from plumbline.tasks.data.curation.unpaired import CuratedUnpaired, curate_unpaired
 from plumbline.tasks.data.feedback.shares import too_many
-from plumbline.tasks.params.curation import CurationParams
+from plumbline.tasks.params.curation import SPLITS, CurationParams
 from plumbline.tasks.params.feedback import FeedbackParams
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
@@ -45,15 +48,13 @@ def curate_preferences(
     copied into the work folder, and the message names them.
     """
     validated = read_artifact(context.dep("validated"))
-    pairs = list(load_jsonl(validated.path / "accepted.jsonl", PreferencePair))
-    curated = curate(pairs, curation, seed, context.progress)
-    splits = {"train": curated.train, "validation": curated.validation, "test": curated.test}
-    for name, records in splits.items():
-        dump_jsonl(context.folder / f"{name}.jsonl", records)
-    single = None
-    if (validated.path / UNPAIRED).is_file():
-        responses = list(load_jsonl(validated.path / UNPAIRED, UnpairedResponse))
-        single = curate_unpaired(responses, pairs, curated, curation, seed)
+    with PairLines(validated.path / "accepted.jsonl") as source:
+        curated = curate_rows(source, curation, seed, context.progress)
+        for name in SPLITS:
+            with (context.folder / f"{name}.jsonl").open("wb") as file:
+                file.writelines(curated.lines(name))
+        single = _curate_unpaired(validated.path, curated, curation, seed)
+    if single is not None:
         dump_jsonl(context.folder / UNPAIRED, single.accepted)
     merged, quarantined = set_aside(curated, single)
     dump_jsonl(context.folder / "merged.jsonl", merged)
@@ -71,8 +72,17 @@ def curate_preferences(
     return counts
 
 
+def _curate_unpaired(folder: Path, curated: CuratedRows, params: CurationParams, seed: int) -> CuratedUnpaired | None:
+    """The single responses beside the pairs, if there are files of them."""
+    if not (folder / UNPAIRED).is_file():
+        return None
+    responses = list(load_jsonl(folder / UNPAIRED, UnpairedResponse))
+    pairs = list(load_jsonl(folder / "accepted.jsonl", PreferencePair))
+    return curate_unpaired(responses, pairs, curated.whole(), params, seed)
+
+
 def objections(
-    validated: Mapping[str, Any], curated: Curated, single: CuratedUnpaired | None, limits: FeedbackParams
+    validated: Mapping[str, Any], curated: Curated | CuratedRows, single: CuratedUnpaired | None, limits: FeedbackParams
 ) -> list[str]:
     """Objections of params to the rows that were set aside, of pairs and of single responses each."""
     apart: Mapping[str, Any] = validated.get("unpaired") or {"read": 0, "reasons": {}}
@@ -85,14 +95,16 @@ def objections(
     return stops
 
 
-def set_aside(curated: Curated, single: CuratedUnpaired | None) -> tuple[list[Merged], list[Quarantined]]:
+def set_aside(curated: Curated | CuratedRows, single: CuratedUnpaired | None) -> tuple[list[Merged], list[Quarantined]]:
     """The rows that curation merged and those that it set aside, of pairs and of single responses."""
     if single is None:
         return curated.merged, curated.quarantined
     return [*curated.merged, *single.merged], [*curated.quarantined, *single.quarantined]
 
 
-def account(validated: Mapping[str, Any], curated: Curated, single: CuratedUnpaired | None = None) -> Facts:
+def account(
+    validated: Mapping[str, Any], curated: Curated | CuratedRows, single: CuratedUnpaired | None = None
+) -> Facts:
     """Close the books over validation and curation: `read = accepted + merged + quarantined`.
 
     `reasons` counts the quarantined by reason, `merged_reasons` the merged. With single responses `unpaired` counts
@@ -100,7 +112,7 @@ def account(validated: Mapping[str, Any], curated: Curated, single: CuratedUnpai
 
     Raises `ContractViolation` when they do not close, which would mean that a record was lost.
     """
-    splits = {"train": len(curated.train), "validation": len(curated.validation), "test": len(curated.test)}
+    splits = curated.counts()
     folded, refused = set_aside(curated, single)
     reasons = Counter(validated["reasons"]) + Counter(row.reason for row in refused)
     merged_reasons = Counter(row.reason for row in folded)

@@ -17,7 +17,8 @@ from plumbline.data_contracts.artifact import full_disk_as_stage_error, write_js
 from plumbline.data_contracts.errors import ContractViolation, PlumblineError
 from plumbline.data_contracts.records import PreferencePair, UnpairedResponse, dump_jsonl, load_jsonl
 from plumbline.tasks.data.curate_preferences import UNPAIRED, account, objections, set_aside
-from plumbline.tasks.data.curation.curate import Curated, curate
+from plumbline.tasks.data.curation.curate import curate
+from plumbline.tasks.data.curation.curated import Curated
 from plumbline.tasks.data.curation.unpaired import curate_unpaired
 from plumbline.tasks.data.feedback.batches import Batch, BatchChoices, store_batch
 from plumbline.tasks.data.feedback.places import expand

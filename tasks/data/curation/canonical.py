@@ -12,7 +12,12 @@ def canonical(text: str, params: MatchingParams) -> str:
 
     NFKC runs again after folding, since folding may undo it (Unicode 3.13, D146).
     """
-    text = unicodedata.normalize("NFKC", text)
+    text = _composed(text)
     if params.fold_case:
-        text = unicodedata.normalize("NFKC", text.casefold())
+        text = _composed(text.casefold())
     return " ".join(text.split()) if params.fold_space else text
+
+
+def _composed(text: str) -> str:
+    """NFKC, which leaves ASCII as it is."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)

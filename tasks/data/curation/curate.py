@@ -20,32 +20,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from plumbline.data_contracts.progress import Progress, silent
-from plumbline.data_contracts.records import CuratedPair, Merged, PreferencePair, Quarantined
+from plumbline.data_contracts.records import PreferencePair
 from plumbline.tasks.data.curation.contradictions import opposed_near_prompts, resolve_contradictions
+from plumbline.tasks.data.curation.curated import Clusters, Curated, CuratedRows
+from plumbline.tasks.data.curation.evidence import Spread
 from plumbline.tasks.data.curation.exact import merge_exact
-from plumbline.tasks.data.curation.leakage import clean_leaks
-from plumbline.tasks.data.curation.limits import apply_limits
+from plumbline.tasks.data.curation.ledger import Ledger
 from plumbline.tasks.data.curation.near_merge import KeptNear, merge_near
-from plumbline.tasks.data.curation.pair_texts import Corpora, PairContent, Pools, contents
-from plumbline.tasks.data.curation.report import describe
-from plumbline.tasks.data.curation.split import assign_clusters, cluster_name, conversations
-from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item
+from plumbline.tasks.data.curation.pair_columns import read_columns
+from plumbline.tasks.data.curation.pair_source import PairList, PairSource
+from plumbline.tasks.data.curation.pair_texts import Corpus, Pools, pools_of
+from plumbline.tasks.data.curation.report import Accepted, describe
+from plumbline.tasks.data.curation.shingles import I64, mix, repeated
+from plumbline.tasks.data.curation.split import assign_clusters, conversation_clusters, named_clusters
+from plumbline.tasks.data.curation.wording import plain_request
 from plumbline.tasks.params.curation import SPLITS, CurationParams
 
 _STEPS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Curated:
-    """The curated set: three splits, what was folded or set aside, and the report (JSON-able)."""
+class _Matched:
+    """The last round: the pools, the group of each kept pair's prompt, and the rows that share theirs with others."""
 
-    train: list[CuratedPair]
-    validation: list[CuratedPair]
-    test: list[CuratedPair]
-    merged: list[Merged]
-    quarantined: list[Quarantined]
-    report: dict[str, Any]
+    pools: Pools
+    groups: I64
+    rivals: I64
+    contradictions: list[dict[str, Any]]
+    near: list[KeptNear]
 
 
 def curate(pairs: Sequence[PreferencePair], params: CurationParams, seed: int, progress: Progress = silent) -> Curated:
@@ -53,87 +58,95 @@ def curate(pairs: Sequence[PreferencePair], params: CurationParams, seed: int, p
 
     Raises `CheckFailed` when a split would be empty (`split.on_empty: error`).
     """
-    items = [Item.of(pair, place) for place, pair in enumerate(pairs)]
-    ledger = CurationOutcome(items)
-    # 1. leaked labels
-    if params.clean_leaks:
-        progress(0, _STEPS, "leaked labels")
-        _apply(ledger, clean_leaks(ledger.kept))
-    # 2. length limits
-    progress(1, _STEPS, "length limits")
-    _apply(ledger, apply_limits(ledger.kept, params.limits))
+    return curate_rows(PairList(pairs), params, seed, progress).whole()
+
+
+def curate_rows(source: PairSource, params: CurationParams, seed: int, progress: Progress = silent) -> CuratedRows:
+    """`curate` of pairs whose texts stay where they are: memory holds a few numbers for each, and the prompts."""
+    # 1, 2. leaked labels and length limits
+    progress(0, _STEPS, "leaked labels and length limits")
+    ledger = Ledger(source, read_columns(source, params), params.matching)
     # 3, 4, 5. duplicates and contradictions
-    found, pools, contradictions, near = _match(ledger, params, seed, progress)
+    matched = _match(ledger, params, seed, progress)
     # 6. split by cluster
     progress(5, _STEPS, "split by cluster")
-    splits, warnings = _split(ledger.kept, found, pools, params, seed)
-    opposed = opposed_near_prompts(ledger.kept, found, pools)
+    clusters, splits, warnings = _split(ledger, matched.groups, params, seed)
+    rivals = ledger.items(matched.rivals), ledger.contents(matched.rivals)
+    kept = ledger.kept
     report = describe(
-        len(pairs), splits, ledger.merged, ledger.quarantined, contradictions, pools, params, opposed=opposed, near=near
+        len(source),
+        Accepted(ledger.columns.sizes[kept], clusters.labels, splits, ledger.cleaned(kept)),
+        ledger.merged,
+        ledger.quarantined,
+        matched.contradictions,
+        matched.pools,
+        params,
+        opposed=opposed_near_prompts(*rivals, matched.pools),
+        near=matched.near,
     )
-    _check(report, splits)
+    _check(report, clusters, splits)
     progress(_STEPS, _STEPS, "curated")
-    return Curated(
-        **splits, merged=ledger.merged, quarantined=ledger.quarantined, report=report | {"warnings": warnings}
-    )
+    return CuratedRows(ledger, clusters, splits, report | {"warnings": warnings})
 
 
-def _apply(ledger: CurationOutcome, outcome: CurationOutcome) -> bool:
-    """Enter a step's verdicts; True when it decided against any pair."""
-    ledger.kept = outcome.kept
-    ledger.merged += outcome.merged
-    ledger.quarantined += outcome.quarantined
-    return bool(outcome)
-
-
-def _match(
-    ledger: CurationOutcome, params: CurationParams, seed: int, progress: Progress
-) -> tuple[list[PairContent], Pools, list[dict[str, Any]], list[KeptNear]]:
+def _match(ledger: Ledger, params: CurationParams, seed: int, progress: Progress) -> _Matched:
+    columns = ledger.columns
+    prompts, responses = Corpus(params.matching, seed, plain_request), Corpus(params.matching, seed)
+    prompts.learn(columns.prompts)
     contradictions: list[dict[str, Any]] = []
-    corpora = Corpora(params.matching, seed)
     while True:
         progress(2, _STEPS, f"exact duplicates among {len(ledger.kept)} pairs")
-        found = contents(ledger.kept, params.matching)
-        changed = _apply(ledger, merge_exact(ledger.kept, found))
-        found = contents(ledger.kept, params.matching) if changed else found
+        _merge_exact(ledger)
         progress(3, _STEPS, f"near duplicates among {len(ledger.kept)} pairs")
-        pools = corpora.pools(found)
-        outcome, near = merge_near(ledger.kept, found, pools)
-        changed = _apply(ledger, outcome)
+        pool = prompts.among(np.unique(columns.prompt[ledger.kept]))
+        groups = pool.groups[columns.prompt[ledger.kept]]
+        rivals = ledger.kept[np.bincount(groups, minlength=1)[groups] > 1]
+        pools = pools_of(pool, ledger.contents(rivals), responses)
+        outcome, near = merge_near(
+            ledger.items(rivals), ledger.contents(rivals), pools, _spread(ledger, groups, rivals)
+        )
+        changed = ledger.apply(rivals, outcome)
         progress(4, _STEPS, f"contradictions among {len(ledger.kept)} pairs")
-        found = contents(ledger.kept, params.matching) if changed else found
-        outcome, rows = resolve_contradictions(ledger.kept, found, params.contradictions)
+        asked = ledger.kept[repeated(columns.request[ledger.kept])]
+        outcome, rows = resolve_contradictions(ledger.items(asked), ledger.contents(asked), params.contradictions)
         contradictions += rows
-        if not (_apply(ledger, outcome) or changed):
-            return found, pools, contradictions, near
+        if not (ledger.apply(asked, outcome) or changed):
+            return _Matched(pools, groups, rivals, contradictions, near)
+
+
+def _merge_exact(ledger: Ledger) -> None:
+    columns, kept = ledger.columns, ledger.kept
+    keys = np.column_stack([columns.request, columns.chosen, columns.rejected])[kept]
+    alike = repeated(mix(mix(keys[:, 0]) * np.uint64(31) + keys[:, 1]) * np.uint64(31) + keys[:, 2])
+    ledger.apply(kept[alike], merge_exact(ledger.items(kept[alike]), list(map(tuple, keys[alike].tolist()))))
+
+
+def _spread(ledger: Ledger, groups: I64, rivals: I64) -> Spread:
+    """In how many groups of prompts, over all pairs that are left, each response of the rivals occurs."""
+    columns, kept = ledger.columns, ledger.kept
+    said = np.concatenate([columns.chosen[kept], columns.rejected[kept]])
+    wanted, names = np.concatenate([columns.chosen[rivals], columns.rejected[rivals]]), ledger.contents(rivals)
+    there = np.isin(said, wanted)
+    held = np.unique(np.column_stack([said[there], np.tile(groups, 2)[there].astype(np.uint64)]), axis=0)
+    counts = dict(zip(*(found.tolist() for found in np.unique(held[:, 0], return_counts=True)), strict=True))
+    texts = [*(each.chosen for each in names), *(each.rejected for each in names)]
+    return Spread({text: counts[key] for text, key in zip(texts, wanted.tolist(), strict=True)}, len(np.unique(groups)))
 
 
 def _split(
-    items: Sequence[Item], found: Sequence[PairContent], pools: Pools, params: CurationParams, seed: int
-) -> tuple[dict[str, list[CuratedPair]], list[str]]:
-    groups = [pools.prompts.group(content.prompt) for content in found]
-    joined = conversations([item.pair.prompt for item in items], groups, params.matching).tolist()
-    texts: dict[int, set[str]] = {}
-    for content, label in zip(found, joined, strict=True):
-        texts.setdefault(label, set()).add(content.prompt)
-    names = {label: cluster_name(sorted(members)) for label, members in texts.items()}
-    clusters = [names[label] for label in joined]
-    sizes: dict[str, int] = {}
-    for cluster in clusters:
-        sizes[cluster] = sizes.get(cluster, 0) + 1
+    ledger: Ledger, groups: I64, params: CurationParams, seed: int
+) -> tuple[Clusters, dict[str, I64], list[str]]:
+    columns, kept = ledger.columns, ledger.kept
+    joined = conversation_clusters(columns.request, kept, groups, columns.openings)
+    labels, names = named_clusters(joined, columns.prompt[kept], columns.prompts)
+    sizes = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
     assigned, warnings = assign_clusters(sizes, params.split, seed)
-    splits: dict[str, list[CuratedPair]] = {split: [] for split in SPLITS}
-    for item, cluster in zip(items, clusters, strict=True):
-        splits[assigned[cluster]].append(_curated(item, cluster))
-    return splits, warnings
+    numbers = np.array([SPLITS.index(assigned[name]) for name in names], dtype=np.int64)[labels]
+    splits = {split: np.flatnonzero(numbers == number) for number, split in enumerate(SPLITS)}
+    return Clusters(kept, labels, names), splits, warnings
 
 
-def _curated(item: Item, cluster: str) -> CuratedPair:
-    fields = {name: getattr(item.pair, name) for name in PreferencePair.model_fields}
-    return CuratedPair(**fields, cluster=cluster, cleaned=item.cleaned)
-
-
-def _check(report: dict[str, Any], splits: dict[str, list[CuratedPair]]) -> None:
+def _check(report: dict[str, Any], clusters: Clusters, splits: dict[str, I64]) -> None:
     assert report["read"] == report["accepted"] + report["merged"] + report["quarantined"], "a pair was lost"
-    held = [{pair.cluster for pair in pairs} for pairs in splits.values()]
-    assert sum(map(len, held)) == len(set().union(*held)), "a cluster of prompts crosses the split"
+    held = [np.unique(clusters.labels[places]) for places in splits.values()]
+    assert sum(map(len, held)) == len(clusters.names), "a cluster of prompts crosses the split"

@@ -19,7 +19,7 @@ The first four do not hold where one of the two prompts has many more pairs than
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import inf, log2
@@ -67,6 +67,14 @@ class EditJudgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """In how many groups of near prompts each response occurs, and how many groups there are."""
+
+    responses: Mapping[str, int]
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Side:
     """One pair as it is compared: its texts and what its prompt asks for."""
 
@@ -88,9 +96,17 @@ class EditEvidence:
     """The evidence of a corpus on its near pairs. Deterministic, and independent of the order of the pairs."""
 
     def __init__(
-        self, items: Sequence[Item], contents: Sequence[PairContent], pools: Pools, places: Sequence[int]
+        self,
+        items: Sequence[Item],
+        contents: Sequence[PairContent],
+        pools: Pools,
+        places: Sequence[int],
+        spread: Spread | None = None,
     ) -> None:
-        """`places` are the pairs that have a rival; the others count for how common a response is."""
+        """`places` are the pairs that have a rival; the others count for how common a response is.
+
+        `spread`: in how many groups of near prompts a response occurs, where these are not all pairs.
+        """
         self._pools = pools
         groups = [pools.prompts.group(content.prompt) for content in contents]
         self._sides = {
@@ -101,8 +117,7 @@ class EditEvidence:
         self._by_group: dict[int, list[tuple[Item, PairContent]]] = defaultdict(list)
         for item, content, group in zip(items, contents, groups, strict=True):
             self._by_group[group].append((item, content))
-        self._spread = _spread(contents, groups)
-        self._groups = len(set(groups))
+        self._spread = spread_of(contents, groups) if spread is None else spread
         self._contexts = _contexts(self._sides.values())
         self._slots: dict[Slot, set[Words]] = defaultdict(set)
         self._swaps: dict[tuple[int, frozenset[Words]], set[Slot]] = defaultdict(set)
@@ -233,8 +248,8 @@ class EditEvidence:
         bits = _bits(responses, shared)
         in_prompt = np.isin(shared, prompts.shingles(content.prompt))
         total = float(np.where(in_prompt, np.minimum(bits, _PROMPT_BITS), bits).sum())
-        spread = max(self._spread[left], self._spread[right])
-        return min(total, log2(self._groups / spread)) if spread >= _CONTEXTS else total
+        spread = max(self._spread.responses[left], self._spread.responses[right])
+        return min(total, log2(self._spread.groups / spread)) if spread >= _CONTEXTS else total
 
 
 def _bits(pool: Pool, shingles: U64) -> F64:
@@ -244,13 +259,13 @@ def _bits(pool: Pool, shingles: U64) -> F64:
     return np.asarray(np.minimum(bits, _SHINGLE_BITS), dtype=np.float64)
 
 
-def _spread(contents: Sequence[PairContent], groups: Sequence[int]) -> dict[str, int]:
-    """In how many groups of near prompts each response occurs."""
+def spread_of(contents: Sequence[PairContent], groups: Sequence[int]) -> Spread:
+    """How responses spread over the groups of near prompts of all pairs."""
     found: dict[str, set[int]] = defaultdict(set)
     for content, group in zip(contents, groups, strict=True):
         found[content.chosen].add(group)
         found[content.rejected].add(group)
-    return {text: len(held) for text, held in found.items()}
+    return Spread({text: len(held) for text, held in found.items()}, len(set(groups)))
 
 
 def _turning_places(members: Iterable[tuple[Item, PairContent]]) -> set[Slot]:

@@ -183,7 +183,7 @@ def clean_leaks(items: Sequence[Item]) -> CurationOutcome:
     """Cut the leaks of each item, or set it aside as `leaked_label`. A second call changes nothing."""
     outcome = CurationOutcome([])
     for item in items:
-        cleaned = _clean_pair(item.pair)
+        cleaned = clean_pair(item.pair)
         if isinstance(cleaned, Quarantined):
             outcome.quarantined.append(cleaned)
             continue
@@ -235,7 +235,8 @@ def _sentence(text: str, start: int, end: int) -> tuple[int, int]:
     return first, close.end() if close else len(text)
 
 
-def _clean_pair(pair: PreferencePair) -> tuple[PreferencePair, tuple[str, ...]] | Quarantined:
+def clean_pair(pair: PreferencePair) -> tuple[PreferencePair, tuple[str, ...]] | Quarantined:
+    """A pair with its leaks cut, and the cuts; or set aside as `leaked_label`."""
     if not could_leak("\n".join((pair.chosen, pair.rejected, *(m.content for m in pair.prompt)))):
         return pair, ()
     cuts: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from plumbline.data_contracts.records import Feedback, PreferencePair, Quarantined, UnpairedResponse
+from plumbline.tasks.data.curation.pair_source import Texts
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, quarantine
 from plumbline.tasks.params.curation import LengthLimitParams
 
@@ -13,7 +14,7 @@ def apply_limits(items: Sequence[Item], params: LengthLimitParams) -> CurationOu
     """Set aside pairs beyond the limits: `too_short`, `over_long`, `prompt_over_long`."""
     outcome = CurationOutcome([])
     for item in items:
-        verdict = _check(item.pair, params)
+        verdict = check_pair(item.pair, params)
         if verdict is None:
             outcome.kept.append(item)
         else:
@@ -31,7 +32,20 @@ def check_response(record: UnpairedResponse, params: LengthLimitParams) -> Quara
     return _check_texts(record, {"response": record.response}, params)
 
 
-def _check(pair: PreferencePair, params: LengthLimitParams) -> Quarantined | None:
+def sizes_of(texts: Texts, unit: str) -> tuple[int, int, int]:
+    """Lengths of prompt, chosen and rejected."""
+    turns, chosen, rejected = texts
+    return sum(length(said, unit) for _, said in turns), length(chosen, unit), length(rejected, unit)
+
+
+def within(sizes: tuple[int, int, int], params: LengthLimitParams) -> bool:
+    """True if lengths of prompt, chosen and rejected keep to the limits."""
+    prompt, *responses = sizes
+    return prompt <= params.max_prompt and all(params.min_response <= size <= params.max_response for size in responses)
+
+
+def check_pair(pair: PreferencePair, params: LengthLimitParams) -> Quarantined | None:
+    """The verdict on a pair beyond the limits; None if it keeps to them."""
     return _check_texts(pair, {"chosen": pair.chosen, "rejected": pair.rejected}, params)
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import combinations
 
-from plumbline.tasks.data.curation.evidence import PRIOR, EditEvidence
+from plumbline.tasks.data.curation.evidence import PRIOR, EditEvidence, Spread
 from plumbline.tasks.data.curation.pair_texts import PairContent, Pools
 from plumbline.tasks.data.curation.verdicts import CurationOutcome, Item, merge
 from plumbline.tasks.data.curation.wording import LIGHT
@@ -21,9 +21,11 @@ KeptNear = dict[str, str]
 
 
 def merge_near(
-    items: Sequence[Item], contents: Sequence[PairContent], pools: Pools
+    items: Sequence[Item], contents: Sequence[PairContent], pools: Pools, spread: Spread | None = None
 ) -> tuple[CurationOutcome, list[KeptNear]]:
     """Fold every item into the first kept one that it is a copy of; also what was near and is no copy.
+
+    Pairs whose prompt is near no other may be left out, if `spread` counts them.
 
     Every merge rests on evidence between the two pairs themselves: a chain A ~ B ~ C does not fold C
     into A unless C ~ A.
@@ -32,7 +34,7 @@ def merge_near(
     for place, content in enumerate(contents):
         rivals[pools.groups(content)].append(place)
     several = [places for places in rivals.values() if len(places) > 1]
-    evidence = EditEvidence(items, contents, pools, sorted(place for places in several for place in places))
+    evidence = EditEvidence(items, contents, pools, sorted(place for places in several for place in places), spread)
     # 1. near pairs of different requests, all of them before the first is judged
     near: dict[int, list[int]] = defaultdict(list)
     for left, right in _near_requests(several, contents, pools, evidence):

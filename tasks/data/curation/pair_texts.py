@@ -14,7 +14,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from plumbline.data_contracts.records import Message
+from plumbline.data_contracts.records import Message, PreferencePair
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.near_duplicates import NearDuplicates, join_equal, near_duplicates_among
 from plumbline.tasks.data.curation.shingles import I64, U64, gather
@@ -56,8 +56,8 @@ class Pool:
     def __init__(self, sketches: Sketches, near: NearDuplicates) -> None:
         self.sketches, self.near = sketches, near
         self._pairs = {(left, right) for left, right in near.pairs.tolist()}
-        self._groups = np.full(len(sketches.texts), -1, dtype=np.int64)
-        self._groups[near.alive] = near.groups[near.alive]
+        self.groups = np.full(len(sketches.texts), -1, dtype=np.int64)
+        self.groups[near.alive] = near.groups[near.alive]
 
     def alike(self, left: str, right: str) -> bool:
         """True if two texts are the same or verified near duplicates."""
@@ -69,7 +69,7 @@ class Pool:
     def group(self, text: str) -> int:
         """Number of the component of near duplicates that holds the text; -1 for a text outside the pool."""
         number = self.sketches.numbers.get(text)
-        return -1 if number is None else int(self._groups[number])
+        return -1 if number is None else int(self.groups[number])
 
     def shingles(self, text: str) -> U64:
         """The hashes of the shingles of a text, sorted."""
@@ -101,14 +101,19 @@ class Corpus:
         """The near duplicates among these texts."""
         wanted = set(texts)
         if self._sketches is None or not wanted <= self._sketches.numbers.keys():
-            self._learn(sorted(wanted))
-        sketches = self._sketches
-        assert sketches is not None
-        numbers = np.fromiter(map(sketches.numbers.__getitem__, wanted), dtype=np.int64, count=len(wanted))
-        near = near_duplicates_among(sketches, np.sort(numbers), self._params, self._seed)
-        return Pool(sketches, near if self._keys is None else join_equal(near, self._keys))
+            self.learn(sorted(wanted))
+        assert self._sketches is not None
+        numbers = np.fromiter(map(self._sketches.numbers.__getitem__, wanted), dtype=np.int64, count=len(wanted))
+        return self.among(np.sort(numbers))
 
-    def _learn(self, texts: list[str]) -> None:
+    def among(self, numbers: I64) -> Pool:
+        """The near duplicates among the texts of these numbers, in the order in which they were learned."""
+        assert self._sketches is not None, "learn the texts first"
+        near = near_duplicates_among(self._sketches, numbers, self._params, self._seed)
+        return Pool(self._sketches, near if self._keys is None else join_equal(near, self._keys))
+
+    def learn(self, texts: list[str]) -> None:
+        """Take distinct sorted texts as those of the corpus."""
         self._sketches = sketch(texts, self._params, self._seed)
         if self._same is not None and self._params.near:
             self._keys = digests(map(self._same, texts))
@@ -160,50 +165,53 @@ class Pools:
 
 def contents(items: Sequence[Item], params: MatchingParams) -> list[PairContent]:
     """The canonical texts of each item."""
-    known: dict[str, str] = {}
+    return [content_of(item.pair, params) for item in items]
 
-    def canon(text: str) -> str:
-        if text not in known:
-            known[text] = canonical(text, params)
-        return known[text]
 
-    found = []
-    for item in items:
-        pair = item.pair
-        prompt, turns = prompt_text(pair.prompt, params)
-        chosen, rejected = canon(pair.chosen), canon(pair.rejected)
-        if chosen == rejected:
-            chosen, rejected = pair.chosen, pair.rejected
-        found.append(PairContent(prompt, chosen, rejected, turns))
-    return found
+def content_of(pair: PreferencePair, params: MatchingParams) -> PairContent:
+    """The canonical texts of a pair."""
+    prompt, turns = prompt_text(pair.prompt, params)
+    return PairContent(prompt, *canonical_pair(pair.chosen, pair.rejected, params), turns)
+
+
+def canonical_pair(chosen: str, rejected: str, params: MatchingParams) -> tuple[str, str]:
+    """The canonical texts of two responses; the texts as they are where these differ in nothing else."""
+    found = canonical(chosen, params), canonical(rejected, params)
+    return (chosen, rejected) if found[0] == found[1] else found
 
 
 def prompt_text(prompt: Iterable[Message], params: MatchingParams) -> tuple[str, tuple[tuple[str, int], ...]]:
     """The canonical text of a prompt, and role and length of each of its turns."""
-    turns = [(message.role, canonical(message.content, params)) for message in prompt]
+    turns = canonical_turns([(message.role, message.content) for message in prompt], params)
+    return joined_turns(turns, params)[0], tuple((role, len(said)) for role, said in turns)
+
+
+def canonical_turns(turns: Iterable[tuple[str, str]], params: MatchingParams) -> list[tuple[str, str]]:
+    """Role and canonical text of each turn."""
+    return [(role, canonical(said, params)) for role, said in turns]
+
+
+def joined_turns(turns: Sequence[tuple[str, str]], params: MatchingParams) -> tuple[str, str]:
+    """Canonical turns as one text, and a text that only the same turns have (`PairContent.request`)."""
     between = " " if params.fold_space else "\n"
-    text = between.join(f"{role}: {said}".rstrip() if params.fold_space else f"{role}: {said}" for role, said in turns)
-    return text, tuple((role, len(said)) for role, said in turns)
+    text = between.join(
+        [f"{role}: {said}".rstrip() if params.fold_space else f"{role}: {said}" for role, said in turns]
+    )
+    return text, " ".join([f"{role} {len(said)}" for role, said in turns]) + "\n" + text
 
 
-class Corpora:
-    """Prompts and responses over the rounds of curation."""
+def pools_of(prompts: Pool, rivals: Sequence[PairContent], responses: Corpus) -> Pools:
+    """The pools of pairs, given their prompts and the contents of those whose prompt is near that of another.
 
-    def __init__(self, params: MatchingParams, seed: int) -> None:
-        self._prompts, self._responses = Corpus(params, seed, plain_request), Corpus(params, seed)
-
-    def pools(self, found: Sequence[PairContent]) -> Pools:
-        """Near duplicates among the distinct prompts, and among the responses that could matter.
-
-        Two pairs are compared only where their prompts are alike, so the responses of a prompt that no other
-        pair shares stay out of the second pool.
-        """
-        prompts = self._prompts.pool(content.prompt for content in found)
-        shared = Counter(prompts.group(content.prompt) for content in found)
-        rivals = [content for content in found if shared[prompts.group(content.prompt)] > 1]
-        return Pools(prompts, self._responses.pool(text for each in rivals for text in (each.chosen, each.rejected)))
+    Two pairs are compared only where their prompts are alike, so the responses of a prompt that no other
+    pair shares stay out of the second pool.
+    """
+    return Pools(prompts, responses.pool(text for each in rivals for text in (each.chosen, each.rejected)))
 
 
 def build_pools(found: Sequence[PairContent], params: MatchingParams, seed: int) -> Pools:
-    """The pools of one set of pairs."""
-    return Corpora(params, seed).pools(found)
+    """The pools of one set of pairs: the distinct prompts, and the responses that could matter."""
+    prompts = Corpus(params, seed, plain_request).pool(content.prompt for content in found)
+    shared = Counter(prompts.group(content.prompt) for content in found)
+    rivals = [content for content in found if shared[prompts.group(content.prompt)] > 1]
+    return pools_of(prompts, rivals, Corpus(params, seed))

@@ -119,6 +119,15 @@ def gather(values: npt.NDArray[Any], offsets: I64, rows: I64) -> tuple[npt.NDArr
     return values[place], ends
 
 
+def repeated(values: U64) -> npt.NDArray[np.bool_]:
+    """True for each value that occurs more than once."""
+    order = np.argsort(values)
+    same = np.flatnonzero(values[order[1:]] == values[order[:-1]])
+    found = np.zeros(len(values), dtype=bool)
+    found[order[same]] = found[order[same + 1]] = True
+    return found
+
+
 def windows_of(text: str, size: int) -> tuple[list[str], U64]:
     """Words of one text, and the hashes of all its windows in order: (words + size - 1,)."""
     flat, lengths, _ = _tokenise([text], Vocabulary())

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plumbline.tasks.data.curation.minhash import band_keys, signatures
-from plumbline.tasks.data.curation.shingles import I64, U64, Shingles, Vocabulary, distinct_windows, gather
+from plumbline.tasks.data.curation.shingles import I64, U64, Shingles, Vocabulary, distinct_windows, gather, repeated
 from plumbline.tasks.params.curation import MatchingParams
 
 _BLOCK = 20_000  # texts whose words are held at once
@@ -101,9 +101,7 @@ def _met(keys: U64) -> npt.NDArray[np.bool_]:
     """True for each text that shares a bucket with another in any band."""
     met = np.zeros(keys.shape[1], dtype=bool)
     for band in keys:
-        order = np.argsort(band)
-        same = np.flatnonzero(band[order[1:]] == band[order[:-1]])
-        met[order[same]] = met[order[same + 1]] = True
+        met |= repeated(band)
     return met
 
 

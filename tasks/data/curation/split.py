@@ -11,7 +11,8 @@ from plumbline.data_contracts.errors import CheckFailed
 from plumbline.data_contracts.records import Message
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.near_duplicates import components
-from plumbline.tasks.data.curation.shingles import I64
+from plumbline.tasks.data.curation.pair_columns import Opening
+from plumbline.tasks.data.curation.shingles import I64, U64
 from plumbline.tasks.params.curation import SPLITS, MatchingParams, SplitParams
 
 
@@ -41,6 +42,33 @@ def conversations(prompts: Sequence[tuple[Message, ...]], groups: Sequence[int],
                 links.append((first.setdefault(prompt[:end], group), group))
     joined = components(max(groups, default=-1) + 1, np.array(links, dtype=np.int64).reshape(-1, 2))
     return joined[np.array(groups, dtype=np.int64)]
+
+
+def conversation_clusters(requests: U64, kept: I64, groups: I64, openings: Sequence[Opening]) -> I64:
+    """`conversations` of the rows `kept`, by hashes of their turns and of the beginnings of prompts with several.
+
+    `groups` (k,) are those of the rows; a prompt of one turn counts where it is the beginning of another.
+    """
+    group = dict(zip(kept.tolist(), groups.tolist(), strict=True)) if openings else {}
+    there = [opening for opening in openings if opening.row in group]
+    begun = np.isin(requests[kept], np.array([opening.key for opening in there], dtype=np.uint64))
+    first: dict[int, int] = {}
+    for key, number in zip(requests[kept][begun].tolist(), groups[begun].tolist(), strict=True):
+        first.setdefault(key, number)
+    links = []
+    for opening in there:
+        if opening.answered or opening.key in first:
+            links.append((first.setdefault(opening.key, group[opening.row]), group[opening.row]))
+    size = int(groups.max(initial=-1)) + 1
+    return components(size, np.array(links, dtype=np.int64).reshape(-1, 2))[groups]
+
+
+def named_clusters(joined: I64, prompts: I64, texts: Sequence[str]) -> tuple[I64, list[str]]:
+    """Clusters (n,) numbered from 0, and the name of each; `prompts` (n,) are numbers of sorted texts."""
+    found, labels = np.unique(joined, return_inverse=True)
+    first = np.full(len(found), len(texts), dtype=np.int64)
+    np.minimum.at(first, labels, prompts)
+    return labels.astype(np.int64), [cluster_name([texts[number]]) for number in first.tolist()]
 
 
 def assign_clusters(sizes: Mapping[str, int], params: SplitParams, seed: int) -> tuple[dict[str, str], list[str]]:

@@ -23,7 +23,7 @@ from typing import Any
 from plumbline.data_contracts.records import Feedback, Merged, PreferencePair, Quarantined, UnpairedResponse
 from plumbline.tasks.data.curation.canonical import canonical
 from plumbline.tasks.data.curation.contradictions import REASON as CONTRADICTION
-from plumbline.tasks.data.curation.curate import Curated
+from plumbline.tasks.data.curation.curated import Curated
 from plumbline.tasks.data.curation.exact import REASON as DUPLICATE
 from plumbline.tasks.data.curation.leakage import clean_response
 from plumbline.tasks.data.curation.limits import check_response

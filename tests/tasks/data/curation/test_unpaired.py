@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plumbline.data_contracts.records import Message, Origin, PreferencePair, UnpairedResponse
-from plumbline.tasks.data.curation.curate import Curated, curate
+from plumbline.tasks.data.curation.curate import curate
+from plumbline.tasks.data.curation.curated import Curated
 from plumbline.tasks.data.curation.unpaired import CuratedUnpaired, curate_unpaired
 from plumbline.tasks.params.curation import ContradictionParams, CurationParams, LengthLimitParams, SplitParams
 
