@@ -52,15 +52,20 @@ def erase(
     request = _request(record, annotator, matching, resume=resume)
     root, params = loaded(workspace)
     output = Output(json)
+    if request is not None and reason is None:
+        raise UsageError("erase: expected --reason: why, for the record that stays.")
+    confirm = _Confirmation(output, dry_run=dry_run, yes=yes or yes_all)
     with exclusive_run(root):
-        if request is None:
-            done = verb.resume(root, params)
-        else:
-            if reason is None:
-                raise UsageError("erase: expected --reason: why, for the record that stays.")
-            confirm = _confirmation(output, dry_run=dry_run, yes=yes or yes_all)
-            who = by or current_actor(root)
-            done = verb.erase(root, params, request, reason=reason, by=who, confirm=confirm, large=yes_all)
+        try:
+            if request is None:
+                done = verb.resume(root, params)
+            else:
+                who = by or current_actor(root)
+                done = verb.erase(root, params, request, reason=str(reason), by=who, confirm=confirm, large=yes_all)
+        except verb.LeftOver as left:
+            report = left.report
+            output.result(asdict(report), lambda: _erased(report))
+            raise
     output.result(asdict(done), lambda: _erased(done))
 
 
@@ -77,7 +82,7 @@ def _request(record: str | None, annotator: str | None, matching: str | None, *,
     return named[0] if named else None
 
 
-class _confirmation:
+class _Confirmation:
     """The person's answer to a plan: none is asked for with --yes, and none given with --dry-run."""
 
     def __init__(self, output: Output, *, dry_run: bool, yes: bool) -> None:
@@ -93,9 +98,9 @@ class _confirmation:
 
 
 def _sentence(done: ErasureReport) -> str:
-    verb = "erased" if done.done else "would be erased"
+    verb = "erased" if done.done else "erased, but not everywhere" if done.left else "would be erased"
     batches = "batch" if len(done.batches) == 1 else "batches"
-    rows = f"{done.rows} rows ({done.share:.1%}) of {len(done.batches)} {batches}"
+    rows = f"{done.rows} row{'' if done.rows == 1 else 's'} ({done.share:.1%}) of {len(done.batches)} {batches}"
     return f"{done.what}: {rows} and {done.traffic} captured interactions {verb}."
 
 
@@ -103,7 +108,8 @@ def _erased(done: ErasureReport) -> RenderableType:
     parts: list[RenderableType] = [escape(_sentence(done)), _places(done)]
     if done.versions:
         parts.append(_versions(done))
-    parts += [f"Not erased: {escape(line)}" for line in done.beyond]
+    parts += [f"Not erased: {escape(line)}." for line in done.beyond]
+    parts += [f"Left: {escape(line)}" for line in done.left]
     if done.shared:
         parts.append(f"{done.shared} pieces of text stay, since other rows have them too.")
     if done.short:
@@ -116,10 +122,10 @@ def _erased(done: ErasureReport) -> RenderableType:
 
 
 def _places(done: ErasureReport) -> Table:
-    table = Table("where", "removed" if done.done else "to remove", box=None)
+    table = Table("where", "removed" if done.done or done.left else "to remove", box=None)
     for batch in done.batches:
         new = f", now {batch['new']}" if batch["new"] else ", the whole batch"
-        table.add_row(escape(batch["old"]), escape(f"{len(batch['lines'])} lines{new}"))
+        table.add_row(escape(batch["old"]), escape(f"line {', '.join(map(str, batch['lines'][:8]))}{new}"))
     for where, count in done.objects.items():
         table.add_row(f"DVC's {where}", f"{count} objects")
     for name in done.removed:

@@ -253,7 +253,7 @@ def _report(
         short=sum(len(text.encode()) < LEAST for text in found.texts),
         versions=versions,
         retrain=trained,
-        beyond=_beyond(root, hits, trained),
+        beyond=_beyond(root, request, hits, trained),
         problems=problems,
         tombstone=tombstone.digest,
     )
@@ -279,12 +279,14 @@ def _versions(root: Path, params: Params, objects: set[str]) -> tuple[list[dict[
     return versions, problems
 
 
-def _beyond(root: Path, hits: Hits, trained: Sequence[str]) -> list[str]:
+def _beyond(root: Path, request: Request, hits: Hits, trained: Sequence[str]) -> list[str]:
     """What no command erases, in words."""
     own = ObjectStore(root).shared_remote
-    found = [f"the weights of {uri}: they learned from it. Retrain, promote, then delete it." for uri in trained]
+    found = [f"the weights of {uri}: they learned from it; retrain, promote, then delete it" for uri in trained]
     found += [f"{name}: MLflow's signed record of a version quotes it" for name in hits.kept]
     found += [f"copies of {own} that its host keeps (snapshots, older versions)"] if own is not None else []
+    if request.kind == "annotator":
+        found.append(f"the name {request.value} in signed manifests of versions: how many rows it judged, none of them")
     return [*found, "backups, clones and exports of this workspace, and the files that were ingested"]
 
 

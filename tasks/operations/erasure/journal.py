@@ -20,7 +20,7 @@ from plumbline.tasks.storage.versioning.tombstones import ErasedLines, Tombstone
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be erased: one kind (`record`, `annotator` or `matching`) and its value."""
+    """The thing to erase: one kind (`record`, `annotator` or `matching`) and its value."""
 
     kind: str
     value: str
