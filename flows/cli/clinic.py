@@ -66,23 +66,25 @@ def _view(report: Mapping[str, Any]) -> Iterator[RenderableType]:
         f"{votes['ties']} ties) on {votes['units']} different pairs; {votes['judged_twice']} pairs have two or more."
     )
     yield _figures(report)
+    yield from _not_measured(report)
     yield from _leaks(report["leak"])
     yield from _people(report["annotators"])
     yield from _again(report)
 
 
 def _figures(report: Mapping[str, Any]) -> Table:
-    table = Table("figure", "value", "95 % interval", "n", "reads", box=None, title="\nLabels", title_justify="left")
+    """Each figure on one line of a narrow terminal; what was not measured says why."""
+    table = Table("figure", "value", "95 % interval", "n", box=None, title="\nLabels", title_justify="left")
     rows = (
-        ("Krippendorff's alpha", report["alpha"], "1 perfect agreement, 0 chance"),
-        ("two annotators agree", report["agreement"], "share of pairs of votes, ties a label"),
-        ("accuracy ceiling, at least", report["ceiling"]["least"], "of the best reward model on one more label"),
-        ("accuracy ceiling, at most", report["ceiling"]["most"], "if all pairs are equally hard"),
-        ("label told by the surface", report["leak"]["accuracy"], "length, position, markup, n-grams; 0.5 is chance"),
-        ("first shown is preferred", report["position"], "0.5 without a bias"),
+        ("Krippendorff's alpha (1 perfect, 0 chance)", report["alpha"]),
+        ("two annotators agree, ties a label", report["agreement"]),
+        ("best accuracy of a reward model, least", report["ceiling"]["least"]),
+        ("best accuracy of a reward model, most", report["ceiling"]["most"]),
+        ("label predicted by the surface (0.5 chance)", report["leak"]["accuracy"]),
+        ("first shown is preferred (0.5 no bias)", report["position"]),
     )
-    for name, figure, reads in rows:
-        table.add_row(name, *_cells(figure), reads if figure["value"] is not None else Text(figure["why"]))
+    for name, figure in rows:
+        table.add_row(name, *_cells(figure))
     return table
 
 
@@ -91,6 +93,13 @@ def _cells(figure: Mapping[str, Any]) -> tuple[str, str, str]:
         return "-", "", str(figure["n"])
     interval = "" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
     return f"{figure['value']:.3f}", interval, str(figure["n"])
+
+
+def _not_measured(report: Mapping[str, Any]) -> Iterator[Text]:
+    """Each reason for which a figure was not measured, once."""
+    figures = (report["alpha"], report["agreement"], report["ceiling"]["most"], report["leak"]["accuracy"])
+    for why in dict.fromkeys(figure["why"] for figure in (*figures, report["position"]) if "why" in figure):
+        yield Text(f"  - {why}")
 
 
 def _leaks(leak: Mapping[str, Any]) -> Iterator[Text]:

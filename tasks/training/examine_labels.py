@@ -66,6 +66,7 @@ def examine_labels(
     found = examine(read, curated, curation.matching, params.seed, most=most, score=score, progress=progress)
     folder = (out or root / PLACE).absolute()
     with writing(folder, contract="label_clinic", version=1) as draft:
+        (draft.path / ".gitignore").write_text("*\n")  # a workspace with a report is not dirty for that
         write_json(draft.path / REPORT, found.report)
         for name, rows in ((ROWS, found.rows), (REASONS, found.reasons)):
             (draft.path / name).write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))

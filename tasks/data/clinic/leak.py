@@ -54,9 +54,9 @@ def leak(
 
 
 def _table(left: Sequence[str], right: Sequence[str], first: I64, sign: F64) -> Any:
-    """Differences of figures, in units of their root mean square, and of n-grams of unit length: sparse (n, F + HASHED).
+    """Differences of figures, in units of their root mean square, and of n-grams of unit length.
 
-    So a figure weighs as much as all n-grams of a response together.
+    Sparse (n, F + HASHED). So a figure weighs as much as all n-grams of a response together.
     """
     from scipy import sparse
 

@@ -25,8 +25,6 @@ from plumbline.tasks.data.clinic.units import TIE, Units
 NEAR = 1.0
 THIN = 0.5
 REWARD_LIMIT = 6.0
-REWARD_STRONG = 1.0
-"""Nats from which on the reward model's disagreement is named as a reason."""
 THIN_SHARE = 0.1
 """Share of pairs whose margin counts as low."""
 
@@ -78,7 +76,7 @@ def _doubt(
             np.clip(evidence.rewards[unit][1 - label] - evidence.rewards[unit][label], -REWARD_LIMIT, REWARD_LIMIT)
         )
         odds += gap
-        if gap > REWARD_STRONG:
+        if gap > 0:
             reasons.append(f"the reward model prefers the other response by {gap:.1f} nats")
     if units.ids[unit] & evidence.opposed:
         odds += NEAR

@@ -82,7 +82,7 @@ def test_a_planted_fault_is_found_and_nobody_else_is(
     assert [name for name, row in found.items() if row["suspicious"]] == ["zed"]
     (flag,) = (flag for flag in found["zed"]["suspicious"] if flag["check"] == check)
     assert not flag["low"] <= flag["expected"] <= flag["high"]
-    assert list(found)[0] == "zed", "the suspicious come first"
+    assert next(iter(found)) == "zed", "the suspicious come first"
 
 
 def test_who_labels_in_haste_is_found(group: Group, judged: Make) -> None:

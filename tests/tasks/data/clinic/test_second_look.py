@@ -115,7 +115,7 @@ def test_a_contradiction_without_a_winner_is_offered(read: Read, judged: Make) -
     assert row["response_a"] in kept(again)
 
 
-def test_near_prompts_with_the_opposite_preference_are_offered(read: Read) -> None:
+def test_near_prompts_with_the_opposite_preference_are_offered(read: Read, judged: Make) -> None:
     long = "Describe the history of the lighthouse on the northern coast of the island in the {} century please."
     two = {"response_a": "It was built of stone by many hands.", "response_b": "Nobody knows much about those years."}
     rows = [{"prompt": long.format(word), "label": label, **two} for word, label in (("last", "a"), ("first", "b"))]
