@@ -1,4 +1,4 @@
-"""What looking again at 200 pairs buys: reward models before it, after the clinic's choice, and after one at random.
+"""Gain of looking again at 200 pairs: reward models before it, after the clinic's choice, and after one at random.
 
 On the sample world, whose truth is known. A quarter of the labels of four of its eight annotators are flipped. A reward
 model learns from the labels as they are, and the clinic names 200 training pairs with its help. Their labels are
@@ -51,7 +51,7 @@ def make_world(params: Params, pairs: int, seed: int, folder: Path) -> VotesRead
 
 
 def right(pair: CuratedPair) -> bool | None:
-    """True if the label is in the gold order; None where the gold reward knows no order."""
+    """True if the label is in the gold order; None if the gold reward knows no order."""
     chosen, rejected = gold_reward(pair.prompt, pair.chosen), gold_reward(pair.prompt, pair.rejected)
     return None if chosen == rejected else chosen > rejected
 

@@ -1,1 +1,1 @@
-"""How good labels are: agreement, annotators, the ceiling of accuracy, what leaks, and the pairs to look at again."""
+"""Quality of labels: agreement, annotators, the ceiling of accuracy, what leaks, and the pairs to look at again."""

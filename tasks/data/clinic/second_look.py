@@ -95,7 +95,7 @@ def _by_votes(unit: int, label: int, counts: np.ndarray[Any, Any], skilled: Dawi
 
 
 def _thin(units: Units, labels: Mapping[int, int]) -> set[int]:
-    """Units with a margin among the lowest share of those that have one; none where margins are all alike."""
+    """Units with a margin among the lowest share of those that have one; empty if margins are all alike."""
     margins = {unit: units.pairs[unit].metadata.get("margin") for unit in labels}
     known = {unit: abs(float(m)) for unit, m in margins.items() if isinstance(m, (int, float))}
     if len(set(known.values())) < 2:
