@@ -29,12 +29,13 @@ Protect = Callable[[ReadRow], ReadRow]
 
 _NAMES = frozenset({"annotator", "annotators"})  # keys whose values are names of annotators
 _ESCAPED = re.compile(r"\\u(?![dD][89a-fA-F])([0-9a-fA-F]{4})")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CUT_TAIL = re.compile(r"[\d\s().+/-]*\S*…$")
 """The end of a text that was cut, where half a value may stand: its last word, and digits before it."""
 
 
 def protection(params: FeedbackParams) -> Protect:
-    """What params do with personal data, as a function over rows. Raises `UsageError` if its libraries are missing."""
+    """The handling of personal data that params choose. Raises `UsageError` if its libraries are missing."""
     if params.personal_data == "keep":
         return keep
     require_libraries()
@@ -72,9 +73,15 @@ class _Masking:
     recogniser: Recogniser
     numbers: dict[tuple[str, str], int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    known: dict[str, str] = field(default_factory=dict)
 
     def text(self, text: str) -> str:
-        """The text with a placeholder for each value."""
+        """The text with a placeholder for each value. The row as read holds most texts of the record once more."""
+        if text not in self.known:
+            self.known[text] = self._masked(text)
+        return self.known[text]
+
+    def _masked(self, text: str) -> str:
         parts, end = [], 0
         for value in self.recogniser.find(text):
             parts += [text[end : value.start], self._placeholder(value.kind, value.key)]
@@ -83,7 +90,7 @@ class _Masking:
 
     def name(self, name: str) -> str:
         """An id, masked; a long number is a number, though it passes for a card's in a tenth of all cases."""
-        return name if name.isdecimal() else self.text(name)
+        return name if name.isdecimal() or _DIGEST.fullmatch(name) else self.text(name)
 
     def value(self, value: Any) -> Any:
         """A JSON value with every text in it masked, keys too, but for names of annotators."""

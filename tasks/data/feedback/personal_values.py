@@ -18,22 +18,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any
 
 from plumbline.data_contracts.extras import needs_extra
 from plumbline.tasks.params.personal_data import KINDS, Kind
 
-_HINT = re.compile(r"[@\d_]|-----BEGIN")
+_HINT = re.compile(r"[@\d_]")
 """A character without which a text holds no personal data: most prose is skipped by it."""
 
 _EMAIL = re.compile(
     r"(?<![\w.+%-])[\w+%][\w.+%'-]{0,63}@(?:[\w](?:[\w-]{0,61}[\w])?\.)+[^\W\d_]{2,24}(?!\w|:[\w~/])", re.UNICODE
 )
 _RESERVED = re.compile(r"(?:^|\.)(?:example\.(?:com|org|net)|test|invalid|example|localhost|local)$", re.IGNORECASE)
+# Patterns begin with a digit where they can: sre then skips to the next digit five times as fast as with a look behind.
 # A run of digits in groups: at least seven digits, one separator or two between groups.
-_DIGITS = re.compile(r"(?<![\w.,+/=*^-])(?:\+|00)?\(?\d(?:[ \u00a0./()-]{0,2}\d){6,18}(?!\w|[.,]\d)")
+_DIGITS = re.compile(r"\d(?:[ \u00a0./()-]{0,2}\d){6,18}(?!\w|[.,]\d)")
+_SIGN_BEFORE = re.compile(r"(?<![\w.,+/=*^-])\+?\(?$")
 _DATE = re.compile(r"(?:19|20)\d\d[-./ ](?:0?[1-9]|1[0-2])[-./ ]\d|\d\d?[-./]\d\d?[-./](?:19|20)\d\d(?!\d)")
 _SHORTEST = 7  # characters of a number that may be one
 _OPERATOR_BEFORE = re.compile(r"[=*^\u00d7\u00f7±<>√≈%]\s?$|\d\s?[-+/]\s?$")
@@ -48,8 +50,10 @@ _ISSUERS = (  # first digits -> lengths: Visa, Mastercard, American Express, Dis
     (re.compile(r"35(?:2[89]|[3-8]\d)"), (16, 19)),
     (re.compile(r"3(?:0[0-5]|[68])"), (14,)),
 )
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.IGNORECASE)
-_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
+_IBAN = re.compile(r"\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.IGNORECASE)  # behind its country
+_COUNTRY_BEFORE = re.compile(r"(?<!\w)[A-Z]{2}$", re.IGNORECASE)
+_PART_BEFORE = re.compile(r"[\w.]$")
+_IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)")
 _IPV6 = re.compile(
     r"(?<![0-9A-Fa-f]:)(?<![\w.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){0,5})?(?![\w:])"
 )
@@ -58,6 +62,25 @@ _ADDRESS_BEFORE = re.compile(
     r"\b(?:ip|ipv4|address|addr|host|server|client|from|ping|ssh)\b\W{1,4}(?:is |was |=\s?)?$", re.IGNORECASE
 )
 _ADDRESS_AFTER = re.compile(r":\d{2,5}\b|/\d{1,2}\b")
+_SECRET_STARTS = (
+    *(
+        "AKIA",
+        "ASIA",
+        "ghp_",
+        "gho_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat_",
+        "glpat-",
+        "sk-",
+        "sk_",
+        "rk_",
+        "hf_",
+        "xox",
+    ),
+    *("AIza", "ya29.", "npm_", "pypi-", "SG.", "eyJ", "-----BEGIN"),
+)
 _SECRETS = re.compile(
     r"(?<![\w-])(?:"
     r"(?:AKIA|ASIA)[0-9A-Z]{16}"  # AWS access key ids
@@ -83,7 +106,7 @@ class PersonalValue:
 
 @dataclass(frozen=True, slots=True)
 class Recogniser:
-    """What to look for: the kinds, and the regions whose phone numbers count without a country code."""
+    """The kinds to look for, and the regions whose phone numbers count without a country code."""
 
     kinds: Sequence[Kind] = KINDS
     regions: Sequence[str] = ()
@@ -117,6 +140,8 @@ def _overlaps(value: PersonalValue, others: Sequence[PersonalValue]) -> bool:
 
 
 def _secrets(text: str, _: Recogniser) -> Iterator[PersonalValue]:
+    if not any(start in text for start in _SECRET_STARTS):
+        return
     for match in _SECRETS.finditer(text):
         yield PersonalValue("secret", match.start(), match.end(), match[0])
 
@@ -131,10 +156,13 @@ def _emails(text: str, _: Recogniser) -> Iterator[PersonalValue]:
 
 def _ibans(text: str, _: Recogniser) -> Iterator[PersonalValue]:
     for match in _IBAN.finditer(text):
-        for end in range(match.end(), match.start() + 14, -1):  # words may follow that look like a group of it
-            value = text[match.start() : end]
-            if not (end < len(text) and text[end].isalnum()) and _libraries()[2].is_valid(value):
-                yield PersonalValue("iban", match.start(), end, "".join(value.split()).upper())
+        start = match.start() - 2
+        if not _COUNTRY_BEFORE.search(text, max(start - 1, 0), match.start()):
+            continue
+        for end in range(match.end(), start + 14, -1):  # words may follow that look like a group of it
+            value = text[start:end]
+            if not text[end : end + 1].isalnum() and _libraries()[2].is_valid(value):
+                yield PersonalValue("iban", start, end, "".join(value.split()).upper())
                 break
 
 
@@ -156,7 +184,7 @@ def _phones(text: str, recogniser: Recogniser) -> Iterator[PersonalValue]:
     for run in _numbers(text):
         for start, end in _parts(text, *run):
             written = text[start:end]
-            if _DATE.match(written) or _libraries()[3].is_valid(written):
+            if _DATE.match(written) or _IPV4.fullmatch(written) or _libraries()[3].is_valid(written):
                 break
             if (number := _phone(written, recogniser.regions)) is not None:
                 yield PersonalValue("phone", start, end, number)
@@ -180,13 +208,21 @@ def _phone(written: str, regions: Sequence[str]) -> str | None:
     return None
 
 
-def _numbers(text: str) -> Iterator[tuple[int, int]]:
-    """Runs of seven digits and more that stand by themselves: beside no operator."""
+@lru_cache(maxsize=1)  # for cards, then for phone numbers
+def _numbers(text: str) -> Sequence[tuple[int, int]]:
+    """Runs of seven digits and more that stand by themselves: beside no operator. With their sign or parenthesis."""
+    runs = []
     for match in _DIGITS.finditer(text):
-        before, after = text[max(match.start() - 4, 0) : match.start()], text[match.end() : match.end() + 4]
-        if not _OPERATOR_BEFORE.search(before) and not _OPERATOR_AFTER.match(after):
-            alone = match[0].startswith("(") and ")" not in match[0]  # a parenthesis around more than the number
-            yield match.start() + alone, match.end()
+        first = max(match.start() - 6, 0)
+        sign = _SIGN_BEFORE.search(text, first, match.start())
+        if sign is None:
+            continue
+        start, end = sign.start(), match.end()
+        if _OPERATOR_BEFORE.search(text, first, start) or _OPERATOR_AFTER.match(text, end):
+            continue
+        alone = text[start] == "(" and ")" not in match[0]  # a parenthesis around more than the number
+        runs.append((start + alone, end))
+    return runs
 
 
 def _parts(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -202,7 +238,7 @@ def _digits_of(written: str) -> str:
 
 def _addresses(text: str, _: Recogniser) -> Iterator[PersonalValue]:
     for match in _IPV4.finditer(text):
-        if _is_address(text, match):
+        if not _PART_BEFORE.search(text, max(match.start() - 1, 0), match.start()) and _is_address(text, match):
             yield PersonalValue("ip", match.start(), match.end(), match[0])
     if "::" in text or text.count(":") > 6:
         for match in _IPV6.finditer(text):

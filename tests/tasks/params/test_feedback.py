@@ -24,6 +24,9 @@ def test_defaults() -> None:
         "quarantine_thresholds": {},
         "on_single_label": "stop",
         "single_label_rows": 8,
+        "personal_data": "keep",
+        "personal_data_kinds": ("email", "phone", "card", "iban", "ip", "secret"),
+        "personal_data_regions": ("US",),
         "max_row_bytes": 10_000_000,
         "max_decoded_bytes": 4_000_000_000,
     }
@@ -34,6 +37,10 @@ def test_defaults() -> None:
     [
         {"quarantine_threshold": 1.1},
         {"quarantine_threshold": -0.1},
+        {"personal_data": "hide"},
+        {"personal_data_kinds": ()},
+        {"personal_data_kinds": ("name",)},
+        {"personal_data_regions": ("de",)},
         {"quarantine_thresholds": {"contradictions": 0.1}},
         {"quarantine_thresholds": {"contradiction": 1.5}},
         {"on_single_label": "ignore"},
