@@ -39,7 +39,9 @@ def clinic(
     workspace: Directory = HERE,
     json: Json = False,
 ) -> None:
-    """Examine labels: agreement, annotators, label leaks, pairs worth a second look.
+    """Examine labels, and name pairs worth a second look.
+
+    Agreement, annotators, the accuracy that a model can reach, and how far the surface tells the label.
 
     The pairs are written for people or a judge to label; `plumbline ingest` takes their votes back. Needs the extra
     `clinic`.
