@@ -6,6 +6,7 @@ import logging
 
 from plumbline.data_contracts.artifact import write_json
 from plumbline.data_contracts.records import CuratedPair, load_jsonl
+from plumbline.tasks.models.completion_lengths import QUANTILE
 from plumbline.tasks.pipeline.stage import Facts, Stage, StageContext
 
 FILE = "lengths.json"
@@ -48,7 +49,7 @@ def measure_lengths(
 
 def length_warnings(facts: Facts) -> list[str]:
     """A warning if too few completions end for a length to follow from them."""
-    if facts["quantiles"]["0.95"] is not None:
+    if facts["quantiles"][f"{QUANTILE:g}"] is not None:
         return []
     text = (
         f"{facts['ended']:.0%} of {facts['completions']} completions of π_ref end within {facts['cap']} tokens, so the "

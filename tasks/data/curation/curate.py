@@ -121,7 +121,7 @@ def _split(
     for content, label in zip(found, joined, strict=True):
         texts.setdefault(label, set()).add(content.prompt)
     names = {label: cluster_name(sorted(members)) for label, members in texts.items()}
-    members = {names[label]: found for label, found in texts.items()}
+    members = {names[label]: texts[label] for label in texts}
     clusters = [names[label] for label in joined]
     sizes: dict[str, int] = {}
     for cluster in clusters:

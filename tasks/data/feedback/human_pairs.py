@@ -62,10 +62,10 @@ class _PairReading:
     def outcomes(self, row: Mapping[str, Any], form: str, origin: Origin) -> Iterable[Feedback | Defect]:
         reader = READER[form]
         if reader.kind == "pair":
-            return [self._pair(pair_content(reader, row, self.head.numbers), origin)]
+            return [pair_of(pair_content(reader, row, self.head.numbers), origin, self.source)]
         if reader.kind == "list":
             found = list_contents(reader, row, self.rules.list_pairs)
-            return [each if isinstance(each, Defect) else self._pair(each, origin) for each in found]
+            return [each if isinstance(each, Defect) else pair_of(each, origin, self.source) for each in found]
         return self._hold(reader, row, origin)
 
     def label(self, row: Mapping[str, Any], form: str) -> str | None:
@@ -84,11 +84,8 @@ class _PairReading:
             if isinstance(found, Defect):
                 outcome: Feedback | Quarantined = set_aside(found, origin, orjson.loads(row.raw), raw)
             else:
-                outcome = self._pair(found, origin)
+                outcome = pair_of(found, origin, self.source)
             yield ReadRow(row.line, raw, reader.name, outcome)
-
-    def _pair(self, content: RowContent, origin: Origin) -> PreferencePair:
-        return pair_of(content, origin, self.source)
 
     def _hold(self, reader: Reader, row: Mapping[str, Any], origin: Origin) -> Iterable[Feedback | Defect]:
         """Keep a judged response until the others to its prompt are there; refuse one that cannot be compared."""

@@ -7,10 +7,9 @@ erased ones are blank lines, which readers skip, so that the origin of every oth
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -117,8 +116,9 @@ def put_in_place(old: Path, new: Path | None, data: bytes) -> None:
     beside = sorted(old.parent.glob(f".{old.name.partition('.')[0]}.*"))
     if new is not None:
         for path in beside:
-            _copy(path, path.with_name(path.name.replace(old.name.partition(".")[0], new.name.partition(".")[0], 1)))
-        _copy_bytes(data, new)
+            renamed = path.name.replace(old.name.partition(".")[0], new.name.partition(".")[0], 1)
+            _write_once(path.read_bytes(), path.with_name(renamed))
+        _write_once(data, new)
     old.unlink(missing_ok=True)
     for path in beside:
         path.unlink(missing_ok=True)
@@ -131,19 +131,20 @@ def leaves(raw: str | bytes) -> Iterator[str]:
     except orjson.JSONDecodeError:
         yield raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
         return
-    yield from _leaves(value)
+    yield from texts_in(value, without=_TIMES)
 
 
-def _leaves(value: Any) -> Iterator[str]:
+def texts_in(value: object, without: Collection[str] = ()) -> Iterator[str]:
+    """Every text in a JSON value, at any depth; the values of fields named in `without`, and all keys, are left out."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for name, item in value.items():
-            if name not in _TIMES:
-                yield from _leaves(item)
+            if name not in without:
+                yield from texts_in(item, without)
     elif isinstance(value, list):
         for item in value:
-            yield from _leaves(item)
+            yield from texts_in(item, without)
 
 
 def all_rows(batches: Sequence[NamedBatch]) -> Iterator[tuple[str, ReadRow]]:
@@ -168,8 +169,9 @@ def _add(found: Found, file: str, row: ReadRow) -> None:
 
 def _lines(row: ReadRow) -> list[int]:
     """The lines that a record was read from: of a pair of rated responses those of both."""
-    several = isinstance(row.outcome, PreferencePair) and READER[row.format].kind in ("rating", "opinion")
-    return row.outcome.metadata["lines"] if several and not isinstance(row.outcome, Quarantined) else [row.line]
+    if isinstance(row.outcome, PreferencePair) and READER[row.format].kind in ("rating", "opinion"):
+        return list(row.outcome.metadata["lines"])
+    return [row.line]
 
 
 def _responses(record: Feedback) -> tuple[str, ...]:
@@ -192,10 +194,6 @@ def people_of(row: ReadRow) -> tuple[str, ...]:
     return annotators_of(row.outcome, row.raw)
 
 
-def _copy(path: Path, to: Path) -> None:
-    _copy_bytes(path.read_bytes(), to)
-
-
-def _copy_bytes(data: bytes, to: Path) -> None:
+def _write_once(data: bytes, to: Path) -> None:
     if not to.exists():
         write_read_only(to, data)

@@ -15,7 +15,7 @@ import orjson
 from plumbline.data_contracts.artifact import write_bytes
 from plumbline.data_contracts.errors import ArtifactError
 from plumbline.tasks.data.ingest_feedback import ERASURE
-from plumbline.tasks.storage.versioning.tombstones import ErasedLines, Tombstone
+from plumbline.tasks.storage.versioning.tombstones import Tombstone, tombstone_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,9 @@ def read_journal(root: Path) -> Journal | None:
     """The erasure that was cut off, or None. Raises `ArtifactError` for a journal that was changed."""
     try:
         found = orjson.loads((root / ERASURE).read_bytes())
-        told = found["tombstone"]
-        batches = tuple(ErasedLines(**{**each, "lines": tuple(each["lines"])}) for each in told["batches"])
-        lists = {name: tuple(told[name]) for name in ("objects", "records")}
         return Journal(
             request=Request(**found["request"]),
-            tombstone=Tombstone(**{**told, "batches": batches, **lists}),
+            tombstone=tombstone_of(found["tombstone"]),
             needles=tuple(map(bytes.fromhex, found["needles"])),
             traffic=tuple(found["traffic"]),
             hits=found["hits"],

@@ -18,6 +18,8 @@ from typing import IO
 import numpy as np
 import orjson
 
+from plumbline.tasks.data.feedback.removal import texts_in
+
 LEAST = 12
 """Bytes of the shortest text that is looked for."""
 
@@ -102,15 +104,4 @@ def _spellings(row: bytes) -> Iterator[bytes]:
         return
     yield orjson.dumps(value)
     yield json.dumps(value).encode()
-    yield from (text.encode() for text in _texts(value))
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+    yield from (text.encode() for text in texts_in(value))

@@ -27,6 +27,7 @@ from plumbline.tasks.data.feedback.columnar import ARROW_FILE, PARQUET
 from plumbline.tasks.data.feedback.compression import compression_of
 from plumbline.tasks.data.feedback.containers import read_lines
 from plumbline.tasks.data.ingest_feedback import ERASURE
+from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations.erasure.needles import Searcher
 from plumbline.tasks.params.feedback_limits import LIMITS
 from plumbline.tasks.storage.database.location import REMOTE, STATE
@@ -36,7 +37,6 @@ from plumbline.tasks.storage.versioning.objects import ObjectStore, Place
 
 _MADE_ANEW = ("work", "dry-run", "lineage", "versions", "reproduce", "freshness", "monitor", "self-play", "promotion")
 _OF_MLFLOW = ("mlartifacts", "mlflow.db")
-_RAW = "data/raw/"
 _HEAD = 4096
 
 
@@ -119,7 +119,7 @@ def _sort(name: str, outputs: set[str], hits: Hits) -> None:
     inside = parts[1] if parts[0] == STATE.name and len(parts) > 1 else ""
     if output is not None:
         hits.outputs = sorted({*hits.outputs, output})
-    elif name.startswith(_RAW):
+    elif name.startswith(f"{RAW}/"):
         hits.raw.append(name)
     elif inside.startswith(_OF_MLFLOW):
         hits.kept.append(name)

@@ -8,9 +8,10 @@ were deleted by their md5, and the records by the SHA-256 of their ids. It is si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -61,6 +62,13 @@ class Tombstone:
         return f"erased on {self.at} by {self.by}, because {self.reason}."
 
 
+def tombstone_of(found: Mapping[str, Any]) -> Tombstone:
+    """The tombstone that a JSON object spells. Raises `KeyError` or `TypeError` for an object that spells none."""
+    batches = tuple(ErasedLines(**{**each, "lines": tuple(each["lines"])}) for each in found["batches"])
+    lists = {name: tuple(found[name]) for name in ("objects", "records")}
+    return Tombstone(**{**found, "batches": batches, **lists})
+
+
 def record_name(record: str) -> str:
     """The name of a record in tombstones: the SHA-256 (hex) of its id, which may be a person's name."""
     return hashlib.sha256(record.encode()).hexdigest()
@@ -68,12 +76,12 @@ def record_name(record: str) -> str:
 
 def keep_tombstone(root: Path, tombstone: Tombstone) -> Path:
     """Append a tombstone to the raw store, unless it is there. Call while no other process writes into the store."""
-    for path, known in _stored(root):
+    stored = list(_stored(root))
+    for path, known in stored:
         if known.digest == tombstone.digest:
             return path
     data = orjson.dumps(asdict(tombstone), option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
-    number = len(list(_stored(root))) + 1
-    path = root / RAW / f"{_PREFIX}{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.json"
+    path = root / RAW / f"{_PREFIX}{len(stored) + 1:06d}-{hashlib.sha256(data).hexdigest()[:16]}.json"
     write_read_only(path, data)
     return path
 
@@ -97,10 +105,7 @@ def _read(path: Path) -> Tombstone:
     try:
         if hashlib.sha256(data).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
             raise ValueError("its bytes are not those that its name says")
-        found = orjson.loads(data)
-        batches = tuple(ErasedLines(**{**each, "lines": tuple(each["lines"])}) for each in found["batches"])
-        lists = {name: tuple(found[name]) for name in ("objects", "records")}
-        return Tombstone(**{**found, "batches": batches, **lists})
+        return tombstone_of(orjson.loads(data))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ArtifactError(
             f"{path}: expected the record of an erasure, found: {error}. The raw store is append-only and this file "
