@@ -194,7 +194,7 @@ def withdraw(
 ) -> None:
     """Take feedback out of all later runs, on record.
 
-    Lists the versions that used it. The raw store keeps it.
+    Lists the versions that used it. The raw store keeps it, and --undo brings it back; `plumbline erase` deletes it.
     """
     root, params = loaded(workspace)
     output = Output(json)

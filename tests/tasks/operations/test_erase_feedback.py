@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,19 +53,25 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two batches of 12 rows, one of them compressed, pushed. r3 of the first has the secret, r15 says the same."""
-    root = tmp_path / "workspace"
+    folder = tmp_path_factory.mktemp("made")
+    root = folder / "workspace"
     init_workspace(root)
     first = [row(n, **({"chosen": SECRET} if n == 3 else {})) for n in range(12)]
     second = [row(n) for n in range(12, 24)]
     second[3] |= {"prompt": first[3]["prompt"], "chosen": SECRET}
-    write(tmp_path / "one.jsonl", first)
-    write(tmp_path / "two.jsonl.gz", second)
-    ingest_feedback(root, "human_pairs", [tmp_path / "one.jsonl", tmp_path / "two.jsonl.gz"])
+    ingest_feedback(root, "human_pairs", [write(folder / "one.jsonl", first), write(folder / "two.jsonl.gz", second)])
     Versions(root).push()
     return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(made, tmp_path / "workspace", symlinks=True)
+    return tmp_path / "workspace"
 
 
 def run(root: Path, kind: str = "record", value: str = "r3", **more: Any) -> ErasureReport:
@@ -213,7 +218,8 @@ def test_captured_traffic_goes_with_its_answers(root: Path) -> None:
             violation=False,
         )
         prompt = (Message(role="user", content="What is it?"),)
-        log.record(engine, Interaction(id=name, received_at=datetime.now(UTC), prompt=prompt, answers=(answer,)))
+        seen = Interaction(id=name, received_at=datetime.now(UTC), canary=False, prompt=prompt, answers=(answer,))
+        log.record(engine, seen)
     done = run(root)
     assert (done.done, done.traffic) == (True, 1)
     assert [item.id for item, _ in log.interactions(engine)] == ["two"]
@@ -280,7 +286,7 @@ def test_a_kill_around_any_step_is_completed_by_a_rerun(
     assert len(load_tombstones(root)) == 1
 
 
-@pytest.mark.parametrize("call", range(8))
+@pytest.mark.parametrize("call", range(6))
 def test_a_kill_between_files_of_the_raw_store_is_completed(
     root: Path, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,11 +295,12 @@ def test_a_kill_between_files_of_the_raw_store_is_completed(
 
     calls = 0
 
-    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(original: Callable[..., Any], below: Path | None = None) -> Callable[..., Any]:
         def count(*arguments: Any, **named: Any) -> Any:
             nonlocal calls
-            calls += 1
-            if calls == call + 1:
+            mine = below is None or below in arguments[0].parents
+            calls += mine
+            if mine and calls == call + 1:
                 raise Killed
             return original(*arguments, **named)
 
@@ -303,8 +310,8 @@ def test_a_kill_between_files_of_the_raw_store_is_completed(
         patch.setattr(removal, "write_read_only", counted(removal.write_read_only))
         patch.setattr(erase_feedback, "keep_tombstone", counted(erase_feedback.keep_tombstone))
         patch.setattr(erase_feedback, "remove_objects", counted(erase_feedback.remove_objects))
-        patch.setattr(removal.Path, "unlink", counted(Path.unlink))
-        with suppress(Killed):
+        patch.setattr(Path, "unlink", counted(Path.unlink, below=root / RAW))
+        with pytest.raises(Killed):
             run(root)
     done = resume(root, load_params(root)[0]) if (root / ERASURE).exists() else run(root)
     assert (done.done, places_of(root, SECRET)) == (True, [])
@@ -334,10 +341,10 @@ def test_a_remote_that_cannot_be_reached_is_said_before_and_completed_after(root
     assert places_of(root, SECRET) == []
 
 
-def test_an_erased_batch_does_not_come_back(root: Path, tmp_path: Path) -> None:
+def test_an_erased_batch_does_not_come_back(root: Path, made: Path) -> None:
     run(root)
     with pytest.raises(UsageError, match=r"found a batch with rows that were erased on .* by officer"):
-        ingest_feedback(root, "human_pairs", [tmp_path / "one.jsonl"])
+        ingest_feedback(root, "human_pairs", [made.parent / "one.jsonl"])
     assert places_of(root, SECRET) == []
 
 
