@@ -14,6 +14,7 @@ from plumbline.data_contracts.errors import UsageError
 from plumbline.tasks.data.feedback.containers import read_lines
 from plumbline.tasks.operations.watch_inbox import watch_inbox
 from plumbline.tasks.params.whole import Params
+from plumbline.tasks.training.examine_labels import examine_labels
 
 LINEAGE = "plumbline.tasks.registry.lineage"
 
@@ -32,6 +33,10 @@ def _inbox(folder: Path) -> object:
     return watch_inbox(folder, Params(), print, stop=threading.Event())
 
 
+def _clinic(folder: Path) -> object:
+    return examine_labels(folder, Params(), None, [])
+
+
 @pytest.mark.parametrize(
     ("extra", "library", "use"),
     [
@@ -39,6 +44,8 @@ def _inbox(folder: Path) -> object:
         ("openlineage", "openlineage", _module(f"{LINEAGE}.openlineage_events")),
         ("zstd", "zstandard", _zstd),
         ("inbox", "watchfiles", _inbox),
+        ("clinic", "krippendorff", _clinic),
+        ("clinic", "crowdkit", _clinic),
     ],
 )
 def test_a_feature_without_its_library_names_the_extra(

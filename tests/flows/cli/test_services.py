@@ -240,7 +240,7 @@ def test_a_run_under_way_is_made_good_when_all_around_it_is_killed(services: Ser
     workspace = Workspace(services.root, str(services.plan.prefect_api_url))
     (batch,) = (trained.root / "data/raw/human_pairs").glob("*.jsonl")
     assert workspace.run("ingest", "human_pairs", batch).code == 0
-    workspace.set_params(overlays=[TINY])
+    workspace.set_params("recipe=sample_world", overlays=[TINY])  # as the trained workspace
     assert workspace.run("deploy").code == 0
     assert workspace.run("run", "retrain", "--json").code == 0
 
