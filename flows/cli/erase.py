@@ -16,8 +16,8 @@ from plumbline.flows.cli.arguments import HERE, Directory, Json, loaded
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
-    from plumbline.tasks.operations.erase_feedback import ErasureReport
     from plumbline.tasks.operations.erasure.journal import Request
+    from plumbline.tasks.operations.erasure.plan import ErasureReport
 
 app = typer.Typer()
 

@@ -23,8 +23,9 @@ from plumbline.tasks.data.feedback.withdrawals import Withdrawal
 from plumbline.tasks.data.ingest_feedback import ERASURE, fixed_raw, ingest_feedback, withdraw_from_raw, withdrawals_of
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations import erase_feedback
-from plumbline.tasks.operations.erase_feedback import ErasureReport, LeftOver, erase, resume
+from plumbline.tasks.operations.erase_feedback import LeftOver, erase, resume
 from plumbline.tasks.operations.erasure.journal import Request
+from plumbline.tasks.operations.erasure.plan import ErasureReport
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.params.feedback import FeedbackParams
 from plumbline.tasks.params.layers import load_params
