@@ -16,13 +16,13 @@ from plumbline.flows.cli.arguments import HERE, Directory, Json, loaded
 from plumbline.flows.cli.output import Output
 
 if TYPE_CHECKING:
-    from plumbline.tasks.operations.erasure.journal import Request
+    from plumbline.tasks.operations.erasure.journal import ErasureRequest
     from plumbline.tasks.operations.erasure.plan import ErasureReport
 
 app = typer.Typer()
 
 
-@app.command(epilog='Example: plumbline erase --annotator ann --reason "asked to be forgotten" --dry-run')
+@app.command(epilog='Example: plumbline erase --annotator ann --reason "asked for it" --dry-run')
 def erase(
     record: Annotated[str | None, typer.Option(help="The record of this id, and every one that says the same.")] = None,
     annotator: Annotated[str | None, typer.Option(help="All that this person judged.")] = None,
@@ -69,12 +69,12 @@ def erase(
     output.result(asdict(done), lambda: _erased(done))
 
 
-def _request(record: str | None, annotator: str | None, matching: str | None, *, resume: bool) -> Request | None:
+def _request(record: str | None, annotator: str | None, matching: str | None, *, resume: bool) -> ErasureRequest | None:
     """What is to be erased; None to complete what was cut off. Raises `UsageError` unless one thing is named."""
-    from plumbline.tasks.operations.erasure.journal import Request
+    from plumbline.tasks.operations.erasure.journal import ErasureRequest
 
     given = {"record": record, "annotator": annotator, "matching": matching}
-    named = [Request(kind, value) for kind, value in given.items() if value]
+    named = [ErasureRequest(kind, value) for kind, value in given.items() if value]
     if len(named) + resume != 1:
         raise UsageError(
             "erase: expected one of --record, --annotator and --matching, with --reason; or --resume alone."

@@ -46,10 +46,16 @@ AREAS = {
 class AreasHelp(TyperGroup):
     """Help that fits a screen: each command on one line, below the title of its area."""
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write usage and purpose without blank lines between: each command takes a line of the screen."""
+        self.format_usage(ctx, formatter)
+        with formatter.indentation():
+            formatter.write_text(self.help)
+        self.format_options(ctx, formatter)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands by area, then the names of the options."""
         width = max(map(len, self.commands))
-        formatter.write_paragraph()
         for title, commands in groupby(self.commands.items(), key=lambda item: vars(item[1])["rich_help_panel"]):
             formatter.write_heading(title)
             with formatter.indentation():

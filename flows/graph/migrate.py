@@ -24,7 +24,7 @@ from plumbline.flows.graph.stages import STAGES
 from plumbline.flows.graph.workspaces import SAMPLE_WORLD, template_files, write_made, write_missing
 from plumbline.tasks.params.document import dumped, merge, read_document, require_strict
 from plumbline.tasks.params.layers import layers_with, put_values
-from plumbline.tasks.params.renamed import renamed
+from plumbline.tasks.params.renamed import BEFORE, renamed
 from plumbline.tasks.params.section import PARAMS_FILE, RECIPES, RESOLVED_FILE, SCHEMA_FILE, flatten, nested, value_at
 from plumbline.tasks.params.whole import Params
 from plumbline.tasks.pipeline.stage import execute
@@ -121,11 +121,12 @@ def _differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 def _keep_records(root: Path, values: Mapping[str, Any]) -> list[str]:
     """Let `dvc.lock` name the resolved params for the stages whose params mean the same; a line for the others.
 
-    A param that came later had the effect of its default.
+    A param that came later had the effect of its default, or that in `BEFORE`.
     """
     same, other = {}, []
     for name, recorded in recorded_params(root, PARAMS_FILE).items():
         was = Params().model_dump(mode="json")
+        put_values(was, nested(BEFORE), f"{LOCK}: stage {name}")
         put_values(was, renamed(nested(recorded))[0], f"{LOCK}: stage {name}")
         keys = STAGES[name].params if name in STAGES else ()
         now = {key: value_at(values, key) for key in keys}

@@ -21,7 +21,7 @@ from plumbline.tasks.data.feedback import removal
 from plumbline.tasks.data.feedback.withdrawals import Withdrawal, keep_withdrawal, load_withdrawals
 from plumbline.tasks.data.ingest_feedback import raw_to_change
 from plumbline.tasks.data.validate_feedback import RAW
-from plumbline.tasks.operations.erasure.journal import Journal, Request, drop_journal, keep_journal, read_journal
+from plumbline.tasks.operations.erasure.journal import ErasureRequest, Journal, drop_journal, keep_journal, read_journal
 from plumbline.tasks.operations.erasure.needles import Searcher
 from plumbline.tasks.operations.erasure.places import Hits, remove_files, remove_objects, search
 from plumbline.tasks.operations.erasure.plan import ErasureReport, plan
@@ -41,7 +41,7 @@ Confirm = Callable[[ErasureReport], bool]
 
 
 def erase(
-    root: Path, params: Params, request: Request, *, reason: str, by: str, confirm: Confirm, large: bool = False
+    root: Path, params: Params, request: ErasureRequest, *, reason: str, by: str, confirm: Confirm, large: bool = False
 ) -> ErasureReport:
     """Erase what is requested, once `confirm` says yes to the plan; a plan that is refused changes nothing.
 
@@ -63,7 +63,7 @@ def erase(
         return _complete(root, params, journal)
 
 
-def _planned(root: Path, params: Params, request: Request, reason: str, by: str, *, large: bool) -> Journal:
+def _planned(root: Path, params: Params, request: ErasureRequest, reason: str, by: str, *, large: bool) -> Journal:
     engine = open_database(root, params.operations, log.METADATA)
     try:
         captured = (item for item, _ in log.interactions(engine))

@@ -100,6 +100,9 @@ GONE: Mapping[str, Mapping[str, str]] = {
 }
 """Section -> key that is gone -> why."""
 
+BEFORE: Mapping[str, Any] = {"curation.split.by": "size"}
+"""Dotted key that came later -> what was done before there was such a key, if that is not its default."""
+
 _VALUES: Mapping[str, Callable[[Any, int], Any]] = {
     "group_by_length": lambda value, _: "group_by_length" if value is True else "random" if value is False else value,
     "sampler": lambda value, _: value == "vllm" if value in ("own", "vllm") else value,

@@ -27,6 +27,7 @@ STAGES = (
     "validate",
     "curate",
     "reference",
+    "lengths",
     "reward",
     "finetune",
     "evaluate",

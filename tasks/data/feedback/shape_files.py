@@ -25,7 +25,7 @@ from plumbline.data_contracts.contract_suite import shorten
 from plumbline.data_contracts.errors import StageError, UsageError
 from plumbline.data_contracts.records import Feedback, PreferencePair, Quarantined
 from plumbline.tasks.data.feedback import SOURCES
-from plumbline.tasks.data.feedback.shapes import ABOUT, SHAPES, Container, Shape
+from plumbline.tasks.data.feedback.shapes import ABOUT, SHAPES, Container, ToolShape
 from plumbline.tasks.data.feedback.unpaired_responses import SOURCE as UNPAIRED
 from plumbline.tasks.params.feedback_limits import Limits
 
@@ -89,7 +89,7 @@ def _beside(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
         scratch.unlink(missing_ok=True)
 
 
-def _rows(form: Shape, shape: str, records: Iterable[Feedback]) -> Iterator[dict[str, Any]]:
+def _rows(form: ToolShape, shape: str, records: Iterable[Feedback]) -> Iterator[dict[str, Any]]:
     for record in records:
         row = form.row(record)
         if row is None:
@@ -97,7 +97,7 @@ def _rows(form: Shape, shape: str, records: Iterable[Feedback]) -> Iterator[dict
         yield row
 
 
-def _read_back(path: Path, form: Shape, shape: str, records: Iterable[Feedback], limits: Limits) -> None:
+def _read_back(path: Path, form: ToolShape, shape: str, records: Iterable[Feedback], limits: Limits) -> None:
     """Raise unless the file reads as the records that were written, each in its place."""
     source = "human_pairs" if form.kind is PreferencePair else UNPAIRED
     found = (row.outcome for row in SOURCES[source](path, path.name, limits))
@@ -118,7 +118,7 @@ def _texts(record: Feedback) -> tuple[str, ...]:
     )
 
 
-def _value(record: Feedback, name: str, form: Shape) -> Any:
+def _value(record: Feedback, name: str, form: ToolShape) -> Any:
     """A field; of the metadata the keys that the shape does not state anew."""
     value = getattr(record, name)
     return {key: value[key] for key in value if key not in form.restates} if name == "metadata" else value

@@ -21,7 +21,7 @@ ABOUT = ("id", "source", "annotator", "timestamp", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ToolShape:
     """A tool's rows. `row` gives the one of a record; None: the shape has no room for its prompt.
 
     `carries`: fields of the record beside its texts that the row holds. `restates`: keys of the metadata that fields
@@ -106,16 +106,18 @@ def _label_studio(pair: PreferencePair) -> dict[str, Any]:
 
 _STANDARD = "a prompt of one turn, the user's, that does not look like several turns in one text"
 
-SHAPES: Mapping[str, Shape] = {
-    "trl": Shape("TRL's standard preference", PreferencePair, _trl, needs=_STANDARD),
-    "trl-conversational": Shape("TRL's conversational preference", PreferencePair, _trl_conversational),
-    "trl-unpaired": Shape("TRL's standard unpaired preference (KTO)", UnpairedResponse, _trl_unpaired, needs=_STANDARD),
-    "trl-unpaired-conversational": Shape(
+SHAPES: Mapping[str, ToolShape] = {
+    "trl": ToolShape("TRL's standard preference", PreferencePair, _trl, needs=_STANDARD),
+    "trl-conversational": ToolShape("TRL's conversational preference", PreferencePair, _trl_conversational),
+    "trl-unpaired": ToolShape(
+        "TRL's standard unpaired preference (KTO)", UnpairedResponse, _trl_unpaired, needs=_STANDARD
+    ),
+    "trl-unpaired-conversational": ToolShape(
         "TRL's conversational unpaired preference (KTO)", UnpairedResponse, _trl_unpaired_conversational
     ),
-    "openai": Shape("OpenAI's preference", PreferencePair, _openai, carries=(), containers=("jsonl",)),
-    "sharegpt": Shape("ShareGPT conversations with two responses", PreferencePair, _sharegpt),
-    "label-studio": Shape(
+    "openai": ToolShape("OpenAI's preference", PreferencePair, _openai, carries=(), containers=("jsonl",)),
+    "sharegpt": ToolShape("ShareGPT conversations with two responses", PreferencePair, _sharegpt),
+    "label-studio": ToolShape(
         "Label Studio's tasks with completed pairwise annotations",
         PreferencePair,
         _label_studio,

@@ -19,7 +19,7 @@ from plumbline.tasks.storage.versioning.tombstones import Tombstone, tombstone_o
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ErasureRequest:
     """The thing to erase: one kind (`record`, `annotator` or `matching`) and its value."""
 
     kind: str
@@ -30,7 +30,7 @@ class Request:
 class Journal:
     """A planned erasure. `report`: what the command says of it; `hits`: the files to remove, by what they are."""
 
-    request: Request
+    request: ErasureRequest
     tombstone: Tombstone
     needles: tuple[bytes, ...]
     traffic: tuple[str, ...]
@@ -50,7 +50,7 @@ def read_journal(root: Path) -> Journal | None:
     try:
         found = orjson.loads((root / ERASURE).read_bytes())
         return Journal(
-            request=Request(**found["request"]),
+            request=ErasureRequest(**found["request"]),
             tombstone=tombstone_of(found["tombstone"]),
             needles=tuple(map(bytes.fromhex, found["needles"])),
             traffic=tuple(found["traffic"]),

@@ -33,7 +33,7 @@ from plumbline.tasks.params.feedback_limits import LIMITS
 from plumbline.tasks.storage.database.location import REMOTE, STATE
 from plumbline.tasks.storage.versioning.git import read_git_objects
 from plumbline.tasks.storage.versioning.lock import read_lock
-from plumbline.tasks.storage.versioning.objects import ObjectStore, Place
+from plumbline.tasks.storage.versioning.objects import ObjectPlace, ObjectStore
 
 _MADE_ANEW = ("work", "dry-run", "lineage", "versions", "reproduce", "freshness", "monitor", "self-play", "promotion")
 _OF_MLFLOW = ("mlartifacts", "mlflow.db")
@@ -140,7 +140,7 @@ def _in_file(path: Path, searcher: Searcher) -> bool:
         return searcher.occurs_in(file) or (_is_packed(head) and _in_rows(path, searcher))
 
 
-def _in_object(place: Place, digest: str, searcher: Searcher) -> bool:
+def _in_object(place: ObjectPlace, digest: str, searcher: Searcher) -> bool:
     stream = place.open(digest)
     if stream is None:
         return False

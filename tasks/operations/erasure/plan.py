@@ -16,7 +16,7 @@ from plumbline.tasks.data.feedback import removal
 from plumbline.tasks.data.feedback.removal import Found
 from plumbline.tasks.data.feedback.validate import NamedBatch, raw_batches
 from plumbline.tasks.data.validate_feedback import RAW
-from plumbline.tasks.operations.erasure.journal import Journal, Request
+from plumbline.tasks.operations.erasure.journal import ErasureRequest, Journal
 from plumbline.tasks.operations.erasure.needles import LEAST, Searcher, named, needles_of
 from plumbline.tasks.operations.erasure.places import Hits, search
 from plumbline.tasks.params.whole import Params
@@ -68,7 +68,7 @@ class ErasureReport:
 def plan(
     root: Path,
     params: Params,
-    request: Request,
+    request: ErasureRequest,
     reason: str,
     by: str,
     interactions: Iterable[Interaction],
@@ -115,7 +115,9 @@ _WANTED: dict[str, Callable[[str], removal.Wanted]] = {
 }
 
 
-def _needles(root: Path, batches: Sequence[NamedBatch], found: Found, request: Request) -> tuple[set[bytes], int]:
+def _needles(
+    root: Path, batches: Sequence[NamedBatch], found: Found, request: ErasureRequest
+) -> tuple[set[bytes], int]:
     """The needles of the rows to erase, without those that rows have which stay; and how many those are."""
     needles = needles_of(found.texts)
     for record in found.ids:
@@ -131,7 +133,7 @@ def _needles(root: Path, batches: Sequence[NamedBatch], found: Found, request: R
     return needles - shared, len(shared)
 
 
-def _traffic(interactions: Iterable[Interaction], searcher: Searcher, request: Request) -> Iterator[str]:
+def _traffic(interactions: Iterable[Interaction], searcher: Searcher, request: ErasureRequest) -> Iterator[str]:
     """Captured interactions that hold an erased text, or the pattern."""
     pattern = removal.compiled(request.value) if request.kind == "matching" else None
     named = (request.value, f"interaction-{request.value}") if request.kind == "record" else ()
@@ -153,7 +155,7 @@ def _without(root: Path, file: str, path: Path, found: Found) -> ErasedLines:
     return ErasedLines(file, hashlib.sha256(path.read_bytes()).hexdigest(), new, digest, lines)
 
 
-def _require_small(request: Request, found: Found, *, large: bool) -> None:
+def _require_small(request: ErasureRequest, found: Found, *, large: bool) -> None:
     share = found.erased / max(found.rows, 1)
     if request.kind == "matching" and not large and found.erased > 1 and share > LARGE_SHARE:
         raise UsageError(
@@ -162,7 +164,7 @@ def _require_small(request: Request, found: Found, *, large: bool) -> None:
         )
 
 
-def _unknown(batches: Sequence[NamedBatch], request: Request) -> str:
+def _unknown(batches: Sequence[NamedBatch], request: ErasureRequest) -> str:
     """The error for a name that no row has, with names that are near."""
     text = f"--{request.kind} {request.value}: no feedback and no captured traffic has it. Nothing was erased."
     if request.kind == "matching":
@@ -177,7 +179,7 @@ def _unknown(batches: Sequence[NamedBatch], request: Request) -> str:
 def _report(
     root: Path,
     params: Params,
-    request: Request,
+    request: ErasureRequest,
     found: Found,
     tombstone: Tombstone,
     hits: Hits,
@@ -225,7 +227,7 @@ def _versions(root: Path, params: Params, objects: set[str]) -> tuple[list[dict[
     return versions, problems
 
 
-def _beyond(root: Path, request: Request, hits: Hits, trained: Sequence[str]) -> list[str]:
+def _beyond(root: Path, request: ErasureRequest, hits: Hits, trained: Sequence[str]) -> list[str]:
     """What no command erases, in words."""
     own = ObjectStore(root).shared_remote
     found = [f"the weights of {uri}: they learned from it; retrain, promote, then delete it" for uri in trained]

@@ -35,7 +35,7 @@ _LAYOUT = Path("files") / "md5"
 _OTHER_LAYOUTS = {"worktree", "version_aware"}  # DVC's own settings: such a remote has files under their names
 
 
-class Place(Protocol):
+class ObjectPlace(Protocol):
     """One store of objects by hash."""
 
     @property
@@ -106,7 +106,7 @@ class ObjectStore:
         self.root = root.resolve()
 
     @property
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[ObjectPlace]:
         """The cache, then the remote if there is one. Raises `VersioningError` if that cannot be opened."""
         yield self._cache
         if self._remote[0] is not None:
@@ -134,7 +134,7 @@ class ObjectStore:
         return _find_cache(self.root)
 
     @cached_property
-    def _remote(self) -> tuple[Place | None, str | None]:
+    def _remote(self) -> tuple[ObjectPlace | None, str | None]:
         """The remote and its URL, opened by the first question that the cache does not answer: it takes long."""
         return _open_default_remote(self.root)
 
@@ -283,7 +283,7 @@ def _find_cache(root: Path) -> _Objects:
     return _Objects(Path(root, ".dvc", settings.get("dir") or "cache") / _LAYOUT)
 
 
-def _open_default_remote(root: Path) -> tuple[Place | None, str | None]:
+def _open_default_remote(root: Path) -> tuple[ObjectPlace | None, str | None]:
     """The default remote and its URL. A folder is read as it is, without DVC's locks and databases."""
     found = default_remote(root)
     if found is None:

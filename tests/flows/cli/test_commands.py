@@ -252,6 +252,9 @@ ARGUMENTS = {
     "migrate": [],
     "backup": ["elsewhere"],
     "withdraw": ["--token", "ann", "--reason", "asked"],
+    "clinic": [],
+    "erase": ["--annotator", "ann", "--reason", "asked"],
+    "export": ["pairs.jsonl", "--to", "trl"],
 }
 
 

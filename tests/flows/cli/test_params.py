@@ -86,7 +86,7 @@ def test_a_key_is_explained(place: Workspace) -> None:
     shown = place.run("params", "finetune.dpo.beta").out
     assert all(word in shown for word in ("default", "above 0 and at most 10", "Strength of the tie"))
     assert set(rows_of(place, "split")) == {
-        f"curation.split.{name}" for name in ("train", "validation", "test", "on_empty")
+        f"curation.split.{name}" for name in ("by", "seed", "train", "validation", "test", "on_empty")
     }
 
 

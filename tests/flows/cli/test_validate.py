@@ -34,7 +34,7 @@ def _validate(place: Path, *arguments: object) -> Done:
 def test_a_gate_that_cannot_pass_is_told_before_any_training(tmp_path: Path, model: Path) -> None:
     """Of 60 pairs, each on a prompt of its own, 15 % are 9 test prompts, where the gate asks for 200."""
     file = write_hh_pairs(tmp_path / "pairs.jsonl", 60, seed=3)
-    done = _validate(tmp_path, file, "--base", model, *ALMOST, "--json")
+    done = _validate(tmp_path, file, "--base", model, *ALMOST, "--set", "curation.split.by=size", "--json")
     assert done.code == 1, done.err
     fit = done.payload["fit"]
     assert {name: split["prompts"] for name, split in fit["splits"].items()} == {
@@ -108,10 +108,14 @@ def test_real_feedback_and_a_real_model(shared: Path, tmp_path: Path) -> None:
         if not (shared / needed).is_file():
             pytest.skip(f"../shared/{needed} is not on this machine")
     file, base = shared / "data/llmbar_pairs.jsonl.gz", shared / "models/stories260K"
-    done = _validate(tmp_path, file, "--base", base, "--set", "feedback.on_single_label=warn", "--json")
+    given = (tmp_path, file, "--base", base, "--set", "feedback.on_single_label=warn", "--json")
+    done = _validate(*given, "--set", "evaluation.max_new_tokens=512")
     assert done.code == 1
     fit = done.payload["fit"]
     assert fit["model"]["parameters"] == 260_032
     assert fit["model"]["context_length"] == 512
     assert fit["splits"]["train"]["pairs_too_long"]["reward"] > 100
     assert [need["key"] for need in fit["needs"] if need["stops"]] == ["evaluation.max_new_tokens", "gate.min_prompts"]
+    follows = _validate(*given).payload["fit"]  # half of the context is left to prompts
+    assert follows["assumed_completion_length"] == 256
+    assert [need["key"] for need in follows["needs"] if need["stops"]] == ["gate.min_prompts"]

@@ -24,7 +24,7 @@ from plumbline.tasks.data.ingest_feedback import ERASURE, fixed_raw, ingest_feed
 from plumbline.tasks.data.validate_feedback import RAW
 from plumbline.tasks.operations import erase_feedback
 from plumbline.tasks.operations.erase_feedback import LeftOver, erase, resume
-from plumbline.tasks.operations.erasure.journal import Request
+from plumbline.tasks.operations.erasure.journal import ErasureRequest
 from plumbline.tasks.operations.erasure.plan import ErasureReport
 from plumbline.tasks.operations.serving import log
 from plumbline.tasks.params.feedback import FeedbackParams
@@ -77,7 +77,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 
 def run(root: Path, kind: str = "record", value: str = "r3", **more: Any) -> ErasureReport:
     given: dict[str, Any] = {"reason": "asked for it", "by": "officer", "confirm": lambda plan: True, **more}
-    return erase(root, load_params(root)[0], Request(kind, value), **given)
+    return erase(root, load_params(root)[0], ErasureRequest(kind, value), **given)
 
 
 def places_of(root: Path, text: str) -> list[str]:
@@ -382,7 +382,7 @@ def test_versions_that_used_it_are_named_and_their_audit_says_erased(world: Any)
     done = erase(
         world.root,
         load_params_like(world),
-        Request("record", "r1"),
+        ErasureRequest("record", "r1"),
         reason="asked for it",
         by="officer",
         confirm=lambda plan: True,

@@ -16,6 +16,7 @@ from plumbline.tasks.evaluation.evaluate_policy import evaluate_policy
 from plumbline.tasks.params.evaluation import EvaluationParams
 from plumbline.tasks.params.finetuning import FinetuneParams
 from plumbline.tasks.params.judge import JudgeParams
+from plumbline.tasks.params.lengths import with_length
 from plumbline.tasks.params.mixture import MixtureParams
 from plumbline.tasks.pipeline.stage import StageContext
 from plumbline.tasks.training.finetune_policy import finetune_policy, learns_from_reward_model
@@ -114,7 +115,7 @@ def finetuned(
         context,
         seed=1,
         threads=1,
-        finetune=of,
+        finetune=with_length(of, 48),  # whose measurement is another stage's
         mixture=mixture,
         judge=JudgeParams(),
         reference_trust_remote_code=False,
